@@ -1,0 +1,1 @@
+//! The conformance table: op × format × shape, generators and error metrics.

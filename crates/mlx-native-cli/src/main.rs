@@ -1,0 +1,2 @@
+//! The program `mlxn`.
+fn main() {}

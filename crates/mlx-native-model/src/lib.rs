@@ -1,0 +1,1 @@
+//! Configuration, layers, KV cache, tokenizer, chat template, sampler and generation for GGUF models.

@@ -1,0 +1,5 @@
+//! What the bytes of a weight mean.
+
+mod ggml_type;
+
+pub use ggml_type::GgmlType;

@@ -1,0 +1,1 @@
+//! Model files: mapped, checked, and handed out as buffers.
