@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::{MlxError, Result};
+
 /// A tensor type of a GGUF file; the discriminant is its id there.
 ///
 /// Values come in blocks: [`block_values`](Self::block_values) consecutive values of a row lie in
@@ -159,6 +161,28 @@ impl GgmlType {
     /// Bytes of one block.
     pub fn block_bytes(self) -> u32 {
         self.row().3
+    }
+
+    /// Whether the type holds real-valued weights that a matrix product can read: everything but the plain integers,
+    /// F64 (header and copy only) and the activation-side Q8_1 and Q8_K.
+    pub const fn is_matmul_weight(self) -> bool {
+        !matches!(self, I8 | I16 | I32 | I64 | F64 | Q8_1 | Q8_K)
+    }
+
+    /// Bytes of one row of `k` values.
+    ///
+    /// # Errors
+    /// InvalidArgument when `k` is not a whole number of blocks, or the product overflows.
+    pub fn row_bytes(self, k: usize) -> Result<usize> {
+        let block_values = self.block_values() as usize;
+        if !k.is_multiple_of(block_values) {
+            return Err(MlxError::InvalidArgument(format!(
+                "{self}: k must be a multiple of the block's {block_values} values, got {k}"
+            )));
+        }
+        (k / block_values).checked_mul(self.block_bytes() as usize).ok_or_else(|| {
+            MlxError::InvalidArgument(format!("{self}: the bytes of a row of {k} values exceed the address space"))
+        })
     }
 }
 

@@ -1,0 +1,85 @@
+//! What a weight matrix is made of: one name for GGML blocks, MLX affine groups and MLX floating-point groups.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use super::GgmlType;
+use super::affine::AffineFormat;
+use super::fp::FpMode;
+use crate::{MlxError, Result};
+
+/// The format of a weight matrix `[n, k]`: `n` output features, each a row of `k` values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum WeightFormat {
+    /// Blocks of a GGUF file; everything a row needs lies in the row. The plain types F32, F16 and BF16 are here too.
+    Ggml(GgmlType),
+    /// MLX affine groups: packed integers, with scales and biases in buffers of their own.
+    Affine(AffineFormat),
+    /// MLX floating-point groups: packed floats, with scales in a buffer of their own.
+    Fp(FpMode),
+}
+
+impl WeightFormat {
+    /// The name: `"Q4_K"`, `"affine4_g64_bf16"`, `"mxfp4"`.
+    pub fn name(&self) -> Cow<'static, str> {
+        match self {
+            WeightFormat::Ggml(ty) => ty.name().into(),
+            WeightFormat::Affine(affine) => affine.name().into(),
+            WeightFormat::Fp(mode) => mode.name().into(),
+        }
+    }
+
+    /// Bytes of one row of `k` values in the weight buffer (scales and biases of MLX formats not counted).
+    ///
+    /// # Errors
+    /// InvalidArgument when `k` is not a whole number of the format's blocks, or the product overflows.
+    pub fn row_bytes(&self, k: usize) -> Result<usize> {
+        match self {
+            WeightFormat::Ggml(ty) => ty.row_bytes(k),
+            WeightFormat::Affine(affine) => affine.row_bytes(k),
+            WeightFormat::Fp(mode) => mode.row_bytes(k),
+        }
+    }
+
+    /// Bytes of a matrix `[n, k]` in the weight buffer (scales and biases of MLX formats not counted).
+    ///
+    /// # Errors
+    /// Those of [`row_bytes`](Self::row_bytes), and InvalidArgument when the product overflows.
+    pub fn matrix_bytes(&self, n: usize, k: usize) -> Result<usize> {
+        self.row_bytes(k)?.checked_mul(n).ok_or_else(|| {
+            MlxError::InvalidArgument(format!("{self}: the bytes of a [{n}, {k}] matrix exceed the address space"))
+        })
+    }
+
+    /// Whether a matrix product with such a weight has a meaning: [`GgmlType::is_matmul_weight`], and every MLX format.
+    pub fn is_matmul_weight(&self) -> bool {
+        match self {
+            WeightFormat::Ggml(ty) => ty.is_matmul_weight(),
+            WeightFormat::Affine(_) | WeightFormat::Fp(_) => true,
+        }
+    }
+}
+
+impl From<GgmlType> for WeightFormat {
+    fn from(ty: GgmlType) -> Self {
+        WeightFormat::Ggml(ty)
+    }
+}
+
+impl fmt::Display for WeightFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name())
+    }
+}
+
+/// `⌈values · bits / unit_bits⌉ · unit_bytes`, checked: the pitch of a row of a packed bit stream.
+pub(super) fn packed_row_bytes(
+    format: &dyn fmt::Display,
+    k: usize,
+    values_per_unit: usize,
+    unit_bytes: usize,
+) -> Result<usize> {
+    k.div_ceil(values_per_unit).checked_mul(unit_bytes).ok_or_else(|| {
+        MlxError::InvalidArgument(format!("{format}: the bytes of a row of {k} values exceed the address space"))
+    })
+}
