@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::ggml::{BlockFormat, FORMATS};
 use crate::{MlxError, Result};
 
 /// A tensor type of a GGUF file; the discriminant is its id there.
@@ -84,48 +85,21 @@ pub enum GgmlType {
 
 use GgmlType::*;
 
-/// (type, name, values of a block, bytes of a block)
-const TYPES: [(GgmlType, &str, u32, u32); 34] = [
-    (F32, "F32", 1, 4),
-    (F16, "F16", 1, 2),
-    (Q4_0, "Q4_0", 32, 18),
-    (Q4_1, "Q4_1", 32, 20),
-    (Q5_0, "Q5_0", 32, 22),
-    (Q5_1, "Q5_1", 32, 24),
-    (Q8_0, "Q8_0", 32, 34),
-    (Q8_1, "Q8_1", 32, 36),
-    (Q2_K, "Q2_K", 256, 84),
-    (Q3_K, "Q3_K", 256, 110),
-    (Q4_K, "Q4_K", 256, 144),
-    (Q5_K, "Q5_K", 256, 176),
-    (Q6_K, "Q6_K", 256, 210),
-    (Q8_K, "Q8_K", 256, 292),
-    (IQ2_XXS, "IQ2_XXS", 256, 66),
-    (IQ2_XS, "IQ2_XS", 256, 74),
-    (IQ3_XXS, "IQ3_XXS", 256, 98),
-    (IQ1_S, "IQ1_S", 256, 50),
-    (IQ4_NL, "IQ4_NL", 32, 18),
-    (IQ3_S, "IQ3_S", 256, 110),
-    (IQ2_S, "IQ2_S", 256, 82),
-    (IQ4_XS, "IQ4_XS", 256, 136),
-    (I8, "I8", 1, 1),
-    (I16, "I16", 1, 2),
-    (I32, "I32", 1, 4),
-    (I64, "I64", 1, 8),
-    (F64, "F64", 1, 8),
-    (IQ1_M, "IQ1_M", 256, 56),
-    (BF16, "BF16", 1, 2),
-    (TQ1_0, "TQ1_0", 256, 54),
-    (TQ2_0, "TQ2_0", 256, 66),
-    (MXFP4, "MXFP4", 32, 17),
-    (NVFP4, "NVFP4", 64, 36),
-    (Q1_0, "Q1_0", 128, 18),
-];
+/// Row of [`FORMATS`] of each id. Ids without a type stand at row 0; [`GgmlType`] has none of them.
+const ROW_OF_ID: [u8; 42] = {
+    let mut rows = [0; 42];
+    let mut row = 0;
+    while row < FORMATS.len() {
+        rows[FORMATS[row].ggml_type as usize] = row as u8;
+        row += 1;
+    }
+    rows
+};
 
 impl GgmlType {
     /// Every type, by ascending id.
     pub fn all() -> impl Iterator<Item = GgmlType> {
-        TYPES.iter().map(|row| row.0)
+        FORMATS.iter().map(|format| format.ggml_type)
     }
 
     /// The type with this id, `None` for ids that GGUF does not assign (or has withdrawn).
@@ -143,24 +117,24 @@ impl GgmlType {
         self as u32
     }
 
-    fn row(self) -> &'static (GgmlType, &'static str, u32, u32) {
-        // TYPES has one row per variant (a test checks it), so the fallback is never taken.
-        TYPES.iter().find(|row| row.0 == self).unwrap_or(&TYPES[0])
+    /// The description of the type's blocks.
+    pub fn block_format(self) -> &'static BlockFormat {
+        &FORMATS[ROW_OF_ID[self as usize] as usize]
     }
 
     /// The name: `"Q4_K"`.
     pub fn name(self) -> &'static str {
-        self.row().1
+        self.block_format().name
     }
 
     /// Values of one block.
     pub fn block_values(self) -> u32 {
-        self.row().2
+        self.block_format().values
     }
 
     /// Bytes of one block.
     pub fn block_bytes(self) -> u32 {
-        self.row().3
+        self.block_format().bytes
     }
 
     /// Whether the type holds real-valued weights that a matrix product can read: everything but the plain integers,
@@ -189,5 +163,30 @@ impl GgmlType {
 impl fmt::Display for GgmlType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_type_has_its_own_row() {
+        for ty in GgmlType::all() {
+            assert_eq!(ty.block_format().ggml_type, ty);
+            assert_eq!(GgmlType::from_id(ty.id()), Some(ty));
+            assert_eq!(GgmlType::from_name(&ty.name().to_lowercase()), Some(ty));
+        }
+        assert_eq!(GgmlType::from_id(4), None);
+        assert_eq!(GgmlType::from_id(42), None);
+    }
+
+    #[test]
+    fn rows_are_whole_blocks() {
+        assert_eq!(GgmlType::Q4_K.row_bytes(512).unwrap(), 288);
+        assert_eq!(GgmlType::Q4_K.row_bytes(0).unwrap(), 0);
+        let message = GgmlType::Q4_K.row_bytes(300).unwrap_err().to_string();
+        assert!(message.contains("Q4_K") && message.contains("256") && message.contains("300"), "{message}");
+        assert!(GgmlType::F32.row_bytes(usize::MAX / 2).is_err());
     }
 }

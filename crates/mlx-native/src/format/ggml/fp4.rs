@@ -1,0 +1,65 @@
+//! MXFP4 and NVFP4: E2M1 values with an 8-bit floating-point scale.
+
+use super::block::{Block, block};
+use super::codebooks::E2M1_DOUBLED;
+
+block! {
+    /// 32 values `E2M1 · 2^(e − 127)`.
+    BlockMXFP4: 17 bytes {
+        /// E8M0 scale.
+        e: u8,
+        /// Byte i holds the code of value i in its low nibble and of value i + 16 in its high nibble.
+        qs: [u8; 16],
+    }
+}
+
+block! {
+    /// 64 values `E2M1 · scale`, scale by 16 values.
+    BlockNVFP4: 36 bytes {
+        /// UE4M3 scale of each 16 values.
+        d: [u8; 4],
+        /// For each 16 values eight bytes: byte i holds the code of value i in its low nibble and of value i + 8 in its high nibble.
+        qs: [u8; 32],
+    }
+}
+
+/// `2^(e − 128)`: half an E8M0 scale, the factor of [`E2M1_DOUBLED`]. GGML gives e = 255 no special meaning.
+pub fn e8m0_half(e: u8) -> f32 {
+    // 2^-128 and 2^-127 are subnormal.
+    f32::from_bits(if e < 2 { 0x0020_0000 << e } else { (e as u32 - 1) << 23 })
+}
+
+/// Half a UE4M3 scale (E4M3 whose sign bit is ignored), the factor of [`E2M1_DOUBLED`]. GGML reads 0x7F as 0.
+pub fn ue4m3_half(x: u8) -> f32 {
+    if x == 0x7f {
+        return 0.0;
+    }
+    let (exponent, mantissa) = ((x >> 3) & 15, (x & 7) as f32);
+    let value = match exponent {
+        0 => mantissa / 512.0,
+        _ => (1.0 + mantissa / 8.0) * f32::from_bits((exponent as u32 + 120) << 23),
+    };
+    0.5 * value
+}
+
+impl Block<32> for BlockMXFP4 {
+    fn dequantize(&self, out: &mut [f32; 32]) {
+        let d = e8m0_half(self.e);
+        for (i, q) in self.qs.into_iter().enumerate() {
+            out[i] = d * E2M1_DOUBLED[(q & 15) as usize] as f32;
+            out[i + 16] = d * E2M1_DOUBLED[(q >> 4) as usize] as f32;
+        }
+    }
+}
+
+impl Block<64> for BlockNVFP4 {
+    fn dequantize(&self, out: &mut [f32; 64]) {
+        for (j, out) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+            let d = ue4m3_half(self.d[j]);
+            for (i, &q) in self.qs[8 * j..][..8].iter().enumerate() {
+                out[i] = d * E2M1_DOUBLED[(q & 15) as usize] as f32;
+                out[i + 8] = d * E2M1_DOUBLED[(q >> 4) as usize] as f32;
+            }
+        }
+    }
+}

@@ -1,0 +1,97 @@
+"""Write the golden vectors of crates/mlx-native/tests/golden: what the reference implementations make of given bytes.
+
+    pip install numpy gguf==0.19.0 mlx==0.32.4 mlx-cpu==0.32.4 llama-cpp-python==0.3.36
+    python scripts/golden/make_golden.py [ggml] [affine] [fp] [quantize]
+
+The files are little-endian streams of records that crates/mlx-native/tests/format_golden.rs and format_quantize.rs read:
+
+    ggml_dequantize.bin  u32 type id, u32 blocks, the blocks' bytes, the values as f32
+    affine.bin, fp.bin   see write_mlx
+    quantize_inputs.bin, quantize_rmse.txt  see write_quantize
+"""
+
+import ctypes
+import struct
+import sys
+from pathlib import Path
+
+import numpy as np
+
+OUT = Path(__file__).resolve().parents[2] / "crates/mlx-native/tests/golden"
+
+
+def ggml_base():
+    """llama.cpp's library: the oracle for what the gguf package does not do."""
+    import llama_cpp
+
+    return ctypes.CDLL(str(Path(llama_cpp.__file__).parent / "lib/libggml-base.so"))
+
+
+def pointer(array):
+    return array.ctypes.data_as(ctypes.c_void_p)
+
+
+# Where the f16 scales of a block lie; absent: the block has none.
+F16_OFFSETS = {
+    "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0], "Q8_1": [0, 2], "Q2_K": [80, 82], "Q3_K": [108],
+    "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208], "IQ2_XXS": [0], "IQ2_XS": [0], "IQ3_XXS": [0], "IQ1_S": [0], "IQ4_NL": [0],
+    "IQ3_S": [0], "IQ2_S": [0], "IQ4_XS": [0], "TQ1_0": [52], "TQ2_0": [64], "Q1_0": [0],
+}
+# Infinity, NaN, the smallest subnormal, a large subnormal, minus zero, the largest number.
+SPECIAL_F16 = [0x7C00, 0xFE01, 0x0001, 0x83FF, 0x8000, 0x7BFF]
+
+
+def dequantize(name, blocks):
+    """Values of rows of one block each."""
+    import gguf
+
+    if name == "Q8_1":  # no package decodes it: d · q by definition
+        d = blocks[:, :2].copy().view(np.float16).astype(np.float32)
+        return d * blocks[:, 4:].view(np.int8).astype(np.float32)
+    if name in ("Q8_K", "Q1_0"):
+        function = getattr(ggml_base(), {"Q8_K": "dequantize_row_q8_K", "Q1_0": "dequantize_row_q1_0"}[name])
+        values = np.empty((len(blocks), {"Q8_K": 256, "Q1_0": 128}[name]), np.float32)
+        function(pointer(blocks), pointer(values), ctypes.c_int64(values.size))
+        return values
+    return gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType[name])
+
+
+def write_ggml():
+    import gguf
+
+    rng = np.random.default_rng(1)
+    with open(OUT / "ggml_dequantize.bin", "wb") as file:
+        for ty in gguf.GGMLQuantizationType:
+            if ty.name in ("F64", "I8", "I16", "I32", "I64"):
+                continue
+            values, size = gguf.GGML_QUANT_SIZES[ty]
+            if ty.name == "Q8_1":
+                size = 36  # the package says 40
+            n = 8 if values == 256 else 64 if values == 1 else 12
+            blocks = rng.integers(0, 256, (n, size), np.uint8)
+            for offset in F16_OFFSETS.get(ty.name, []):
+                # ordinary scales, about 2^-7, and after them the special ones
+                scales = (rng.standard_normal(n) / 128).astype(np.float16)
+                scales.view(np.uint16)[-len(SPECIAL_F16) :] = SPECIAL_F16
+                blocks[:, offset : offset + 2] = scales.view(np.uint8).reshape(n, 2)
+            if ty.name == "MXFP4":
+                blocks[:6, 0] = [0, 1, 2, 127, 254, 255]
+            if ty.name == "NVFP4":
+                blocks[:2, :4] = [[0, 1, 7, 8], [0x7E, 0x7F, 0x80, 0xFF]]
+            with np.errstate(all="ignore"):
+                expected = dequantize(ty.name, blocks)
+            assert expected.dtype == np.float32 and expected.size == n * values, ty
+            file.write(struct.pack("<II", ty.value, n) + blocks.tobytes() + expected.tobytes())
+
+
+def main():
+    parts = {"ggml": write_ggml}
+    OUT.mkdir(parents=True, exist_ok=True)
+    for name in sys.argv[1:] or parts:
+        parts[name]()
+    for path in sorted(OUT.iterdir()):
+        print(f"{path.stat().st_size:8} {path.name}")
+
+
+if __name__ == "__main__":
+    main()
