@@ -1,1 +1,6 @@
-//! Model files: mapped, checked, and handed out as buffers.
+//! Model files: mapped, checked, and handed out as views.
+
+pub mod gguf;
+mod map;
+
+pub use map::FileMap;
