@@ -1,5 +1,6 @@
 //! The host's processor: SIMD kernels chosen at run time, and threads.
 
+mod kernel;
 mod pool;
 
 use super::{Backend, Capability, CapabilityQuery, CommandList, Completed, Submission};
