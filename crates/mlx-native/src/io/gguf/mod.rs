@@ -22,18 +22,22 @@
 //! ```
 
 mod cursor;
+mod encode;
 mod part;
 mod split;
 mod tensor;
 mod value;
+mod writer;
 
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
+pub use encode::{MetadataElement, ToMetadata};
 pub use split::{SPLIT_COUNT_KEY, SPLIT_NO_KEY, SPLIT_TENSORS_KEY, parse_split_path, split_path};
 pub use tensor::{MAX_DIMS, TensorInfo, TensorShape};
 pub use value::{FromMetadata, GgufStr, MetadataArray, MetadataArrayIter, MetadataType, MetadataValue};
+pub use writer::{GgufWriter, TensorData};
 
 use self::cursor::{Place, error_at};
 use self::part::{Part, first_duplicate, in_file, sorted_positions};
@@ -104,6 +108,9 @@ impl GgufFile {
     }
 
     fn from_checked(parts: Vec<Part>) -> Result<Self> {
+        if parts.is_empty() {
+            return Err(MlxError::GgufParseError("no files were given".to_string()));
+        }
         let n_tensors: usize = parts.iter().map(Part::n_tensors).sum();
         if u32::try_from(n_tensors).is_err() {
             return Err(MlxError::GgufParseError(format!("{n_tensors} tensors are more than 2^32")));
@@ -306,27 +313,28 @@ fn split_count(part: &Part) -> Result<usize> {
 
 /// The parts belong together: each says its own number and the same count, and the tensors add up.
 fn check_split(parts: &[Part], n_tensors: usize) -> Result<()> {
+    let mismatch = |key, expected: usize, i: usize, found: Option<usize>| {
+        let at = parts.get(i).and_then(|part| part.get(key)).map_or(0, |(at, _)| at);
+        let found = found.map_or("no such key".to_string(), |n| n.to_string());
+        let problem = format_args!("expected {expected} in part {i} of {}, found {found}", parts.len());
+        error_at(Place::Key(key), at, problem)
+    };
     for (i, part) in parts.iter().enumerate() {
-        let at = |key| part.get(key).map_or(0, |(at, _)| at);
-        let mismatch = |key, expected: usize, found: Option<usize>| {
-            let found = found.map_or("no such key".to_string(), |n| n.to_string());
-            let problem = format_args!("expected {expected} in part {i} of {}, found {found}", parts.len());
-            error_at(Place::Key(key), at(key), problem)
-        };
         let count = split_count(part)?;
         if count != parts.len() {
-            return Err(mismatch(SPLIT_COUNT_KEY, parts.len(), Some(count)));
+            return Err(mismatch(SPLIT_COUNT_KEY, parts.len(), i, Some(count)));
         }
-        if parts.len() == 1 {
-            continue;
+        let no = value_in::<usize>(part, SPLIT_NO_KEY)?;
+        if parts.len() > 1 && no != Some(i) {
+            return Err(mismatch(SPLIT_NO_KEY, i, i, no));
         }
-        let no = value_in::<u16>(part, SPLIT_NO_KEY)?.map(usize::from);
-        if no != Some(i) {
-            return Err(mismatch(SPLIT_NO_KEY, i, no));
-        }
-        let tensors = value_in::<usize>(part, SPLIT_TENSORS_KEY)?;
-        if tensors != Some(n_tensors) && (i == 0 || tensors.is_some()) {
-            return Err(mismatch(SPLIT_TENSORS_KEY, n_tensors, tensors));
+    }
+    if parts.len() > 1 {
+        for (i, part) in parts.iter().enumerate() {
+            let tensors = value_in::<usize>(part, SPLIT_TENSORS_KEY)?;
+            if tensors != Some(n_tensors) {
+                return Err(mismatch(SPLIT_TENSORS_KEY, n_tensors, i, tensors));
+            }
         }
     }
     Ok(())

@@ -181,7 +181,7 @@ fn read_version(cursor: &mut Cursor<'_>) -> Result<u32> {
     match version {
         2 | 3 => Ok(version),
         // A big-endian file differs first in the order of these bytes.
-        _ if (1..=0xffff).contains(&version.swap_bytes()) => Err(error_at(
+        _ if (1..=255).contains(&version.swap_bytes()) => Err(error_at(
             Place::Header("version"),
             4,
             format_args!(

@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::Deref;
 
 use super::cursor::{Cursor, Place, error_at};
-use crate::{GgmlType, Result};
+use crate::GgmlType;
 
 /// Most dimensions that a tensor of a GGUF file has.
 pub const MAX_DIMS: usize = 4;
@@ -48,6 +48,21 @@ impl fmt::Debug for TensorShape {
     }
 }
 
+/// Bytes of a tensor with at least one dimension, or why it can have none.
+pub(super) fn byte_len(shape: &[u64], ggml_type: GgmlType) -> Result<usize, String> {
+    let block = u64::from(ggml_type.block_values());
+    let (&row, outer) = shape.split_last().ok_or("no dimensions")?;
+    if !row.is_multiple_of(block) {
+        return Err(format!("rows of {row} values are not whole {ggml_type} blocks of {block}"));
+    }
+    outer
+        .iter()
+        .try_fold(row / block, |blocks, &dim| blocks.checked_mul(dim))
+        .and_then(|blocks| blocks.checked_mul(u64::from(ggml_type.block_bytes())))
+        .and_then(|bytes| usize::try_from(bytes).ok())
+        .ok_or_else(|| format!("the size of {shape:?} {ggml_type} overflows"))
+}
+
 /// Smallest entry: name length and one byte, number of dimensions, one dimension, type, offset.
 pub(super) const MIN_ENTRY_BYTES: usize = 8 + 1 + 4 + 8 + 4 + 8;
 
@@ -73,7 +88,7 @@ pub(super) struct DataSection {
 
 impl<'a> TensorEntry<'a> {
     /// Reads the entry at the cursor; `index` is its position in the list.
-    pub fn read(cursor: &mut Cursor<'a>, index: usize) -> Result<Self> {
+    pub fn read(cursor: &mut Cursor<'a>, index: usize) -> crate::Result<Self> {
         let name = cursor.name(Place::TensorNo(index))?;
         let place = Place::Tensor(name);
 
@@ -99,18 +114,7 @@ impl<'a> TensorEntry<'a> {
         let ggml_type =
             GgmlType::from_id(id).ok_or_else(|| error_at(place, at, format_args!("tensor type {id} is not known")))?;
 
-        let block = u64::from(ggml_type.block_values());
-        let row = shape[len - 1];
-        if !row.is_multiple_of(block) {
-            let problem = format_args!("rows of {row} values are not whole {ggml_type} blocks of {block}");
-            return Err(error_at(place, dims_at, problem));
-        }
-        let byte_len = shape[..len - 1]
-            .iter()
-            .try_fold(row / block, |blocks, &dim| blocks.checked_mul(dim))
-            .and_then(|blocks| blocks.checked_mul(u64::from(ggml_type.block_bytes())))
-            .and_then(|bytes| usize::try_from(bytes).ok())
-            .ok_or_else(|| error_at(place, dims_at, format_args!("the size of {shape:?} {ggml_type} overflows")))?;
+        let byte_len = byte_len(&shape, ggml_type).map_err(|problem| error_at(place, dims_at, problem))?;
 
         let relative_at = cursor.pos();
         let relative = cursor.u64(place)?;
@@ -118,7 +122,7 @@ impl<'a> TensorEntry<'a> {
     }
 
     /// The tensor, its data checked to lie aligned and inside the data section.
-    pub fn locate(&self, part: usize, data: DataSection) -> Result<TensorInfo<'a>> {
+    pub fn locate(&self, part: usize, data: DataSection) -> crate::Result<TensorInfo<'a>> {
         let TensorEntry { name, shape, ggml_type, byte_len, relative, relative_at } = *self;
         if !relative.is_multiple_of(data.alignment) {
             let problem = format_args!("data offset {relative} is not a multiple of the alignment {}", data.alignment);
