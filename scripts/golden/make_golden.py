@@ -1,7 +1,7 @@
 """Write the golden vectors of crates/mlx-native/tests/golden: what the reference implementations make of given bytes.
 
     pip install numpy gguf==0.19.0 mlx==0.32.4 mlx-cpu==0.32.4 llama-cpp-python==0.3.36
-    python scripts/golden/make_golden.py [ggml] [affine] [fp] [quantize]
+    python scripts/golden/make_golden.py [ggml] [mlx] [quantize]
 
 The files are little-endian streams of records that crates/mlx-native/tests/format_golden.rs and format_quantize.rs read:
 
@@ -84,8 +84,70 @@ def write_ggml():
             file.write(struct.pack("<II", ty.value, n) + blocks.tobytes() + expected.tobytes())
 
 
+def mlx_inputs(rng):
+    """A matrix [6, 256] of what weights look like and of what breaks quantizers."""
+    rows = [
+        rng.standard_normal(256) / 50,
+        rng.integers(-9, 10, 256) / 4,  # ties
+        rng.integers(0, 10, 256) / 2,
+        rng.standard_normal(256) * np.repeat(10.0 ** rng.integers(-6, 4, 8), 32),
+        rng.laplace(size=256) * np.repeat([0, 1, 0, 0.01, 0, 1, 1e-4, 1], 32),  # whole groups of (signed) zeros
+        np.repeat(rng.standard_normal(8), 32),  # constant groups
+    ]
+    return np.array(rows, np.float32)
+
+
+def write_mlx():
+    """affine.bin: for each dtype (0 f32, 1 f16, 2 bf16) u32 dtype, rows, k and the input; for each of 21 widths and group sizes
+    u32 bits, group size, then packed rows, scales, biases (in the dtype), and for f32 in groups of 64 the decoded values.
+
+    fp.bin: for each dtype and mode (0 mxfp4, 1 mxfp8, 2 nvfp4) u32 dtype, mode, rows, k, the input, packed rows, scales; then for each
+    mode u32 groups, packed values, scales, the decoded values as f32.
+    """
+    import mlx.core as mx
+
+    mx.set_default_device(mx.cpu)
+    rng = np.random.default_rng(2)
+
+    def raw(array):
+        return np.array(array.view(mx.uint8) if array.dtype == mx.bfloat16 else array).tobytes()
+
+    inputs = mlx_inputs(rng)
+    dtypes = [mx.float32, mx.float16, mx.bfloat16]
+    with open(OUT / "affine.bin", "wb") as file:
+        for code, dtype in enumerate(dtypes):
+            w = mx.array(inputs).astype(dtype)
+            file.write(struct.pack("<III", code, *w.shape) + raw(w))
+            for bits in (1, 2, 3, 4, 5, 6, 8):
+                for group_size in (32, 64, 128):
+                    packed, scales, biases = mx.quantize(w, group_size=group_size, bits=bits)
+                    file.write(struct.pack("<II", bits, group_size) + raw(packed) + raw(scales) + raw(biases))
+                    if code == 0 and group_size == 64:
+                        file.write(raw(mx.dequantize(packed, scales, biases, group_size=group_size, bits=bits)))
+    modes = [("mxfp4", 4, 32), ("mxfp8", 8, 32), ("nvfp4", 4, 16)]
+    with open(OUT / "fp.bin", "wb") as file:
+        for code, dtype in enumerate(dtypes):
+            w = mx.array(inputs).astype(dtype)
+            for mode_code, (mode, _, _) in enumerate(modes):
+                packed, scales = mx.quantize(w, mode=mode)
+                file.write(struct.pack("<IIII", code, mode_code, *w.shape) + raw(w) + raw(packed) + raw(scales))
+        for mode, bits, group_size in modes:
+            # every scale next to a special one, and every code
+            scales = np.r_[[127] * 16, 0:5, 7:10, 120:131, 248:256, rng.integers(0, 256, 5)].astype(np.uint8)
+            codes = np.r_[np.arange(256), rng.integers(0, 256, (len(scales) * group_size * bits // 8) - 256)].astype(np.uint8)
+            values = mx.dequantize(
+                mx.array(codes.view(np.uint32).reshape(len(scales), -1)),
+                mx.array(scales.reshape(-1, 1)),
+                group_size=group_size,
+                bits=bits,
+                mode=mode,
+                dtype=mx.float32,
+            )
+            file.write(struct.pack("<I", len(scales)) + codes.tobytes() + scales.tobytes() + raw(values))
+
+
 def main():
-    parts = {"ggml": write_ggml}
+    parts = {"ggml": write_ggml, "mlx": write_mlx}
     OUT.mkdir(parents=True, exist_ok=True)
     for name in sys.argv[1:] or parts:
         parts[name]()

@@ -72,6 +72,8 @@ pub struct Table {
 /// The values of a [`Table`].
 #[derive(Clone, Copy, Debug)]
 pub enum TableData {
+    /// One number.
+    Scalar(f32),
     /// A plain list of signed bytes.
     I8(&'static [i8]),
     /// A plain list of unsigned bytes.
@@ -83,10 +85,11 @@ pub enum TableData {
 }
 
 /// Every codebook.
-pub static TABLES: [Table; 9] = [
+pub static TABLES: [Table; 10] = [
     Table { name: "IQ4_VALUES", data: TableData::I8(&IQ4_VALUES) },
     Table { name: "E2M1_DOUBLED", data: TableData::I8(&E2M1_DOUBLED) },
     Table { name: "EVEN_SIGNS", data: TableData::U8(&EVEN_SIGNS) },
+    Table { name: "IQ1_DELTA", data: TableData::Scalar(IQ1_DELTA) },
     Table { name: "IQ1_GRID", data: TableData::I8x8(&IQ1_GRID) },
     Table { name: "IQ2_XXS_GRID", data: TableData::I8x8(&IQ2_XXS_GRID) },
     Table { name: "IQ2_XS_GRID", data: TableData::I8x8(&IQ2_XS_GRID) },

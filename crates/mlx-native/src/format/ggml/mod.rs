@@ -41,6 +41,7 @@ pub use q6_k::BlockQ6_K;
 pub use q8::{BlockQ8_0, BlockQ8_1, BlockQ8_K};
 pub use ternary::{BlockQ1_0, BlockTQ1_0, BlockTQ2_0};
 
+use super::affine::check_len;
 use crate::{GgmlType, MlxError, Result};
 
 /// One row of [`FORMATS`]: type, block struct, values of a block, what the library does with it, codebooks.
@@ -83,7 +84,7 @@ pub static FORMATS: [BlockFormat; 34] = [
     row!(IQ2_XXS, BlockIQ2_XXS, 256, read, "IQ2_XXS_GRID", "EVEN_SIGNS"),
     row!(IQ2_XS, BlockIQ2_XS, 256, read, "IQ2_XS_GRID", "EVEN_SIGNS"),
     row!(IQ3_XXS, BlockIQ3_XXS, 256, read, "IQ3_XXS_GRID", "EVEN_SIGNS"),
-    row!(IQ1_S, BlockIQ1_S, 256, read, "IQ1_GRID"),
+    row!(IQ1_S, BlockIQ1_S, 256, read, "IQ1_GRID", "IQ1_DELTA"),
     row!(IQ4_NL, BlockIQ4_NL, 32, read, "IQ4_VALUES"),
     row!(IQ3_S, BlockIQ3_S, 256, read, "IQ3_S_GRID"),
     row!(IQ2_S, BlockIQ2_S, 256, read, "IQ2_S_GRID"),
@@ -93,7 +94,7 @@ pub static FORMATS: [BlockFormat; 34] = [
     row!(I32, BlockI32, 1, copied),
     row!(I64, BlockI64, 1, copied),
     row!(F64, BlockF64, 1, copied),
-    row!(IQ1_M, BlockIQ1_M, 256, read, "IQ1_GRID"),
+    row!(IQ1_M, BlockIQ1_M, 256, read, "IQ1_GRID", "IQ1_DELTA"),
     row!(BF16, BlockBF16, 1, read_write),
     row!(TQ1_0, BlockTQ1_0, 256, read),
     row!(TQ2_0, BlockTQ2_0, 256, read),
@@ -110,7 +111,7 @@ pub fn dequantize_row(ty: GgmlType, bytes: &[u8], out: &mut [f32]) -> Result<()>
     let Some(dequantize) = ty.block_format().dequantize else {
         return Err(MlxError::InvalidArgument(format!("{ty} is only copied, it cannot be dequantized")));
     };
-    check_len(ty, "bytes", bytes.len(), ty.row_bytes(out.len())?)?;
+    check_len(&ty, "bytes", bytes.len(), ty.row_bytes(out.len())?)?;
     dequantize(bytes, out);
     Ok(())
 }
@@ -137,19 +138,12 @@ pub fn quantize_row_weighted(ty: GgmlType, values: &[f32], importance: Option<&[
     let Some(quantize) = ty.block_format().quantize else {
         return Err(MlxError::InvalidArgument(format!("quantizing to {ty} is not supported")));
     };
-    check_len(ty, "bytes", out.len(), ty.row_bytes(values.len())?)?;
+    check_len(&ty, "bytes", out.len(), ty.row_bytes(values.len())?)?;
     if let Some(importance) = importance {
-        check_len(ty, "importances", importance.len(), values.len())?;
+        check_len(&ty, "importances", importance.len(), values.len())?;
     }
     quantize(values, importance, out);
     Ok(())
-}
-
-fn check_len(ty: GgmlType, what: &str, found: usize, expected: usize) -> Result<()> {
-    if found == expected {
-        return Ok(());
-    }
-    Err(MlxError::InvalidArgument(format!("{ty} row: expected {expected} {what}, got {found}")))
 }
 
 #[cfg(test)]

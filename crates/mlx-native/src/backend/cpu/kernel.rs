@@ -1,0 +1,82 @@
+//! What the executor asks of every CPU kernel.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::buffer::{SharedMemory, View};
+use crate::{MlxError, Result};
+
+/// An operation with its memory resolved to pointers, ready to run on a team of threads.
+///
+/// The executor runs the phases in order, with a barrier between them, and every phase as `parts` shares that may run at the same time.
+pub(crate) trait Kernel: Send + Sync {
+    /// Phases; at least 1.
+    fn phases(&self) -> usize {
+        1
+    }
+
+    /// Runs one share of one phase. Results must not depend on `parts`.
+    fn run(&self, phase: usize, share: &Share<'_>);
+}
+
+/// One thread's share of a phase.
+pub(crate) struct Share<'a> {
+    /// Number of the share, below `parts`.
+    pub part: usize,
+    /// Shares of the phase: the team's threads.
+    pub parts: usize,
+    /// Where a kernel reports what only the data can tell, such as an id out of range.
+    pub faults: &'a Faults,
+}
+
+impl Share<'_> {
+    /// This share of `0..len` in contiguous pieces that are multiples of `granule` (except at the end).
+    pub(crate) fn range(&self, len: usize, granule: usize) -> std::ops::Range<usize> {
+        let granules = len.div_ceil(granule);
+        let bound = |part: usize| (granules * part / self.parts * granule).min(len);
+        bound(self.part)..bound(self.part + 1)
+    }
+}
+
+/// The first fault of a list of operations: the one of the earliest operation, and within it of the lowest index, whatever thread found it.
+#[derive(Default)]
+pub(crate) struct Faults {
+    first: Mutex<Option<((usize, usize), String)>>,
+}
+
+impl Faults {
+    /// Reports a fault at element `index` of operation number `op` of the list.
+    pub(crate) fn report(&self, op: usize, index: usize, message: impl FnOnce() -> String) {
+        let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
+        if first.as_ref().is_none_or(|(at, _)| *at > (op, index)) {
+            *first = Some(((op, index), message()));
+        }
+    }
+
+    /// The first fault as the error of the list.
+    pub(crate) fn into_result(self) -> Result<()> {
+        match self.first.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            None => Ok(()),
+            Some((_, message)) => Err(MlxError::CommandBufferError(message)),
+        }
+    }
+}
+
+/// Turns views into pointers, and keeps the memory behind them alive.
+#[derive(Default)]
+pub(crate) struct Resolver {
+    memory: Vec<Arc<SharedMemory>>,
+}
+
+impl Resolver {
+    /// The view's first byte. Valid for `view.len` bytes while the resolver lives, and no one else writes them while the list that holds the view is
+    /// running, except its own operations.
+    pub(crate) fn ptr(&mut self, view: &View) -> Result<*mut u8> {
+        let memory = view.storage.memory();
+        let base = memory.host_ptr()?;
+        if !self.memory.last().is_some_and(|last| Arc::ptr_eq(last, &memory)) {
+            self.memory.push(memory);
+        }
+        // SAFETY: a view lies inside its memory, as ops/ has checked.
+        Ok(unsafe { base.add(view.offset) })
+    }
+}

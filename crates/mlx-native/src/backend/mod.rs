@@ -1,0 +1,175 @@
+//! What a device has to do, and asking what it can.
+
+pub(crate) mod cpu;
+pub(crate) mod reference;
+
+use std::sync::Arc;
+
+use crate::buffer::{HostMemory, Memory, Storage};
+use crate::device::{DeviceKind, DeviceOptions};
+use crate::format::WeightFormat;
+use crate::ops::Op;
+use crate::{MlxError, Result};
+
+/// A device as the encoder sees it. Operations arrive checked; a backend turns them into work.
+pub(crate) trait Backend: Send + Sync {
+    fn kind(&self) -> DeviceKind;
+    fn name(&self) -> String;
+
+    /// Zeroed memory.
+    fn allocate(&self, bytes: usize) -> Result<Box<dyn Memory>> {
+        Ok(Box::new(HostMemory::zeroed(bytes)?))
+    }
+
+    /// Runs the list, or starts to. The list keeps the host away from the storages until it is dropped.
+    fn submit(&self, list: CommandList) -> Box<dyn Submission>;
+
+    /// Answers a query whose shape and format have been checked.
+    fn capability(&self, query: &CapabilityQuery) -> Capability;
+}
+
+/// Committed work.
+pub(crate) trait Submission: Send {
+    /// Blocks until the work has ended.
+    fn wait(self: Box<Self>) -> Result<()>;
+}
+
+/// Work that had ended when it was submitted.
+pub(crate) struct Completed(pub(crate) Result<()>);
+
+impl Submission for Completed {
+    fn wait(self: Box<Self>) -> Result<()> {
+        self.0
+    }
+}
+
+/// An operation in a list.
+#[derive(Debug)]
+pub(crate) struct Recorded {
+    pub op: Op,
+    /// Whether everything since the last barrier must have ended before this starts.
+    pub barrier: bool,
+    /// The kernel that must run it.
+    pub kernel: Option<Arc<str>>,
+}
+
+/// Recorded operations. While it lives, the storages that it touches are pending.
+#[derive(Debug, Default)]
+pub(crate) struct CommandList {
+    ops: Vec<Recorded>,
+}
+
+impl CommandList {
+    pub(crate) fn ops(&self) -> &[Recorded] {
+        &self.ops
+    }
+
+    /// Appends an operation and marks its storages pending.
+    pub(crate) fn push(&mut self, recorded: Recorded) -> Result<()> {
+        let mut begun: Vec<&Arc<Storage>> = Vec::new();
+        for view in recorded.op.writes() {
+            if let Err(error) = view.storage.begin_write() {
+                begun.iter().for_each(|storage| storage.end());
+                return Err(error);
+            }
+            begun.push(&view.storage);
+        }
+        for view in recorded.op.reads() {
+            view.storage.begin();
+        }
+        self.ops.push(recorded);
+        Ok(())
+    }
+}
+
+impl Drop for CommandList {
+    fn drop(&mut self) {
+        for recorded in &self.ops {
+            for view in recorded.op.reads().into_iter().chain(recorded.op.writes()) {
+                view.storage.end();
+            }
+        }
+    }
+}
+
+/// Which product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum OpKind {
+    /// Dense.
+    Matmul,
+    /// Dense, with attention's permuted bf16 input.
+    MatmulPerm021,
+    /// Expert-routed.
+    MatmulId,
+    /// Rows of the weight by id.
+    Embedding,
+}
+
+/// A question for [`capability`]: an operation, a weight format and the shape `[m, k] · [n, k]ᵀ`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CapabilityQuery {
+    /// Which product.
+    pub op: OpKind,
+    /// The weight's format.
+    pub format: WeightFormat,
+    /// Input rows.
+    pub m: usize,
+    /// Output features.
+    pub n: usize,
+    /// Input features.
+    pub k: usize,
+}
+
+/// The answer of [`capability`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Capability {
+    /// Whether the device runs the operation.
+    pub supported: bool,
+    /// The kernel that would run; empty when none does.
+    pub kernel: String,
+    /// Device memory that the operation takes beside its operands.
+    pub scratch_bytes: usize,
+    /// Why it is not supported.
+    pub why_not: Option<String>,
+}
+
+impl Capability {
+    pub(crate) fn no(why: impl Into<String>) -> Capability {
+        Capability { supported: false, kernel: String::new(), scratch_bytes: 0, why_not: Some(why.into()) }
+    }
+}
+
+/// Whether and by which kernel the default device runs a product, without opening it or loading anything.
+///
+/// ```
+/// use mlx_native::{CapabilityQuery, GgmlType, OpKind, capability};
+/// let query = CapabilityQuery { op: OpKind::Matmul, format: GgmlType::Q4_K.into(), m: 1, n: 4096, k: 4096 };
+/// assert!(capability(&query).supported);
+/// let query = CapabilityQuery { k: 100, ..query };
+/// assert!(capability(&query).why_not.is_some_and(|why| why.contains("256")));
+/// ```
+pub fn capability(query: &CapabilityQuery) -> Capability {
+    checked_capability(query, |query| cpu::capability(query, &DeviceOptions::default(), cpu::best_isa()))
+}
+
+/// Answers what follows from the contract alone, and asks `backend` for the rest.
+pub(crate) fn checked_capability(
+    query: &CapabilityQuery,
+    backend: impl FnOnce(&CapabilityQuery) -> Capability,
+) -> Capability {
+    let CapabilityQuery { format, m, n, k, .. } = *query;
+    let check = || -> Result<()> {
+        crate::ops::check::non_zero("capability", &[("m", m), ("n", n), ("k", k)])?;
+        crate::ops::check::product("capability", &[m, n, k])?;
+        if !format.is_matmul_weight() {
+            return Err(MlxError::InvalidArgument(format!("{format} weights have no matmul")));
+        }
+        format.matrix_bytes(n, k).map(|_| ())
+    };
+    match check() {
+        Ok(()) => backend(query),
+        Err(MlxError::InvalidArgument(why)) => Capability::no(why),
+        Err(error) => Capability::no(error.to_string()),
+    }
+}

@@ -1,0 +1,294 @@
+//! Opening a device, and what it hands out.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytemuck::Pod;
+
+use crate::backend::{self, Backend, Capability, CapabilityQuery};
+use crate::buffer::MlxBuffer;
+use crate::ops::check::invalid;
+use crate::{CommandEncoder, DType, MlxError, Result};
+
+/// Tells the buffers of one device from those of another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct DeviceId(u64);
+
+/// What a device is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum DeviceKind {
+    /// The host's processor.
+    Cpu,
+    /// An NVIDIA GPU.
+    Cuda,
+    /// An Apple GPU.
+    Metal,
+    /// The f64 oracle that every other device is compared with.
+    Reference,
+}
+
+impl DeviceKind {
+    /// The lower-case name: `"cpu"`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            DeviceKind::Cpu => "cpu",
+            DeviceKind::Cuda => "cuda",
+            DeviceKind::Metal => "metal",
+            DeviceKind::Reference => "reference",
+        }
+    }
+}
+
+/// In which precision activations enter a product.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Activations {
+    /// The device's default: [`Exact`](Self::Exact) on a CPU, f16 operands where the accuracy table allows them on a GPU.
+    #[default]
+    Auto,
+    /// As f32: NMSE ≤ 1e-10 at every m.
+    Exact,
+    /// Rounded to 8 bits in groups: NMSE ≤ 1e-4, and several times faster on a CPU.
+    Q8,
+}
+
+/// How a device computes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeviceOptions {
+    /// In which precision activations enter a product.
+    pub activations: Activations,
+    /// A row's result does not depend on how many other rows the operation has, nor on their values: bit-identical.
+    pub batch_invariant: bool,
+    /// Threads of a CPU device; 0 takes one for each processor that the process may use.
+    pub threads: usize,
+}
+
+/// A device: allocates buffers and hands out encoders. A clone is the same device.
+#[derive(Clone)]
+pub struct MlxDevice {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    id: DeviceId,
+    backend: Box<dyn Backend>,
+    options: DeviceOptions,
+}
+
+impl MlxDevice {
+    /// Opens the best device present: Metal, then CUDA, then the CPU. `MLX_NATIVE_DEVICE=cpu|cuda[:i]|metal` overrides.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceNotFound`](MlxError::DeviceNotFound) when the variable names a device that is not there, or is no device's name.
+    pub fn new() -> Result<MlxDevice> {
+        MlxDevice::with_options(DeviceOptions::default())
+    }
+
+    /// [`new`](Self::new) with options.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new).
+    pub fn with_options(options: DeviceOptions) -> Result<MlxDevice> {
+        match std::env::var("MLX_NATIVE_DEVICE") {
+            Ok(name) => MlxDevice::by_name(&name, options),
+            Err(_) => MlxDevice::metal_with(options)
+                .or_else(|_| MlxDevice::cuda_with(0, options))
+                .or_else(|_| MlxDevice::cpu_with(options)),
+        }
+    }
+
+    /// Opens the device of this name: `cpu`, `cuda`, `cuda:1`, `metal`, `reference`.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceNotFound`](MlxError::DeviceNotFound) that says what is missing, or which names there are.
+    pub fn by_name(name: &str, options: DeviceOptions) -> Result<MlxDevice> {
+        match name.split_once(':').unwrap_or((name, "0")) {
+            ("cpu", "0") => MlxDevice::cpu_with(options),
+            ("metal", "0") => MlxDevice::metal_with(options),
+            ("reference", "0") => MlxDevice::reference(),
+            ("cuda", index) => match index.parse() {
+                Ok(index) => MlxDevice::cuda_with(index, options),
+                Err(_) => Err(MlxError::DeviceNotFound(format!("`{name}`: `{index}` is no device number"))),
+            },
+            _ => {
+                Err(MlxError::DeviceNotFound(format!("`{name}` is none of cpu, cuda, cuda:<number>, metal, reference")))
+            }
+        }
+    }
+
+    /// The host's processor, with all of its threads and exact activations.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceNotFound`](MlxError::DeviceNotFound) when the operating system refuses threads.
+    pub fn cpu() -> Result<MlxDevice> {
+        MlxDevice::cpu_with(DeviceOptions::default())
+    }
+
+    /// [`cpu`](Self::cpu) with options.
+    ///
+    /// # Errors
+    ///
+    /// As [`cpu`](Self::cpu).
+    pub fn cpu_with(options: DeviceOptions) -> Result<MlxDevice> {
+        Ok(MlxDevice::open(Box::new(backend::cpu::CpuBackend::new(options, None)?), options))
+    }
+
+    /// [`cpu_with`](Self::cpu_with) limited to one instruction set, for tests and benchmarks: one of [`cpu_instruction_sets`](Self::cpu_instruction_sets).
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceNotFound`](MlxError::DeviceNotFound) when this machine lacks it.
+    pub fn cpu_with_instruction_set(name: &str, options: DeviceOptions) -> Result<MlxDevice> {
+        Ok(MlxDevice::open(Box::new(backend::cpu::CpuBackend::new(options, Some(name))?), options))
+    }
+
+    /// The instruction sets that this machine's processor can run, the best first: `avx512`, `avx2`, `neon`, `portable`.
+    pub fn cpu_instruction_sets() -> Vec<&'static str> {
+        backend::cpu::instruction_sets()
+    }
+
+    /// NVIDIA GPU number `index`.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceNotFound`](MlxError::DeviceNotFound) that says what is missing.
+    pub fn cuda(index: usize) -> Result<MlxDevice> {
+        MlxDevice::cuda_with(index, DeviceOptions::default())
+    }
+
+    /// [`cuda`](Self::cuda) with options.
+    ///
+    /// # Errors
+    ///
+    /// As [`cuda`](Self::cuda).
+    pub fn cuda_with(index: usize, _options: DeviceOptions) -> Result<MlxDevice> {
+        Err(MlxError::DeviceNotFound(format!("cuda:{index}: this build of mlx-native has no CUDA backend")))
+    }
+
+    /// The Apple GPU.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceNotFound`](MlxError::DeviceNotFound) that says what is missing.
+    pub fn metal() -> Result<MlxDevice> {
+        MlxDevice::metal_with(DeviceOptions::default())
+    }
+
+    /// [`metal`](Self::metal) with options.
+    ///
+    /// # Errors
+    ///
+    /// As [`metal`](Self::metal).
+    pub fn metal_with(_options: DeviceOptions) -> Result<MlxDevice> {
+        Err(MlxError::DeviceNotFound("metal: this build of mlx-native has no Metal backend".into()))
+    }
+
+    /// The f64 oracle: every operation by its formula, slow and obvious.
+    ///
+    /// # Errors
+    ///
+    /// None at present; the signature is that of every device.
+    pub fn reference() -> Result<MlxDevice> {
+        Ok(MlxDevice::open(Box::new(backend::reference::ReferenceBackend), DeviceOptions::default()))
+    }
+
+    fn open(backend: Box<dyn Backend>, options: DeviceOptions) -> MlxDevice {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let id = DeviceId(NEXT.fetch_add(1, Ordering::Relaxed));
+        MlxDevice { inner: Arc::new(Inner { id, backend, options }) }
+    }
+
+    /// What it is, for people: the processor's instruction set and threads, the GPU's name.
+    pub fn name(&self) -> String {
+        self.inner.backend.name()
+    }
+
+    /// What it is.
+    pub fn kind(&self) -> DeviceKind {
+        self.inner.backend.kind()
+    }
+
+    /// How it computes.
+    pub fn options(&self) -> DeviceOptions {
+        self.inner.options
+    }
+
+    pub(crate) fn id(&self) -> DeviceId {
+        self.inner.id
+    }
+
+    pub(crate) fn backend(&self) -> &dyn Backend {
+        &*self.inner.backend
+    }
+
+    /// A zeroed buffer of `byte_len` bytes. The shape describes the content to the caller; operations take dimensions from their parameters.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidArgument`](MlxError::InvalidArgument) for 0 bytes, [`BufferAllocationError`](MlxError::BufferAllocationError) when there is no memory.
+    pub fn alloc_buffer(&self, byte_len: usize, dtype: DType, shape: Vec<usize>) -> Result<MlxBuffer> {
+        if byte_len == 0 {
+            return invalid("alloc_buffer: byte_len must not be 0");
+        }
+        let memory = self.inner.backend.allocate(byte_len)?;
+        Ok(MlxBuffer::new(self.inner.id, memory, byte_len, dtype, shape))
+    }
+
+    /// A buffer that holds a copy of `values`.
+    ///
+    /// # Errors
+    ///
+    /// As [`alloc_buffer`](Self::alloc_buffer).
+    pub fn buffer_from_slice<T: Pod>(&self, values: &[T], dtype: DType, shape: Vec<usize>) -> Result<MlxBuffer> {
+        let bytes: &[u8] = bytemuck::cast_slice(values);
+        let mut buffer = self.alloc_buffer(bytes.len(), dtype, shape)?;
+        buffer.as_mut_slice::<u8>()?.copy_from_slice(bytes);
+        Ok(buffer)
+    }
+
+    /// A read-only buffer over `range` of bytes that `owner` keeps in memory, such as a mapped file's tensor; nothing is copied where the device shares the
+    /// host's memory.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidArgument`](MlxError::InvalidArgument) when the range is empty or not inside the bytes.
+    pub fn buffer_from_owner(
+        &self,
+        owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
+        range: Range<usize>,
+        dtype: DType,
+        shape: Vec<usize>,
+    ) -> Result<MlxBuffer> {
+        let len = (*owner).as_ref().len();
+        if range.is_empty() || range.end > len {
+            return invalid(format!("buffer_from_owner: bytes {range:?} are not inside {len} bytes"));
+        }
+        Ok(MlxBuffer::borrowed(self.inner.id, owner, range, dtype, shape))
+    }
+
+    /// An empty encoder.
+    ///
+    /// # Errors
+    ///
+    /// [`CommandBufferError`](MlxError::CommandBufferError) when the device gives none.
+    pub fn command_encoder(&self) -> Result<CommandEncoder> {
+        Ok(CommandEncoder::new(self.clone()))
+    }
+
+    /// Whether and by which kernel this device runs a product, before anything is loaded.
+    pub fn capability(&self, query: &CapabilityQuery) -> Capability {
+        backend::checked_capability(query, |query| self.inner.backend.capability(query))
+    }
+}
+
+impl fmt::Debug for MlxDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MlxDevice").field("name", &self.name()).field("options", &self.inner.options).finish()
+    }
+}

@@ -1,0 +1,153 @@
+//! Recording operations and running them.
+
+use std::sync::Arc;
+
+use crate::backend::{CommandList, Recorded, Submission};
+use crate::device::{DeviceId, MlxDevice};
+use crate::ops::Op;
+use crate::ops::check::invalid;
+use crate::{KernelRegistry, Result};
+
+/// Records operations in order; nothing runs before a commit, and an operation always sees the results of those recorded before it.
+///
+/// After a commit it can be recorded into again. Dropped uncommitted, it discards what it recorded.
+///
+/// ```
+/// use mlx_native::{Binary, DType, MlxDevice};
+/// let device = MlxDevice::cpu()?;
+/// let x = device.buffer_from_slice(&[1.0f32, 2.0], DType::F32, vec![2])?;
+/// let mut y = device.alloc_buffer(8, DType::F32, vec![2])?;
+/// let mut encoder = device.command_encoder()?;
+/// encoder.binary(Binary::Add, &x, &x, &mut y)?;
+/// encoder.commit_and_wait()?;
+/// assert_eq!(y.as_slice::<f32>()?, [2.0, 4.0]);
+/// # Ok::<(), mlx_native::MlxError>(())
+/// ```
+pub struct CommandEncoder {
+    device: MlxDevice,
+    list: CommandList,
+    /// Operations from the last barrier on: those that a new one must be compared with.
+    since_barrier: usize,
+    forced: Option<Arc<str>>,
+    submitted: Vec<Box<dyn Submission>>,
+}
+
+impl CommandEncoder {
+    pub(crate) fn new(device: MlxDevice) -> CommandEncoder {
+        CommandEncoder { device, list: CommandList::default(), since_barrier: 0, forced: None, submitted: Vec::new() }
+    }
+
+    /// The device that runs what is recorded.
+    pub fn device(&self) -> &MlxDevice {
+        &self.device
+    }
+
+    pub(crate) fn device_id(&self) -> DeviceId {
+        self.device.id()
+    }
+
+    /// The next recorded operation uses the kernel that `registry` forces.
+    pub(crate) fn force(&mut self, registry: &KernelRegistry) {
+        self.forced = registry.forced().cloned();
+    }
+
+    /// Operations recorded since the last commit.
+    pub fn len(&self) -> usize {
+        self.list.ops().len()
+    }
+
+    /// Whether nothing has been recorded since the last commit.
+    pub fn is_empty(&self) -> bool {
+        self.list.ops().is_empty()
+    }
+
+    /// Accepted and never required: the encoder places barriers itself, from the buffers that operations read and write.
+    pub fn memory_barrier(&mut self) {}
+
+    /// Appends a checked operation; operands that overlap in a way it does not define are InvalidArgument.
+    pub(crate) fn record(&mut self, op: Op) -> Result<()> {
+        let kernel = self.forced.take();
+        check_aliasing(&op)?;
+        let pending = &self.list.ops()[self.since_barrier..];
+        let barrier = pending.iter().any(|earlier| conflict(&earlier.op, &op));
+        if barrier {
+            self.since_barrier = self.list.ops().len();
+        }
+        self.list.push(Recorded { op, barrier, kernel })
+    }
+
+    /// Hands what has been recorded to the device. Errors come back from [`wait_until_completed`](Self::wait_until_completed).
+    pub fn commit(&mut self) {
+        self.since_barrier = 0;
+        let list = std::mem::take(&mut self.list);
+        if !list.ops().is_empty() {
+            self.submitted.push(self.device.backend().submit(list));
+        }
+    }
+
+    /// Waits for everything that has been committed.
+    ///
+    /// # Errors
+    ///
+    /// The first error of the committed work: [`CommandBufferError`](MlxError::CommandBufferError) for a bad id or a lost device, [`BufferAllocationError`](MlxError::BufferAllocationError) when memory ran out.
+    pub fn wait_until_completed(&mut self) -> Result<()> {
+        let results: Vec<Result<()>> = self.submitted.drain(..).map(|submission| submission.wait()).collect();
+        results.into_iter().collect()
+    }
+
+    /// [`commit`](Self::commit), then [`wait_until_completed`](Self::wait_until_completed).
+    ///
+    /// # Errors
+    ///
+    /// Those of the wait.
+    pub fn commit_and_wait(&mut self) -> Result<()> {
+        self.commit();
+        self.wait_until_completed()
+    }
+}
+
+impl Drop for CommandEncoder {
+    fn drop(&mut self) {
+        // Work in flight reads and writes storages that others may free or look at: it has to end first. Its errors have no receiver.
+        for submission in self.submitted.drain(..) {
+            let _ = submission.wait();
+        }
+    }
+}
+
+/// Whether `later` must wait for `earlier`: one writes what the other touches.
+fn conflict(earlier: &Op, later: &Op) -> bool {
+    let (earlier_reads, earlier_writes) = (earlier.reads(), earlier.writes());
+    let (later_reads, later_writes) = (later.reads(), later.writes());
+    earlier_writes.iter().any(|w| later_reads.iter().chain(&later_writes).any(|v| w.overlaps(v)))
+        || later_writes.iter().any(|w| earlier_reads.iter().any(|v| w.overlaps(v)))
+}
+
+/// An output may be the very bytes of an input where the operation works in place; otherwise nothing may overlap an output.
+fn check_aliasing(op: &Op) -> Result<()> {
+    let (reads, writes) = (op.reads(), op.writes());
+    for (i, write) in writes.iter().enumerate() {
+        if writes[..i].iter().any(|other| other.overlaps(write)) {
+            return invalid(format!("{}: two outputs overlap", op.name()));
+        }
+        for read in &reads {
+            let same = op.in_place() && read.same_start(write) && read.len == write.len;
+            if read.overlaps(write) && !same {
+                return invalid(format!("{}: an output overlaps an input", op.name()));
+            }
+        }
+    }
+    Ok(())
+}
+
+impl std::fmt::Debug for CommandEncoder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CommandEncoder").field("device", &self.device).field("recorded", &self.list.ops()).finish()
+    }
+}
+
+// Recording happens on one thread at a time, but an encoder may move between threads.
+const _: fn() = || {
+    fn send<T: Send>() {}
+    send::<CommandEncoder>();
+};
