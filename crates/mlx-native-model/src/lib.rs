@@ -1,1 +1,3 @@
 //! Configuration, layers, KV cache, tokenizer, chat template, sampler and generation for GGUF models.
+
+pub mod tokenizer;
