@@ -1,3 +1,16 @@
-//! Configuration, layers, KV cache, tokenizer, chat template, sampler and generation for GGUF models.
+//! Text generation with GGUF models on the compute library `mlx-native`.
+//!
+//! [`Model`] puts a file's weights on a device, a [`Session`] is one context with its key-value cache, and [`tokenizer`] turns text into tokens and back.
 
+mod config;
+mod error;
+mod kv_cache;
+mod model;
+mod session;
 pub mod tokenizer;
+mod weights;
+
+pub use config::{ARCHITECTURES, ModelConfig, Rope, SlidingWindow};
+pub use error::{ModelError, Result};
+pub use model::{Model, SessionOptions};
+pub use session::Session;

@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytemuck::Pod;
 
 use crate::device::DeviceId;
+use crate::io::FileMap;
 use crate::{DType, MlxError, Result};
 
 /// Memory that a device can compute on and that the host can reach.
@@ -92,20 +93,20 @@ unsafe impl Memory for HostMemory {
     }
 }
 
-/// Bytes that something else keeps in memory, shown read-only: a mapped file's tensor.
-struct BorrowedMemory {
-    owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
+/// A part of a mapped file, read-only.
+struct MappedMemory {
+    map: FileMap,
     range: Range<usize>,
 }
 
-// SAFETY: `owner` keeps the bytes alive and in place (an Arc's content does not move), and nobody writes through the pointer.
-unsafe impl Memory for BorrowedMemory {
+// SAFETY: the map keeps the bytes alive and in place, and nobody writes through the pointer.
+unsafe impl Memory for MappedMemory {
     fn byte_len(&self) -> usize {
         self.range.len()
     }
 
     fn host_ptr(&self) -> Result<*mut u8> {
-        Ok((*self.owner).as_ref()[self.range.clone()].as_ptr().cast_mut())
+        Ok(self.map[self.range.clone()].as_ptr().cast_mut())
     }
 
     fn read_only(&self) -> bool {
@@ -283,16 +284,16 @@ impl MlxBuffer {
         }
     }
 
-    /// A read-only buffer over `range` of bytes that `owner` keeps in memory; the caller has checked the range.
-    pub(crate) fn borrowed(
+    /// A read-only buffer over `range` of a file; the caller has checked the range.
+    pub(crate) fn mapped(
         device: DeviceId,
-        owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
+        map: FileMap,
         range: Range<usize>,
         dtype: DType,
         shape: Vec<usize>,
     ) -> MlxBuffer {
         let len = range.len();
-        MlxBuffer::new(device, Box::new(BorrowedMemory { owner, range }), len, dtype, shape)
+        MlxBuffer::new(device, Box::new(MappedMemory { map, range }), len, dtype, shape)
     }
 
     /// Bytes that this handle covers.

@@ -9,6 +9,7 @@ use bytemuck::Pod;
 
 use crate::backend::{self, Backend, Capability, CapabilityQuery};
 use crate::buffer::MlxBuffer;
+use crate::io::FileMap;
 use crate::ops::check::invalid;
 use crate::{CommandEncoder, DType, MlxError, Result};
 
@@ -252,24 +253,22 @@ impl MlxDevice {
         Ok(buffer)
     }
 
-    /// A read-only buffer over `range` of bytes that `owner` keeps in memory, such as a mapped file's tensor; nothing is copied where the device shares the
-    /// host's memory.
+    /// A read-only buffer over `range` of a mapped file, such as a tensor; nothing is copied where the device shares the host's memory.
     ///
     /// # Errors
     ///
-    /// [`InvalidArgument`](MlxError::InvalidArgument) when the range is empty or not inside the bytes.
-    pub fn buffer_from_owner(
+    /// [`InvalidArgument`](MlxError::InvalidArgument) when the range is empty or not inside the file.
+    pub fn buffer_from_map(
         &self,
-        owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
+        map: &FileMap,
         range: Range<usize>,
         dtype: DType,
         shape: Vec<usize>,
     ) -> Result<MlxBuffer> {
-        let len = (*owner).as_ref().len();
-        if range.is_empty() || range.end > len {
-            return invalid(format!("buffer_from_owner: bytes {range:?} are not inside {len} bytes"));
+        if range.is_empty() || range.end > map.len() {
+            return invalid(format!("buffer_from_map: bytes {range:?} are not inside a file of {} bytes", map.len()));
         }
-        Ok(MlxBuffer::borrowed(self.inner.id, owner, range, dtype, shape))
+        Ok(MlxBuffer::mapped(self.inner.id, map.clone(), range, dtype, shape))
     }
 
     /// An empty encoder.

@@ -1,0 +1,362 @@
+//! One context: its cache, and the forward pass over new tokens.
+
+use mlx_native::{
+    AttentionParams, Binary, CommandEncoder, DType, EmbeddingParams, MlxBuffer, RmsNormParams, RopeParams, Weight,
+};
+
+use crate::kv_cache::{KvCache, LayerCache};
+use crate::weights::LayerWeights;
+use crate::{Model, ModelConfig, ModelError, Result, SessionOptions};
+
+/// Tokens in context, and what computing further ones needs.
+#[derive(Debug)]
+pub struct Session<'m> {
+    model: &'m Model,
+    options: SessionOptions,
+    cache: KvCache,
+    position: usize,
+    /// For one token, which is every step of generation.
+    one: Activations,
+    /// For the last other number of tokens, which a prompt's batches share.
+    many: Option<Activations>,
+    /// `[vocabulary]`, after [`Session::forward`]; absent only while that runs.
+    logits: Option<MlxBuffer>,
+}
+
+/// Hidden states and what becomes of them in a layer, for a fixed number of tokens, all f32.
+#[derive(Debug)]
+struct Activations {
+    n_tokens: usize,
+    /// `[n_tokens]`, u32
+    ids: MlxBuffer,
+    /// `[n_tokens]`, u32
+    positions: MlxBuffer,
+    /// `[n_tokens, hidden]`: the residual stream, and a second handle on it, through which it is updated in place.
+    hidden: MlxBuffer,
+    hidden_out: MlxBuffer,
+    /// `[n_tokens, hidden]`: normed, ready for a product.
+    normed: MlxBuffer,
+    /// `[n_tokens, hidden]`: what a half of a layer adds to the residual stream, with a second handle as above.
+    delta: MlxBuffer,
+    delta_out: MlxBuffer,
+    /// `[n_tokens, n_heads, head_dim]`, with a second handle
+    q: MlxBuffer,
+    q_out: MlxBuffer,
+    /// `[n_tokens, n_kv_heads, head_dim]`, with a second handle
+    k: MlxBuffer,
+    k_out: MlxBuffer,
+    /// `[n_tokens, n_kv_heads, head_dim]`, with a second handle
+    v: MlxBuffer,
+    v_out: MlxBuffer,
+    /// `[n_tokens, n_heads, head_dim]`
+    attended: MlxBuffer,
+    /// `[n_tokens, feed_forward]`, with a second handle
+    gate: MlxBuffer,
+    gate_out: MlxBuffer,
+    /// `[n_tokens, feed_forward]`
+    up: MlxBuffer,
+}
+
+impl Activations {
+    fn new(model: &Model, n_tokens: usize) -> Result<Activations> {
+        let config = &model.config;
+        let buffer = |width: usize| {
+            model.device.alloc_buffer(n_tokens * width * DType::F32.size_of(), DType::F32, vec![n_tokens, width])
+        };
+        let ids = || model.device.alloc_buffer(n_tokens * DType::U32.size_of(), DType::U32, vec![n_tokens]);
+        let (hidden, delta, gate) = (buffer(config.hidden)?, buffer(config.hidden)?, buffer(config.feed_forward)?);
+        let q = buffer(config.n_heads * config.head_dim)?;
+        let k = buffer(config.n_kv_heads * config.head_dim)?;
+        let v = buffer(config.n_kv_heads * config.head_dim)?;
+        Ok(Activations {
+            n_tokens,
+            ids: ids()?,
+            positions: ids()?,
+            hidden_out: hidden.clone(),
+            hidden,
+            normed: buffer(config.hidden)?,
+            delta_out: delta.clone(),
+            delta,
+            q_out: q.clone(),
+            q,
+            k_out: k.clone(),
+            k,
+            v_out: v.clone(),
+            v,
+            attended: buffer(config.n_heads * config.head_dim)?,
+            gate_out: gate.clone(),
+            gate,
+            up: buffer(config.feed_forward)?,
+        })
+    }
+}
+
+impl<'m> Session<'m> {
+    pub(crate) fn new(model: &'m Model, options: SessionOptions) -> Result<Session<'m>> {
+        let context = model.context(&options);
+        if context == 0 || options.batch == 0 || !matches!(options.kv_dtype, DType::F16 | DType::F32) {
+            return Err(ModelError::Config(format!("session: {options:?} is out of range")));
+        }
+        let vocabulary = model.vocabulary();
+        Ok(Session {
+            model,
+            options,
+            cache: KvCache::new(&model.device, &model.config, context, options.kv_dtype)?,
+            position: 0,
+            one: Activations::new(model, 1)?,
+            many: None,
+            logits: Some(model.device.alloc_buffer(vocabulary * 4, DType::F32, vec![1, vocabulary])?),
+        })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &'m Model {
+        self.model
+    }
+
+    /// Tokens in context.
+    pub fn position(&self) -> usize {
+        self.position
+    }
+
+    /// Positions that fit.
+    pub fn context(&self) -> usize {
+        self.cache.shape.capacity
+    }
+
+    /// Bytes of the key-value cache.
+    pub fn cache_bytes(&self) -> usize {
+        self.cache.byte_len()
+    }
+
+    /// Forgets all tokens from position `len` on.
+    pub fn truncate(&mut self, len: usize) {
+        self.position = self.position.min(len);
+    }
+
+    /// Appends tokens to the context and returns the logits of what follows the last one, `[vocabulary]`.
+    ///
+    /// # Errors
+    ///
+    /// No tokens, an unknown one, more than fit the context, or an error of the device; the context is then as before.
+    pub fn forward(&mut self, tokens: &[u32]) -> Result<&[f32]> {
+        self.check(tokens)?;
+        let start = self.position;
+        let batch = self.options.batch;
+        let split = (tokens.len() - 1) / batch * batch;
+        let (before, last) = tokens.split_at(split);
+        let vocabulary = self.model.vocabulary();
+        let mut logits = match self.logits.take() {
+            Some(logits) => logits,
+            None => self.model.device.alloc_buffer(vocabulary * 4, DType::F32, vec![1, vocabulary])?,
+        };
+        let result = before.chunks(batch).try_for_each(|tokens| self.run(tokens, None));
+        let result = result.and_then(|()| self.run(last, Some((&mut logits, 1))));
+        let logits = self.logits.insert(logits);
+        if let Err(error) = result {
+            self.position = start;
+            return Err(error);
+        }
+        Ok(logits.as_slice()?)
+    }
+
+    /// Appends tokens and returns the logits after each of them, `[tokens, vocabulary]`.
+    ///
+    /// # Errors
+    ///
+    /// As [`forward`](Self::forward).
+    pub fn forward_all(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
+        self.check(tokens)?;
+        let start = self.position;
+        let vocabulary = self.model.vocabulary();
+        let mut all = Vec::with_capacity(tokens.len() * vocabulary);
+        for tokens in tokens.chunks(self.options.batch) {
+            let rows = tokens.len();
+            let shape = vec![rows, vocabulary];
+            let result =
+                self.model.device.alloc_buffer(rows * vocabulary * 4, DType::F32, shape).map_err(ModelError::from);
+            let result = result.and_then(|mut logits| {
+                self.run(tokens, Some((&mut logits, rows)))?;
+                all.extend_from_slice(logits.as_slice()?);
+                Ok(())
+            });
+            if let Err(error) = result {
+                self.position = start;
+                return Err(error);
+            }
+        }
+        Ok(all)
+    }
+
+    fn check(&self, tokens: &[u32]) -> Result<()> {
+        let (vocabulary, context) = (self.model.vocabulary(), self.context());
+        if tokens.is_empty() {
+            return Err(ModelError::EmptyPrompt);
+        }
+        if let Some(&id) = tokens.iter().find(|&&id| id as usize >= vocabulary) {
+            return Err(ModelError::UnknownToken { id, vocabulary });
+        }
+        let total = self.position + tokens.len();
+        if total > context {
+            return Err(ModelError::ContextFull { tokens: total, context });
+        }
+        Ok(())
+    }
+
+    /// Computes one batch; `logits` takes those after the last rows, as many as it says.
+    fn run(&mut self, tokens: &[u32], logits: Option<(&mut MlxBuffer, usize)>) -> Result<()> {
+        let n_tokens = tokens.len();
+        let act = match n_tokens {
+            1 => &mut self.one,
+            _ => {
+                if self.many.as_ref().is_none_or(|many| many.n_tokens != n_tokens) {
+                    // The old ones are freed first, so that two never exist at once.
+                    self.many = None;
+                    self.many = Some(Activations::new(self.model, n_tokens)?);
+                }
+                match &mut self.many {
+                    Some(many) => many,
+                    None => return Err(ModelError::Config("session: no activations".into())),
+                }
+            }
+        };
+        act.ids.as_mut_slice::<u32>()?.copy_from_slice(tokens);
+        for (i, position) in act.positions.as_mut_slice::<u32>()?.iter_mut().enumerate() {
+            *position = (self.position + i) as u32;
+        }
+        let mut pass = Pass {
+            config: &self.model.config,
+            frequency_factors: self.model.weights.frequency_factors.as_ref(),
+            cache_shape: self.cache.shape,
+            start: self.position,
+            encoder: self.model.device.command_encoder()?,
+            act,
+        };
+        let weights = &self.model.weights;
+        pass.embed(&weights.embedding)?;
+        for (i, (layer, cache)) in weights.layers.iter().zip(&mut self.cache.layers).enumerate() {
+            pass.attention(layer, cache, i)?;
+            let next_norm = weights.layers.get(i + 1).map_or(&weights.output_norm, |next| &next.attn_norm);
+            pass.feed_forward(layer, next_norm)?;
+        }
+        if let Some((logits, rows)) = logits {
+            pass.logits(&weights.output, rows, logits)?;
+        }
+        pass.encoder.commit_and_wait()?;
+        self.position += n_tokens;
+        Ok(())
+    }
+}
+
+/// One forward pass while it is recorded.
+struct Pass<'a> {
+    config: &'a ModelConfig,
+    frequency_factors: Option<&'a MlxBuffer>,
+    cache_shape: mlx_native::KvCacheParams,
+    /// Position of the first token.
+    start: usize,
+    encoder: CommandEncoder,
+    act: &'a mut Activations,
+}
+
+impl Pass<'_> {
+    fn norm_params(&self, rows: usize, dim: usize) -> RmsNormParams {
+        RmsNormParams { rows, dim, eps: self.config.norm_eps }
+    }
+
+    fn hidden_norm(&self) -> RmsNormParams {
+        self.norm_params(self.act.n_tokens, self.config.hidden)
+    }
+
+    fn embed(&mut self, embedding: &Weight) -> Result<()> {
+        let params = EmbeddingParams { n_tokens: self.act.n_tokens, scale: self.config.embedding_scale };
+        Ok(self.encoder.embedding(embedding, &self.act.ids, &mut self.act.hidden_out, &params)?)
+    }
+
+    /// The first layer's input is not normed by the layer before it, so layer 0 does it here.
+    fn attention(&mut self, layer: &LayerWeights, cache: &mut LayerCache, index: usize) -> Result<()> {
+        let config = self.config;
+        let params = self.hidden_norm();
+        let act = &mut *self.act;
+        let encoder = &mut self.encoder;
+        if index == 0 {
+            encoder.rms_norm(&act.hidden, &layer.attn_norm, &mut act.normed, &params)?;
+        }
+        encoder.matmul(&act.normed, &layer.q, &mut act.q_out)?;
+        encoder.matmul(&act.normed, &layer.k, &mut act.k_out)?;
+        encoder.matmul(&act.normed, &layer.v, &mut act.v_out)?;
+        for (bias, value, value_out) in [
+            (&layer.q_bias, &act.q, &mut act.q_out),
+            (&layer.k_bias, &act.k, &mut act.k_out),
+            (&layer.v_bias, &act.v, &mut act.v_out),
+        ] {
+            if let Some(bias) = bias {
+                encoder.binary(Binary::Add, value, bias, value_out)?;
+            }
+        }
+        let sliding = config.sliding.filter(|sliding| sliding.covers(index));
+        let rope = sliding.map_or(config.rope, |sliding| sliding.rope);
+        for (norm, value, value_out, n_heads) in [
+            (&layer.q_norm, &act.q, &mut act.q_out, config.n_heads),
+            (&layer.k_norm, &act.k, &mut act.k_out, config.n_kv_heads),
+        ] {
+            if let Some(norm) = norm {
+                let rows = act.n_tokens * n_heads;
+                let params = RmsNormParams { rows, dim: config.head_dim, eps: config.norm_eps };
+                encoder.rms_norm(value, norm, value_out, &params)?;
+            }
+            let params = RopeParams {
+                n_tokens: act.n_tokens,
+                n_heads,
+                head_dim: config.head_dim,
+                n_rot: config.n_rot,
+                base: rope.base,
+                frequency_scale: rope.frequency_scale,
+                style: config.rope_style,
+            };
+            encoder.rope(value, &act.positions, self.frequency_factors, value_out, &params)?;
+        }
+        encoder.store_kv(&act.k, &mut cache.k, &self.cache_shape, self.start, act.n_tokens)?;
+        encoder.store_kv(&act.v, &mut cache.v, &self.cache_shape, self.start, act.n_tokens)?;
+        let attention = AttentionParams {
+            cache: self.cache_shape,
+            n_heads: config.n_heads,
+            n_tokens: act.n_tokens,
+            start: self.start,
+            scale: config.attention_scale,
+            window: sliding.map(|sliding| sliding.window),
+            soft_cap: None,
+        };
+        encoder.attention(&act.q, &cache.k, &cache.v, &mut act.attended, &attention)?;
+        encoder.matmul(&act.attended, &layer.attn_output, &mut act.delta_out)?;
+        if let Some(norm) = &layer.post_attn_norm {
+            encoder.rms_norm(&act.delta, norm, &mut act.delta_out, &params)?;
+        }
+        let residual = (&act.delta, &mut act.hidden_out);
+        Ok(encoder.add_rms_norm(&act.hidden, residual, &layer.ffn_norm, &mut act.normed, &params)?)
+    }
+
+    /// Ends with the norm that follows the layer: the next layer's, or the output's.
+    fn feed_forward(&mut self, layer: &LayerWeights, next_norm: &MlxBuffer) -> Result<()> {
+        let params = self.hidden_norm();
+        let act = &mut *self.act;
+        let encoder = &mut self.encoder;
+        encoder.matmul(&act.normed, &layer.gate, &mut act.gate_out)?;
+        encoder.matmul(&act.normed, &layer.up, &mut act.up)?;
+        encoder.gated_activation(self.config.activation, &act.gate, &act.up, &mut act.gate_out)?;
+        encoder.matmul(&act.gate, &layer.down, &mut act.delta_out)?;
+        if let Some(norm) = &layer.post_ffn_norm {
+            encoder.rms_norm(&act.delta, norm, &mut act.delta_out, &params)?;
+        }
+        let residual = (&act.delta, &mut act.hidden_out);
+        Ok(encoder.add_rms_norm(&act.hidden, residual, next_norm, &mut act.normed, &params)?)
+    }
+
+    /// The logits after the last `rows` tokens; the last layer has left its output normed.
+    fn logits(&mut self, output: &Weight, rows: usize, logits: &mut MlxBuffer) -> Result<()> {
+        let hidden = self.config.hidden;
+        let skip = (self.act.n_tokens - rows) * hidden * DType::F32.size_of();
+        let last = self.act.normed.try_slice_view(skip as u64, rows * hidden)?;
+        Ok(self.encoder.matmul(&last, output, logits)?)
+    }
+}
