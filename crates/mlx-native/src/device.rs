@@ -196,7 +196,7 @@ impl MlxDevice {
     ///
     /// None at present; the signature is that of every device.
     pub fn reference() -> Result<MlxDevice> {
-        Ok(MlxDevice::open(Box::new(backend::reference::ReferenceBackend), DeviceOptions::default()))
+        Ok(MlxDevice::open(Box::new(backend::reference::ReferenceBackend::default()), DeviceOptions::default()))
     }
 
     fn open(backend: Box<dyn Backend>, options: DeviceOptions) -> MlxDevice {

@@ -14,7 +14,7 @@ pub mod quantized_matmul;
 pub mod quantized_matmul_ggml;
 pub mod quantized_matmul_id_ggml;
 mod rope;
-mod sampling;
+pub(crate) mod sampling;
 mod softmax;
 
 pub use attention::{AttentionParams, KvCacheParams};

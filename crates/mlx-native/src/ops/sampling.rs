@@ -6,9 +6,18 @@ use crate::{CommandEncoder, DType, MlxBuffer, Result};
 
 /// Parameters of [`CommandEncoder::sample`].
 ///
-/// The stages run in this order: repetition penalty (a positive logit of a token in the history is divided by it, a negative one
-/// multiplied), top-k, temperature, softmax, top-p (the fewest most probable tokens whose sum reaches p), min-p (tokens at least p times as
-/// probable as the best), and the draw.
+/// The stages run in this order:
+///
+/// 1. repetition penalty: a positive logit of a token in the history is divided by it, any other multiplied, once however often
+///    the token occurs; history ids that are no index of the logits count for nothing;
+/// 2. top-k: the k largest logits, of equal ones the smaller ids;
+/// 3. temperature and softmax: p ∝ e^(logit / temperature);
+/// 4. top-p: the fewest most probable tokens whose probabilities, summed, reach it; 5. min-p: of these, the tokens at least that many times
+///    as probable as the best;
+/// 6. the draw: with u = uniform(seed, step) in [0, 1), the first token, by falling probability, at which the running sum exceeds u times the sum of
+///    what is kept.
+///
+/// A largest logit that is infinite is chosen whatever the temperature.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SampleParams {
     /// 0 chooses the largest logit after the penalty.
@@ -31,6 +40,15 @@ impl Default for SampleParams {
     fn default() -> Self {
         SampleParams { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0, seed: 0, step: 0 }
     }
+}
+
+/// The random number of a draw, in [0, 1) with 24 bits, the same on every device: output number `step` of the generator splitmix64
+/// that starts at `seed` (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014), its upper 24 bits.
+pub(crate) fn uniform(seed: u64, step: u64) -> f32 {
+    let state = seed.wrapping_add(step.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    ((mixed ^ (mixed >> 31)) >> 40) as f32 / (1 << 24) as f32
 }
 
 /// output[r] = the smallest index of the largest input[r]; NaN never wins unless all are NaN, then 0.
@@ -115,5 +133,22 @@ impl CommandEncoder {
             dim,
             params: *params,
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::uniform;
+
+    #[test]
+    fn draws_follow_splitmix64() {
+        // First outputs of splitmix64 from state 0: e220a8397b1dcdaf, 6e789e6aa1b965f4, 06c45d188009454f.
+        let of = |word: u64| (word >> 40) as f32 / 16_777_216.0;
+        assert_eq!(uniform(0, 0), of(0xe220_a839_7b1d_cdaf));
+        assert_eq!(uniform(0, 1), of(0x6e78_9e6a_a1b9_65f4));
+        assert_eq!(uniform(0, 2), of(0x06c4_5d18_8009_454f));
+        let mean = (0..1000).map(|step| uniform(7, step)).sum::<f32>() / 1000.0;
+        assert!((mean - 0.5).abs() < 0.03, "{mean}");
+        assert!(uniform(u64::MAX, u64::MAX) < 1.0);
     }
 }
