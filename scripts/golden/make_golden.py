@@ -146,8 +146,63 @@ def write_mlx():
             file.write(struct.pack("<I", len(scales)) + codes.tobytes() + scales.tobytes() + raw(values))
 
 
+SEARCHED = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4", "F16", "BF16"]
+
+
+def llama_rmse(name, rows):
+    """Root mean square error of llama.cpp's quantizer without importance, decoded by the gguf package."""
+    import gguf
+
+    ty = gguf.GGMLQuantizationType[name]
+    values, size = gguf.GGML_QUANT_SIZES[ty]
+    rows = np.ascontiguousarray(rows, np.float32)
+    blocks = np.empty((len(rows), rows.shape[1] // values * size), np.uint8)
+    base = ggml_base()
+    base.ggml_quantize_chunk.restype = ctypes.c_size_t
+    written = base.ggml_quantize_chunk(
+        ctypes.c_int(ty.value), pointer(rows), pointer(blocks), ctypes.c_int64(0), ctypes.c_int64(len(rows)), ctypes.c_int64(rows.shape[1]), None
+    )
+    assert written == blocks.size, name
+    return float(np.sqrt(np.mean((gguf.quants.dequantize(blocks, ty).astype(np.float64) - rows) ** 2)))
+
+
+def write_quantize():
+    """quantize_inputs.bin: for each distribution 16 rows of 1024 values as f16; quantize_rmse.txt: lines of distribution, format and
+    the error of llama.cpp (llama-cpp-python 0.3.36) on them.
+
+    quantize_exact.bin: u32 values, the values as f32; then, for each format whose rounding is fixed, u32 type id and the bytes that
+    the gguf package writes.
+    """
+    import gguf
+
+    rng = np.random.default_rng(3)
+    shape = (16, 1024)
+    channels = np.exp(rng.standard_normal(1024) / 2)
+    inputs = {
+        "gaussian": rng.standard_normal(shape) / 50,
+        "laplace": rng.laplace(size=shape) / 70,
+        # heavy tails, and channels of different size as in a trained matrix
+        "student": rng.standard_t(4, shape) * channels / 100,
+    }
+    with open(OUT / "quantize_inputs.bin", "wb") as file, open(OUT / "quantize_rmse.txt", "w") as text:
+        for distribution, rows in inputs.items():
+            rows = rows.astype(np.float16)
+            file.write(rows.tobytes())
+            for name in SEARCHED:
+                text.write(f"{distribution} {name} {llama_rmse(name, rows):.9e}\n")
+
+    values = np.concatenate([mlx_inputs(rng)[:4].ravel(), np.float32([-1, 1] * 16), np.float32([0] * 32)])
+    values = np.resize(values, 1024 + 128)
+    with open(OUT / "quantize_exact.bin", "wb") as file:
+        file.write(struct.pack("<I", values.size) + values.tobytes())
+        for name in ("F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "MXFP4"):
+            ty = gguf.GGMLQuantizationType[name]
+            with np.errstate(all="ignore"):
+                file.write(struct.pack("<I", ty.value) + gguf.quants.quantize(values, ty).tobytes())
+
+
 def main():
-    parts = {"ggml": write_ggml, "mlx": write_mlx}
+    parts = {"ggml": write_ggml, "mlx": write_mlx, "quantize": write_quantize}
     OUT.mkdir(parents=True, exist_ok=True)
     for name in sys.argv[1:] or parts:
         parts[name]()

@@ -1,7 +1,8 @@
 //! MXFP4 and NVFP4: E2M1 values with an 8-bit floating-point scale.
 
-use super::block::{Block, block};
+use super::block::{Block, Quantize, block};
 use super::codebooks::E2M1_DOUBLED;
+use super::q4::{extreme, nibbles};
 
 block! {
     /// 32 values `E2M1 · 2^(e − 127)`.
@@ -61,5 +62,21 @@ impl Block<64> for BlockNVFP4 {
                 out[i + 8] = d * E2M1_DOUBLED[(q >> 4) as usize] as f32;
             }
         }
+    }
+}
+
+impl Quantize<32> for BlockMXFP4 {
+    /// The scale puts the largest magnitude in [4, 8), as in the OCP specification; of two values at the same distance the
+    /// first of the codebook counts, as in the `gguf` package.
+    fn quantize(values: &[f32; 32], _: Option<&[f32; 32]>) -> Self {
+        let largest = extreme(values).abs();
+        // Exponent field − 2, the exponent of the largest E2M1 value; subnormals have the field 0.
+        let e = ((largest.to_bits() >> 23) as u8).saturating_sub(2);
+        let d = e8m0_half(e);
+        let code = |x: f32| {
+            let distance = |code: u8| (d * E2M1_DOUBLED[code as usize] as f32 - x).abs();
+            (1..16).fold(0, |best, code| if distance(code) < distance(best) { code } else { best })
+        };
+        BlockMXFP4 { e, qs: nibbles(values.map(code)) }
     }
 }

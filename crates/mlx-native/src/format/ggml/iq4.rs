@@ -2,8 +2,10 @@
 
 use half::f16;
 
-use super::block::{Block, block};
+use super::block::{Block, Quantize, block};
 use super::codebooks::IQ4_VALUES;
+use super::q4::nibbles;
+use super::search::{Codebook, Weighted, fit_scale, fit_sub_scales, inverse};
 
 block! {
     /// 32 values `d · K[q]`.
@@ -59,5 +61,32 @@ impl Block<256> for BlockIQ4_XS {
         for (j, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
             decode(d * self.scale(j) as f32, &self.qs[16 * j..][..16], out);
         }
+    }
+}
+
+/// Indices of the codebook values nearest to `values / scale`, packed as in [`BlockIQ4_NL`].
+fn encode(scale: f32, values: &[f32; 32]) -> [u8; 16] {
+    let inverse = inverse(scale);
+    nibbles(values.map(|x| Codebook(&IQ4_VALUES).index(x * inverse) as u8))
+}
+
+impl Quantize<32> for BlockIQ4_NL {
+    fn quantize(values: &[f32; 32], importance: Option<&[f32; 32]>) -> Self {
+        let d = f16::from_f32(fit_scale(Weighted::new(values, importance), &Codebook(&IQ4_VALUES)));
+        BlockIQ4_NL { d, qs: encode(d.to_f32(), values) }
+    }
+}
+
+impl Quantize<256> for BlockIQ4_XS {
+    fn quantize(values: &[f32; 256], importance: Option<&[f32; 256]>) -> Self {
+        let fit = fit_sub_scales::<8>(Weighted::new(values, importance), &Codebook(&IQ4_VALUES), [-32, 31]);
+        let mut block = BlockIQ4_XS { d: fit.d, scales_h: 0, scales_l: [0; 4], qs: [0; 128] };
+        for (j, values) in values.as_chunks::<32>().0.iter().enumerate() {
+            let stored = (fit.scales[j] + 32) as u8;
+            block.scales_l[j / 2] |= (stored & 15) << (4 * (j % 2));
+            block.scales_h |= ((stored >> 4) as u16) << (2 * j);
+            block.qs[16 * j..][..16].copy_from_slice(&encode(fit.d.to_f32() * fit.scales[j] as f32, values));
+        }
+        block
     }
 }

@@ -22,6 +22,7 @@ pub mod q4_k;
 pub mod q5;
 pub mod q6_k;
 pub mod q8;
+mod search;
 pub mod ternary;
 
 pub use block::{Block, BlockFormat, DequantizeRow, Field, Quantize, QuantizeRow, Scalar};
@@ -69,26 +70,26 @@ macro_rules! row {
 pub static FORMATS: [BlockFormat; 34] = [
     row!(F32, BlockF32, 1, read_write),
     row!(F16, BlockF16, 1, read_write),
-    row!(Q4_0, BlockQ4_0, 32, read),
-    row!(Q4_1, BlockQ4_1, 32, read),
-    row!(Q5_0, BlockQ5_0, 32, read),
-    row!(Q5_1, BlockQ5_1, 32, read),
-    row!(Q8_0, BlockQ8_0, 32, read),
+    row!(Q4_0, BlockQ4_0, 32, read_write),
+    row!(Q4_1, BlockQ4_1, 32, read_write),
+    row!(Q5_0, BlockQ5_0, 32, read_write),
+    row!(Q5_1, BlockQ5_1, 32, read_write),
+    row!(Q8_0, BlockQ8_0, 32, read_write),
     row!(Q8_1, BlockQ8_1, 32, read),
-    row!(Q2_K, BlockQ2_K, 256, read),
-    row!(Q3_K, BlockQ3_K, 256, read),
-    row!(Q4_K, BlockQ4_K, 256, read),
-    row!(Q5_K, BlockQ5_K, 256, read),
-    row!(Q6_K, BlockQ6_K, 256, read),
+    row!(Q2_K, BlockQ2_K, 256, read_write),
+    row!(Q3_K, BlockQ3_K, 256, read_write),
+    row!(Q4_K, BlockQ4_K, 256, read_write),
+    row!(Q5_K, BlockQ5_K, 256, read_write),
+    row!(Q6_K, BlockQ6_K, 256, read_write),
     row!(Q8_K, BlockQ8_K, 256, read),
     row!(IQ2_XXS, BlockIQ2_XXS, 256, read, "IQ2_XXS_GRID", "EVEN_SIGNS"),
     row!(IQ2_XS, BlockIQ2_XS, 256, read, "IQ2_XS_GRID", "EVEN_SIGNS"),
     row!(IQ3_XXS, BlockIQ3_XXS, 256, read, "IQ3_XXS_GRID", "EVEN_SIGNS"),
     row!(IQ1_S, BlockIQ1_S, 256, read, "IQ1_GRID", "IQ1_DELTA"),
-    row!(IQ4_NL, BlockIQ4_NL, 32, read, "IQ4_VALUES"),
+    row!(IQ4_NL, BlockIQ4_NL, 32, read_write, "IQ4_VALUES"),
     row!(IQ3_S, BlockIQ3_S, 256, read, "IQ3_S_GRID"),
     row!(IQ2_S, BlockIQ2_S, 256, read, "IQ2_S_GRID"),
-    row!(IQ4_XS, BlockIQ4_XS, 256, read, "IQ4_VALUES"),
+    row!(IQ4_XS, BlockIQ4_XS, 256, read_write, "IQ4_VALUES"),
     row!(I8, BlockI8, 1, copied),
     row!(I16, BlockI16, 1, copied),
     row!(I32, BlockI32, 1, copied),
@@ -98,7 +99,7 @@ pub static FORMATS: [BlockFormat; 34] = [
     row!(BF16, BlockBF16, 1, read_write),
     row!(TQ1_0, BlockTQ1_0, 256, read),
     row!(TQ2_0, BlockTQ2_0, 256, read),
-    row!(MXFP4, BlockMXFP4, 32, read, "E2M1_DOUBLED"),
+    row!(MXFP4, BlockMXFP4, 32, read_write, "E2M1_DOUBLED"),
     row!(NVFP4, BlockNVFP4, 64, read, "E2M1_DOUBLED"),
     row!(Q1_0, BlockQ1_0, 128, read),
 ];
@@ -121,16 +122,17 @@ pub fn can_quantize(ty: GgmlType) -> bool {
     ty.block_format().quantize.is_some()
 }
 
-/// Encodes a row: `values` into exactly their blocks' bytes.
+/// Encodes a row: `values` into exactly their blocks' bytes. Values for which a block's f16 scale is too small become infinite.
 ///
 /// # Errors
-/// InvalidArgument when the library cannot write the type ([`can_quantize`]), `values` is not whole blocks, or `out` has another size.
+/// InvalidArgument when the library cannot write the type ([`can_quantize`]), `values` is not whole blocks, `out` has another
+/// size, or a value is not finite and the type is none of the plain ones.
 pub fn quantize_row(ty: GgmlType, values: &[f32], out: &mut [u8]) -> Result<()> {
     quantize_row_weighted(ty, values, None, out)
 }
 
 /// [`quantize_row`] with an importance for each value: how much its squared error counts (for a weight, the mean square of
-/// the activations that it multiplies). The K-quants, Q4_0, Q5_0, IQ4_NL and IQ4_XS use it, the other formats ignore it.
+/// the activations that it multiplies; finite and not negative). Q8_0, MXFP4 and the plain types, which have nothing to search, ignore it.
 ///
 /// # Errors
 /// Those of [`quantize_row`], and InvalidArgument when `importance` has another length than `values`.
@@ -141,6 +143,12 @@ pub fn quantize_row_weighted(ty: GgmlType, values: &[f32], importance: Option<&[
     check_len(&ty, "bytes", out.len(), ty.row_bytes(values.len())?)?;
     if let Some(importance) = importance {
         check_len(&ty, "importances", importance.len(), values.len())?;
+    }
+    // The plain types can say infinity and NaN; a block would lose its other values to them.
+    if ty.block_values() > 1
+        && let Some(i) = values.iter().position(|value| !value.is_finite())
+    {
+        return Err(MlxError::InvalidArgument(format!("{ty} row: value {i} is {}", values[i])));
     }
     quantize(values, importance, out);
     Ok(())

@@ -2,7 +2,8 @@
 
 use half::f16;
 
-use super::block::{Block, block};
+use super::block::{Block, Quantize, block};
+use super::search::{Grid, Integers, Weighted, fit_sub_scales, inverse};
 
 block! {
     /// 256 values `d · (scale − 32) · (q − 4)`, scales by 16 values.
@@ -37,5 +38,26 @@ impl Block<256> for BlockQ3_K {
             let q = (low | (high << 2)) as i8 - 4;
             *out = d * self.scale(i / 16) as f32 * q as f32;
         }
+    }
+}
+
+impl Quantize<256> for BlockQ3_K {
+    fn quantize(values: &[f32; 256], importance: Option<&[f32; 256]>) -> Self {
+        let grid = Integers { lowest: -4.0, highest: 3.0 };
+        let fit = fit_sub_scales::<16>(Weighted::new(values, importance), &grid, [-32, 31]);
+        let mut block = BlockQ3_K { hmask: [0; 32], qs: [0; 64], scales: [0; 12], d: fit.d };
+        for (j, scale) in fit.scales.into_iter().enumerate() {
+            let stored = (scale + 32) as u8;
+            block.scales[j % 8] |= (stored & 15) << (4 * (j / 8));
+            block.scales[8 + j % 4] |= (stored >> 4) << (2 * (j / 4));
+        }
+        for (i, x) in values.iter().enumerate() {
+            let (half, pair, lane) = (i / 128, i / 32 % 4, i % 32);
+            let scale = fit.d.to_f32() * fit.scales[i / 16] as f32;
+            let q = (grid.nearest(x * inverse(scale)) + 4.0) as u8;
+            block.qs[32 * half + lane] |= (q & 3) << (2 * pair);
+            block.hmask[lane] |= (q >> 2) << (4 * half + pair);
+        }
+        block
     }
 }

@@ -2,7 +2,8 @@
 
 use half::f16;
 
-use super::block::{Block, block};
+use super::block::{Block, Quantize, block};
+use super::search::{Affine, Integers, Weighted, fit_affine, fit_scale, inverse};
 
 block! {
     /// 32 values `d · (q − 8)`.
@@ -44,4 +45,45 @@ impl Block<32> for BlockQ4_1 {
             out[i + 16] = d * (q >> 4) as f32 + m;
         }
     }
+}
+
+impl Quantize<32> for BlockQ4_0 {
+    /// Without importance, the value of largest magnitude becomes −8 exactly (as in the `gguf` package); with it, the scale is searched.
+    fn quantize(values: &[f32; 32], importance: Option<&[f32; 32]>) -> Self {
+        let d = match importance {
+            None => extreme(values) / -8.0,
+            Some(_) => fit_scale(Weighted::new(values, importance), &Integers { lowest: -8.0, highest: 7.0 }),
+        };
+        let inverse = inverse(d);
+        BlockQ4_0 { d: f16::from_f32(d), qs: nibbles(values.map(|x| ((x * inverse + 8.5) as u8).min(15))) }
+    }
+}
+
+impl Quantize<32> for BlockQ4_1 {
+    /// Without importance, least and greatest value become 0 and 15 (as in the `gguf` package); with it, scale and offset are searched.
+    fn quantize(values: &[f32; 32], importance: Option<&[f32; 32]>) -> Self {
+        let Affine { scale, min } = spread(values, importance, 15.0);
+        let inverse = inverse(scale);
+        let qs = nibbles(values.map(|x| (((x + min) * inverse + 0.5) as u8).min(15)));
+        BlockQ4_1 { d: f16::from_f32(scale), m: f16::from_f32(-min), qs }
+    }
+}
+
+/// Byte i holds value i in its low nibble and value i + 16 in its high nibble.
+pub(super) fn nibbles(q: [u8; 32]) -> [u8; 16] {
+    std::array::from_fn(|i| (q[i] & 15) | (q[i + 16] << 4))
+}
+
+/// The first value of largest magnitude.
+pub(super) fn extreme(values: &[f32; 32]) -> f32 {
+    values.iter().fold(0.0, |extreme: f32, &x| if x.abs() > extreme.abs() { x } else { extreme })
+}
+
+/// Scale and minimum of Q4_1 and Q5_1.
+pub(super) fn spread(values: &[f32; 32], importance: Option<&[f32; 32]>, highest: f32) -> Affine {
+    if importance.is_some() {
+        return fit_affine(Weighted::new(values, importance), highest, f32::NEG_INFINITY);
+    }
+    let (min, max) = values.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(min, max), &x| (min.min(x), max.max(x)));
+    Affine { scale: (max - min) / highest, min: -min }
 }

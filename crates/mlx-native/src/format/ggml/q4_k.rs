@@ -2,7 +2,8 @@
 
 use half::f16;
 
-use super::block::{Block, block};
+use super::block::{Block, Quantize, block};
+use super::search::{SubAffine, Weighted, fit_sub_affine, inverse, round_within};
 
 block! {
     /// 256 values `d · scale · q − dmin · min`, scales and minimums by 32 values.
@@ -73,5 +74,51 @@ impl Block<256> for BlockQ5_K {
                 *out = scale * (low | (high << 4)) as f32 - min;
             }
         }
+    }
+}
+
+/// The inverse of [`scale_min`] for all sub-blocks.
+fn pack_scales_mins(scales: &[u8; 8], mins: &[u8; 8]) -> [u8; 12] {
+    let mut packed = [0; 12];
+    for j in 0..4 {
+        packed[j] = scales[j] | ((scales[j + 4] >> 4) << 6);
+        packed[j + 4] = mins[j] | ((mins[j + 4] >> 4) << 6);
+        packed[j + 8] = (scales[j + 4] & 15) | ((mins[j + 4] & 15) << 4);
+    }
+    packed
+}
+
+/// The integers of 256 values, 0 ..= `highest`.
+fn integers(values: &[f32; 256], fit: &SubAffine<8>, highest: f32) -> [u8; 256] {
+    std::array::from_fn(|i| {
+        let (scale, min) = (fit.d.to_f32() * fit.scales[i / 32] as f32, fit.dmin.to_f32() * fit.mins[i / 32] as f32);
+        round_within((values[i] + min) * inverse(scale), 0.0, highest) as u8
+    })
+}
+
+/// The low four bits of 256 values.
+fn low_nibbles(q: &[u8; 256]) -> [u8; 128] {
+    std::array::from_fn(|i| {
+        let first = 64 * (i / 32) + i % 32;
+        (q[first] & 15) | (q[first + 32] << 4)
+    })
+}
+
+impl Quantize<256> for BlockQ4_K {
+    fn quantize(values: &[f32; 256], importance: Option<&[f32; 256]>) -> Self {
+        let fit = fit_sub_affine::<8>(Weighted::new(values, importance), 15.0, 63);
+        let q = integers(values, &fit, 15.0);
+        let scales = pack_scales_mins(&fit.scales, &fit.mins);
+        BlockQ4_K { d: fit.d, dmin: fit.dmin, scales, qs: low_nibbles(&q) }
+    }
+}
+
+impl Quantize<256> for BlockQ5_K {
+    fn quantize(values: &[f32; 256], importance: Option<&[f32; 256]>) -> Self {
+        let fit = fit_sub_affine::<8>(Weighted::new(values, importance), 31.0, 63);
+        let q = integers(values, &fit, 31.0);
+        let scales = pack_scales_mins(&fit.scales, &fit.mins);
+        let qh = std::array::from_fn(|l| (0..8).fold(0, |bits, j| bits | ((q[32 * j + l] >> 4) << j)));
+        BlockQ5_K { d: fit.d, dmin: fit.dmin, scales, qh, qs: low_nibbles(&q) }
     }
 }

@@ -2,7 +2,9 @@
 
 use half::f16;
 
-use super::block::{Block, block};
+use super::block::{Block, Quantize, block};
+use super::q4::extreme;
+use super::search::inverse;
 
 block! {
     /// 32 values `d · q`.
@@ -55,5 +57,14 @@ impl Block<32> for BlockQ8_1 {
 impl Block<256> for BlockQ8_K {
     fn dequantize(&self, out: &mut [f32; 256]) {
         *out = self.qs.map(|q| self.d * q as f32);
+    }
+}
+
+impl Quantize<32> for BlockQ8_0 {
+    /// The value of largest magnitude becomes ±127.
+    fn quantize(values: &[f32; 32], _: Option<&[f32; 32]>) -> Self {
+        let d = extreme(values).abs() / 127.0;
+        let inverse = inverse(d);
+        BlockQ8_0 { d: f16::from_f32(d), qs: values.map(|x| (x * inverse).round() as i8) }
     }
 }
