@@ -90,9 +90,10 @@ fn each_stage_cuts_what_it_should() {
 #[test]
 fn a_flat_distribution_takes_top_p_to_many_tokens() {
     // 3,000 of 4,000 equal tokens make 0.75: more than the first selection holds.
-    let counts = draw(SamplerConfig { top_p: 0.75, ..plain() }, &vec![1.0; 4000], 20_000);
+    let counts = draw(SamplerConfig { top_p: 0.75, ..plain() }, &vec![1.0; 4000], 3000);
     assert!(counts[3000..].iter().all(|&c| c == 0));
-    assert!(counts[..3000].iter().filter(|&&c| c > 0).count() > 2900);
+    // As many draws as tokens leave one in e out.
+    assert!(counts[..3000].iter().filter(|&&c| c > 0).count() > 1700);
 }
 
 #[test]
@@ -103,7 +104,9 @@ fn greedy_takes_the_lowest_id_of_the_best() {
     assert_eq!(sampler.sample(&mut [-0.0, 0.0]), Ok(0));
     for best in [[0, 98], [17, 33], [96, 97], [40, 96]] {
         let mut logits = vec![-1.0; 99];
-        best.map(|id| logits[id] = 2.0);
+        for id in best {
+            logits[id] = 2.0;
+        }
         assert_eq!(sampler.sample(&mut logits), Ok(best[0] as u32));
     }
 }
