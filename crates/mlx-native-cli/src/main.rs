@@ -1,2 +1,59 @@
-//! The program `mlxn`.
-fn main() {}
+//! The program `mlxn`: pull, inspect and run quantized language models.
+
+mod commands;
+mod fetch;
+mod interrupt;
+mod output;
+mod store;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Quantized language models on this machine's processors.
+#[derive(Parser)]
+#[command(
+    name = "mlxn",
+    version,
+    max_term_width = 110,
+    after_help = "\
+Examples:
+  mlxn pull smollm2                          fetch a small model
+  mlxn pull owner/repo/model-Q4_K_M.gguf     fetch a file from the Hugging Face hub
+  mlxn list                                  what has been fetched
+
+`mlxn help COMMAND` says more about each command."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Pull(commands::pull::Args),
+    List(commands::list::Args),
+    Rm(commands::rm::Args),
+    Tokenize(commands::tokenize::Args),
+}
+
+impl Command {
+    fn run(self) -> anyhow::Result<()> {
+        match self {
+            Command::Pull(args) => commands::pull::run(args),
+            Command::List(args) => commands::list::run(args),
+            Command::Rm(args) => commands::rm::run(args),
+            Command::Tokenize(args) => commands::tokenize::run(args),
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match interrupt::install().and_then(|()| cli.command.run()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", output::chain(&error));
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -6,7 +6,6 @@ mod config;
 mod error;
 mod kv_cache;
 mod model;
-pub mod sampler;
 mod session;
 pub mod tokenizer;
 mod weights;

@@ -2,7 +2,5 @@
 
 pub mod gguf;
 mod map;
-pub mod mlx_dir;
-pub mod safetensors;
 
 pub use map::FileMap;

@@ -1,0 +1,87 @@
+//! What the program prints.
+
+use std::io::{self, ErrorKind, IsTerminal, StdoutLock, Write};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// Standard output that ends the program quietly when its reader has gone, as in `mlxn list | head -n 1`.
+pub struct Stdout(StdoutLock<'static>);
+
+/// Locks standard output.
+pub fn stdout() -> Stdout {
+    Stdout(io::stdout().lock())
+}
+
+/// Nothing is left to do for a program whose output nobody reads.
+fn end_on_broken_pipe<T>(result: io::Result<T>) -> io::Result<T> {
+    match result {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
+        other => other,
+    }
+}
+
+impl Write for Stdout {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        end_on_broken_pipe(self.0.write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        end_on_broken_pipe(self.0.flush())
+    }
+}
+
+/// Prints a value as JSON, followed by a line break.
+pub fn json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    let mut out = stdout();
+    serde_json::to_writer_pretty(&mut out, value)?;
+    writeln!(out)?;
+    Ok(())
+}
+
+/// An error and its causes in one line. Many errors quote their cause, which is then not repeated.
+pub fn chain(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
+/// A bar for `total` bytes on standard error, with rate and remaining time; hidden unless that is a terminal.
+pub fn byte_bar(label: &str, total: Option<u64>) -> ProgressBar {
+    if !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let (bar, template) = match total {
+        Some(total) => (
+            ProgressBar::new(total),
+            "{msg} [{bar:28}] {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta} left",
+        ),
+        None => (ProgressBar::no_length(), "{msg} {spinner} {binary_bytes} {binary_bytes_per_sec}"),
+    };
+    bar.set_draw_target(ProgressDrawTarget::stderr_with_hz(10));
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    bar.set_message(label.to_owned());
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::anyhow;
+
+    #[test]
+    fn a_quoted_cause_is_not_repeated() {
+        let io = || std::io::Error::other("disk full");
+        let quoting = anyhow!(mlx_native::MlxError::io("a.gguf", io())).context("cannot save");
+        assert_eq!(super::chain(&quoting), "cannot save: a.gguf: disk full");
+        assert_eq!(super::chain(&anyhow!(io()).context("cannot save")), "cannot save: disk full");
+    }
+}

@@ -1,0 +1,269 @@
+//! The models that were pulled, in the user's cache directory.
+//!
+//! ```text
+//! models/<alias>/<file>.gguf               a model that is known by an alias
+//! models/<owner>/<repository>/<file>.gguf  a model from the Hugging Face hub
+//! partial/<digest>.part                    downloads that are not finished
+//! locks/<name>.lock                        held while a model is pulled
+//! ```
+//!
+//! A file gets its place under `models` by a rename after its digest was checked, so whatever lies there is whole.
+
+use anyhow::{Context, Result, bail};
+use mlx_native::io::gguf::{parse_split_path, split_path};
+use std::collections::BTreeMap;
+use std::fs::{self, File, TryLockError};
+use std::path::{Component, Path, PathBuf};
+use std::time::SystemTime;
+
+use crate::fetch::{self, Source};
+
+/// The cache directory: `MLXN_CACHE`, else `mlx-native` in the user's cache directory.
+pub struct Store {
+    root: PathBuf,
+}
+
+/// A model in the store: one file, or all parts of a split one.
+pub struct Stored {
+    /// What commands call it: the alias, or `owner/repository/file`.
+    pub name: String,
+    /// Its files in order; the first is the one to open.
+    pub files: Vec<PathBuf>,
+    /// The size of all files, in bytes.
+    pub bytes: u64,
+    /// When it was pulled.
+    pub pulled: SystemTime,
+}
+
+impl Store {
+    /// Finds the store's place; nothing is created.
+    pub fn open() -> Result<Self> {
+        let root = match std::env::var_os("MLXN_CACHE").filter(|value| !value.is_empty()) {
+            Some(root) => PathBuf::from(root),
+            None => dirs::cache_dir()
+                .context("no cache directory is known for this user: set MLXN_CACHE to a folder")?
+                .join("mlx-native"),
+        };
+        Ok(Self { root })
+    }
+
+    /// Where a model of that name lies: `name` is an alias or `owner/repository/file`.
+    pub fn place(&self, name: &str) -> PathBuf {
+        self.root.join("models").join(name)
+    }
+
+    /// The folder for unfinished downloads, created when missing.
+    pub fn partial(&self) -> Result<PathBuf> {
+        let folder = self.root.join("partial");
+        create_dir(&folder)?;
+        Ok(folder)
+    }
+
+    /// Waits until no other process pulls `name`, then keeps others waiting until the file is dropped.
+    pub fn lock(&self, name: &str) -> Result<File> {
+        let folder = self.root.join("locks");
+        create_dir(&folder)?;
+        let path = folder.join(format!("{}.lock", name.replace('/', "--")));
+        let failed = || format!("cannot lock {}", path.display());
+        let file = File::create(&path).with_context(failed)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                eprintln!("another process is pulling {name}: waiting for it");
+                file.lock().with_context(failed)?;
+            }
+            Err(TryLockError::Error(error)) => return Err(error).with_context(failed),
+        }
+        Ok(file)
+    }
+
+    /// Gives a finished file its place.
+    pub fn install(&self, finished: &Path, place: &Path) -> Result<()> {
+        if let Some(folder) = place.parent() {
+            create_dir(folder)?;
+        }
+        fs::rename(finished, place)
+            .with_context(|| format!("cannot move {} to {}", finished.display(), place.display()))
+    }
+
+    /// Every model in the store, by name.
+    pub fn list(&self) -> Result<Vec<Stored>> {
+        let models = self.root.join("models");
+        let mut files = Vec::new();
+        collect_gguf(&models, &mut files)?;
+        let mut stored = Vec::new();
+        for (first, files) in group_splits(files) {
+            let relative = first.strip_prefix(&models).unwrap_or(&first);
+            let name = match relative.iter().next().and_then(|folder| folder.to_str()).and_then(fetch::alias) {
+                Some(alias) => alias.name.to_owned(),
+                None => relative.to_string_lossy().into_owned(),
+            };
+            let mut model = Stored { name, files, bytes: 0, pulled: SystemTime::UNIX_EPOCH };
+            for file in &model.files {
+                let metadata = fs::metadata(file).with_context(|| format!("cannot read {}", file.display()))?;
+                model.bytes += metadata.len();
+                model.pulled = model.pulled.max(metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH));
+            }
+            stored.push(model);
+        }
+        stored.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(stored)
+    }
+
+    /// The models that `name` means: one by its full name, or all of `owner/repository`.
+    pub fn find(&self, name: &str) -> Result<Vec<Stored>> {
+        let within = format!("{}/", name.trim_end_matches('/'));
+        let mut found = self.list()?;
+        found.retain(|model| {
+            model.name == name
+                || model.name.starts_with(&within)
+                || model.files.iter().any(|file| file.ends_with(name) && name.contains('/'))
+        });
+        Ok(found)
+    }
+
+    /// Deletes a model's files and the folders that this leaves empty.
+    pub fn remove(&self, model: &Stored) -> Result<()> {
+        let models = self.root.join("models");
+        for file in &model.files {
+            fs::remove_file(file).with_context(|| format!("cannot delete {}", file.display()))?;
+            let above = file.ancestors().skip(1).take_while(|folder| folder.starts_with(&models) && *folder != models);
+            for folder in above {
+                if fs::remove_dir(folder).is_err() {
+                    break; // not empty
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The unfinished downloads and their sizes.
+    pub fn unfinished(&self) -> Result<Vec<(PathBuf, u64)>> {
+        let mut found = Vec::new();
+        for path in read_dir(&self.root.join("partial"))? {
+            let bytes = fs::metadata(&path).map(|metadata| metadata.len()).unwrap_or(0);
+            found.push((path, bytes));
+        }
+        Ok(found)
+    }
+}
+
+/// The GGUF file that `model` means: an alias (pulled when missing), a file, a folder with one model in it, or the name
+/// of a pulled model. For a split model, the first part.
+///
+/// An alias means the alias even where a file of that name exists; `./name` is the file.
+pub fn resolve_model(model: &str) -> Result<PathBuf> {
+    let store = Store::open()?;
+    if let Some(alias) = fetch::alias(model) {
+        return fetch::pull(&store, &Source::Alias(alias));
+    }
+    let path = Path::new(model);
+    if path.is_dir() {
+        return model_in(path);
+    }
+    if path.exists() {
+        return Ok(path.to_owned());
+    }
+    let mut found = store.find(model)?;
+    match found.len() {
+        1 => found.swap_remove(0).files.into_iter().next().context("a model without files"),
+        0 => {
+            let mut hint = format!("known aliases are {}", fetch::alias_names());
+            if matches!(fetch::Source::parse(model), Ok(Source::Hub(_))) {
+                hint = format!("{hint}; `mlxn pull {model}` fetches it from the Hugging Face hub");
+            }
+            bail!("{model}: no such file, and no model of that name has been pulled ({hint})")
+        }
+        _ => bail!("{model} means several models: {}", names(found.iter().map(|model| model.name.as_str()))),
+    }
+}
+
+/// The one model in a folder.
+fn model_in(folder: &Path) -> Result<PathBuf> {
+    let files = read_dir(folder)?.into_iter().filter(|path| is_gguf(path)).collect();
+    let mut models: Vec<PathBuf> = group_splits(files).into_keys().collect();
+    match models.len() {
+        1 => Ok(models.swap_remove(0)),
+        0 => bail!("{}: no GGUF file in this folder", folder.display()),
+        _ => {
+            let listed = models.iter().filter_map(|path| path.file_name()?.to_str());
+            bail!("{}: several models in this folder, name one: {}", folder.display(), names(listed))
+        }
+    }
+}
+
+/// Groups the parts of split files (`…-00001-of-00003.gguf`): first part → all parts that are there, in order.
+pub fn group_splits(files: Vec<PathBuf>) -> BTreeMap<PathBuf, Vec<PathBuf>> {
+    let mut groups: BTreeMap<PathBuf, Vec<PathBuf>> = BTreeMap::new();
+    for file in files {
+        let key = match parse_split_path(&file) {
+            Some((base, _, parts)) => split_path(base, 0, parts),
+            None => file.clone(),
+        };
+        groups.entry(key).or_default().push(file);
+    }
+    groups.values_mut().for_each(|files| files.sort());
+    groups
+}
+
+/// Whether a relative path from elsewhere stays below the folder that it is joined to.
+pub fn stays_below(path: &str) -> bool {
+    !path.is_empty() && Path::new(path).components().all(|part| matches!(part, Component::Normal(_)))
+}
+
+/// `a, b, c`.
+pub fn names<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    names.collect::<Vec<_>>().join(", ")
+}
+
+fn is_gguf(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
+}
+
+fn collect_gguf(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+    for path in read_dir(folder)? {
+        if path.is_dir() {
+            collect_gguf(&path, files)?;
+        } else if is_gguf(&path) {
+            files.push(path);
+        }
+    }
+    Ok(())
+}
+
+/// The paths in a folder; none where there is no such folder.
+fn read_dir(folder: &Path) -> Result<Vec<PathBuf>> {
+    let failed = || format!("cannot list {}", folder.display());
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error).with_context(failed),
+    };
+    entries.map(|entry| Ok(entry.with_context(failed)?.path())).collect()
+}
+
+fn create_dir(folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_grouped_in_order() {
+        let files = ["m/b-00002-of-00002.gguf", "m/a.gguf", "m/b-00001-of-00002.gguf"].map(PathBuf::from).to_vec();
+        let groups = group_splits(files);
+        assert_eq!(groups.len(), 2);
+        let parts = &groups[Path::new("m/b-00001-of-00002.gguf")];
+        assert_eq!(parts, &["m/b-00001-of-00002.gguf", "m/b-00002-of-00002.gguf"].map(PathBuf::from));
+    }
+
+    #[test]
+    fn paths_from_elsewhere_cannot_leave_the_folder() {
+        assert!(stays_below("q4/model.gguf"));
+        for bad in ["../model.gguf", "/etc/passwd", "a/../../b", ""] {
+            assert!(!stays_below(bad), "{bad}");
+        }
+    }
+}
