@@ -6,6 +6,7 @@ mod config;
 mod error;
 mod kv_cache;
 mod model;
+pub mod sampler;
 mod session;
 pub mod tokenizer;
 mod weights;

@@ -1,5 +1,6 @@
 //! Tokenizers over vocabularies small enough to follow by hand.
 
+use mlx_native::io::gguf::{GgufFile, GgufWriter};
 use mlx_native_model::tokenizer::{
     Detokenizer, EncodeOptions, SpecialText, TokenKind, Tokenizer, TokenizerData, TokenizerError,
 };
@@ -146,4 +147,28 @@ fn special_tokens_of_phi_3_swallow_the_space_behind_them() {
     let tokenizer = Tokenizer::new(&data).unwrap();
     let ids = tokenizer.encode("</s> \n a<s> a", EncodeOptions { add_special: false, parse_special: true }).unwrap();
     assert_eq!(ids, [1, 2, 0, 12]);
+}
+
+#[test]
+fn gguf_metadata_describes_a_tokenizer() {
+    let data = bpe_data();
+    let strings = |list: &[Vec<u8>]| list.iter().map(|s| String::from_utf8(s.clone()).unwrap()).collect::<Vec<_>>();
+    let mut writer = GgufWriter::new();
+    writer.metadata("tokenizer.ggml.model", "gpt2").unwrap();
+    writer.metadata("tokenizer.ggml.pre", "gpt-2").unwrap();
+    writer.metadata("tokenizer.ggml.tokens", strings(&data.tokens)).unwrap();
+    writer.metadata("tokenizer.ggml.merges", strings(&data.merges)).unwrap();
+    writer.metadata("tokenizer.ggml.token_type", data.kinds.iter().map(|&k| k as i32).collect::<Vec<_>>()).unwrap();
+    writer.metadata("tokenizer.ggml.bos_token_id", 0u32).unwrap();
+    writer.metadata("tokenizer.ggml.add_bos_token", true).unwrap();
+    let mut bytes = Vec::new();
+    writer.write_to(&mut bytes).unwrap();
+    let tokenizer = Tokenizer::from_gguf(&GgufFile::from_bytes(bytes).unwrap()).unwrap();
+    assert_eq!(tokenizer.encode("abc</s>", PARSED).unwrap(), [0, 11, 1]);
+    assert_eq!(tokenizer.eos(), None);
+
+    let mut bytes = Vec::new();
+    GgufWriter::new().write_to(&mut bytes).unwrap();
+    let error = Tokenizer::from_gguf(&GgufFile::from_bytes(bytes).unwrap()).unwrap_err();
+    assert!(matches!(error, TokenizerError::Missing { key: "tokenizer.ggml.model" }), "{error}");
 }

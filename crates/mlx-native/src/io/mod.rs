@@ -2,5 +2,7 @@
 
 pub mod gguf;
 mod map;
+pub mod mlx_dir;
+pub mod safetensors;
 
 pub use map::FileMap;

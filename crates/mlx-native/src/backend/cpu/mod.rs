@@ -1,6 +1,10 @@
 //! The host's processor: SIMD kernels chosen at run time, and threads.
 
+#[allow(dead_code)] // until the executor calls them
+mod isa;
 mod kernel;
+#[allow(dead_code)] // until the executor calls it
+mod matmul;
 mod pool;
 
 use super::{Backend, Capability, CapabilityQuery, CommandList, Completed, Submission};

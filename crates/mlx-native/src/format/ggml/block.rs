@@ -28,6 +28,18 @@ pub struct BlockFormat {
     pub quantize: Option<QuantizeRow>,
 }
 
+impl BlockFormat {
+    /// The largest magnitude that a block can be made from. Plain types take everything, blocks no value that would make
+    /// their scale infinite.
+    pub fn largest_input(&self) -> f32 {
+        match self.values {
+            1 => f32::INFINITY,
+            _ if self.fields.iter().any(|field| field.scalar == Scalar::F16) => f16::MAX.to_f32(),
+            _ => f32::MAX,
+        }
+    }
+}
+
 /// Decodes whole blocks; the lengths agree.
 pub type DequantizeRow = fn(blocks: &[u8], out: &mut [f32]);
 

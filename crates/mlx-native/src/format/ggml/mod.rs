@@ -122,11 +122,11 @@ pub fn can_quantize(ty: GgmlType) -> bool {
     ty.block_format().quantize.is_some()
 }
 
-/// Encodes a row: `values` into exactly their blocks' bytes. Values for which a block's f16 scale is too small become infinite.
+/// Encodes a row: `values` into exactly their blocks' bytes.
 ///
 /// # Errors
 /// InvalidArgument when the library cannot write the type ([`can_quantize`]), `values` is not whole blocks, `out` has another
-/// size, or a value is not finite and the type is none of the plain ones.
+/// size, or the type is none of the plain ones and a value is NaN or too large for the block's scale.
 pub fn quantize_row(ty: GgmlType, values: &[f32], out: &mut [u8]) -> Result<()> {
     quantize_row_weighted(ty, values, None, out)
 }
@@ -144,11 +144,9 @@ pub fn quantize_row_weighted(ty: GgmlType, values: &[f32], importance: Option<&[
     if let Some(importance) = importance {
         check_len(&ty, "importances", importance.len(), values.len())?;
     }
-    // The plain types can say infinity and NaN; a block would lose its other values to them.
-    if ty.block_values() > 1
-        && let Some(i) = values.iter().position(|value| !value.is_finite())
-    {
-        return Err(MlxError::InvalidArgument(format!("{ty} row: value {i} is {}", values[i])));
+    let limit = ty.block_format().largest_input();
+    if let Some(i) = values.iter().position(|value| value.is_nan() && limit < f32::INFINITY || value.abs() > limit) {
+        return Err(MlxError::InvalidArgument(format!("{ty} row: value {i} is {}, outside ±{limit}", values[i])));
     }
     quantize(values, importance, out);
     Ok(())

@@ -3,7 +3,7 @@
 use half::f16;
 
 use super::block::{Block, Quantize, block};
-use super::search::{Affine, Integers, Weighted, fit_affine, fit_scale, inverse};
+use super::search::{Affine, Integers, Minimum, Weighted, fit_affine, fit_scale, inverse};
 
 block! {
     /// 32 values `d · (q − 8)`.
@@ -82,7 +82,7 @@ pub(super) fn extreme(values: &[f32; 32]) -> f32 {
 /// Scale and minimum of Q4_1 and Q5_1.
 pub(super) fn spread(values: &[f32; 32], importance: Option<&[f32; 32]>, highest: f32) -> Affine {
     if importance.is_some() {
-        return fit_affine(Weighted::new(values, importance), highest, f32::NEG_INFINITY);
+        return fit_affine(Weighted::new(values, importance), highest, Minimum::Free);
     }
     let (min, max) = values.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(min, max), &x| (min.min(x), max.max(x)));
     Affine { scale: (max - min) / highest, min: -min }

@@ -5,7 +5,8 @@
 //! around the one that maps the largest value to the grid's edge, solve each for its least squares, and keep the best.
 //! Formats that quantize their scales a second time then choose the stored integers by the error that results from them.
 //!
-//! Errors are weighted sums of squares in f64, so that no finite input overflows.
+//! Sums run in eight f32 lanes, which the compiler makes vectors of. Squares do not overflow, since callers bound the values
+//! by what an f16 scale can reach.
 
 use half::f16;
 
@@ -48,7 +49,7 @@ impl Codebook<'_> {
     /// The index of the value nearest to `v`.
     pub fn index(&self, v: f32) -> usize {
         // The number of midpoints between neighbours that lie below v.
-        self.0.windows(2).filter(|pair| 2.0 * v > (pair[0] as i32 + pair[1] as i32) as f32).count()
+        self.0.windows(2).map(|pair| (2.0 * v > (pair[0] as i32 + pair[1] as i32) as f32) as usize).sum()
     }
 }
 
@@ -94,12 +95,9 @@ impl<'a> Weighted<'a> {
 
     /// Values that do not matter at all still get the scale that suits them, at no cost to others.
     fn or_negligible(self) -> Self {
-        const NEGLIGIBLE: [f32; 256] = [1e-20; 256];
+        // A power of two, so that the search goes as with equal weights.
+        const NEGLIGIBLE: [f32; 256] = [1.0 / 4_294_967_296.0; 256];
         if self.w.iter().all(|&w| w == 0.0) { Weighted { w: &NEGLIGIBLE[..self.x.len()], ..self } } else { self }
-    }
-
-    fn iter(self) -> impl Iterator<Item = (f32, f64)> + 'a {
-        self.x.iter().zip(self.w).map(|(&x, &w)| (x, w as f64))
     }
 
     /// The `j`-th of `count` equal parts.
@@ -108,17 +106,38 @@ impl<'a> Weighted<'a> {
         Weighted { x: &self.x[j * len..][..len], w: &self.w[j * len..][..len] }.or_negligible()
     }
 
+    /// Sums over all values of the terms for (x, w). Blocks and their parts are multiples of eight values.
+    fn sums<const TERMS: usize>(self, terms: impl Fn(f32, f32) -> [f32; TERMS]) -> [f64; TERMS] {
+        let mut lanes = [[0.0; 8]; TERMS];
+        for (x, w) in self.x.as_chunks::<8>().0.iter().zip(self.w.as_chunks::<8>().0) {
+            for lane in 0..8 {
+                let term = terms(x[lane], w[lane]);
+                for (lanes, term) in lanes.iter_mut().zip(term) {
+                    lanes[lane] += term;
+                }
+            }
+        }
+        lanes.map(|lanes| lanes.into_iter().sum::<f32>() as f64)
+    }
+
     /// Σ w (x − scale · q)² with the nearest q.
     fn scale_error(self, scale: f32, grid: &impl Grid) -> f64 {
         let inverse = inverse(scale);
-        self.iter().map(|(x, w)| w * ((x - scale * grid.nearest(x * inverse)) as f64).powi(2)).sum()
+        let [error] = self.sums(|x, w| {
+            let error = x - scale * grid.nearest(x * inverse);
+            [w * error * error]
+        });
+        error
     }
 
     /// Σ w (x − (scale · q − min))² with the nearest q in 0 ..= `highest`.
     fn affine_error(self, scale: f32, min: f32, highest: f32) -> f64 {
         let inverse = inverse(scale);
-        let q = |x: f32| round_within((x + min) * inverse, 0.0, highest);
-        self.iter().map(|(x, w)| w * ((x - (scale * q(x) - min)) as f64).powi(2)).sum()
+        let [error] = self.sums(|x, w| {
+            let error = x - (scale * round_within((x + min) * inverse, 0.0, highest) - min);
+            [w * error * error]
+        });
+        error
     }
 }
 
@@ -131,10 +150,11 @@ struct Moments {
 
 impl Moments {
     fn of(data: Weighted<'_>, grid: &impl Grid, inverse: f32) -> Self {
-        data.iter().fold(Moments::default(), |sums, (x, w)| {
-            let q = grid.nearest(x * inverse) as f64;
-            Moments { xq: sums.xq + w * x as f64 * q, qq: sums.qq + w * q * q }
-        })
+        let [xq, qq] = data.sums(|x, w| {
+            let q = grid.nearest(x * inverse);
+            [w * x * q, w * q * q]
+        });
+        Moments { xq, qq }
     }
 
     fn scale(self) -> f64 {
@@ -185,60 +205,56 @@ pub(super) struct Affine {
     pub min: f32,
 }
 
-/// The scale and minimum that minimize Σ w (x − (scale · q − min))² for q in 0 ..= `highest`; `min` is at least `lowest_min`.
-pub(super) fn fit_affine(data: Weighted<'_>, highest: f32, lowest_min: f32) -> Affine {
-    let least = data.x.iter().fold(-lowest_min, |least: f32, &x| least.min(x));
-    let greatest = data.x.iter().fold(least, |greatest: f32, &x| greatest.max(x));
-    let mut best = Affine { scale: (greatest - least) / highest, min: -least };
-    if greatest == least {
-        return best;
-    }
-    let mut best_error = data.affine_error(best.scale, best.min, highest);
-    let mut try_from = |start: Affine| {
-        let solved = solve_affine(data, start, highest, lowest_min);
-        let error = data.affine_error(solved.scale, solved.min, highest);
-        let better = error < best_error;
-        if better {
-            (best, best_error) = (solved, error);
-        }
-        better.then_some(solved)
-    };
-    for step in -STEPS..=2 * STEPS {
-        let scale = (greatest - least) / (highest + STEP * step as f32);
-        let mut start = Affine { scale, min: -least };
-        for _ in 0..3 {
-            match try_from(start) {
-                Some(solved) => start = solved,
-                None => break,
-            }
-        }
-    }
-    best
+/// Whether an affine minimum may be negative, which puts all values above zero.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Minimum {
+    /// Any offset.
+    Free,
+    /// Stored without a sign.
+    NotNegative,
 }
 
-/// The least-squares scale and minimum for the q that are nearest under `start`.
-fn solve_affine(data: Weighted<'_>, start: Affine, highest: f32, lowest_min: f32) -> Affine {
+/// The scale and minimum that minimize Σ w (x − (scale · q − min))² for q in 0 ..= `highest`.
+pub(super) fn fit_affine(data: Weighted<'_>, highest: f32, minimum: Minimum) -> Affine {
+    let ceiling = if minimum == Minimum::Free { f32::INFINITY } else { 0.0 };
+    let least = data.x.iter().fold(ceiling, |least: f32, &x| least.min(x));
+    let greatest = data.x.iter().fold(least, |greatest: f32, &x| greatest.max(x));
+    let mut best = (f64::NEG_INFINITY, Affine { scale: 0.0, min: -least });
+    if greatest == least {
+        return best.1;
+    }
+    for step in -STEPS..=2 * STEPS {
+        let scale = (greatest - least) / (highest + STEP * step as f32);
+        let solved = solve_affine(data, Affine { scale, min: -least }, highest, minimum);
+        if solved.0 > best.0 {
+            best = solved;
+        }
+    }
+    for _ in 0..3 {
+        let solved = solve_affine(data, best.1, highest, minimum);
+        if solved.0 <= best.0 {
+            break;
+        }
+        best = solved;
+    }
+    best.1
+}
+
+/// The least-squares scale and minimum for the q that are nearest under `start`, and by how much they lower Σ w x².
+fn solve_affine(data: Weighted<'_>, start: Affine, highest: f32, minimum: Minimum) -> (f64, Affine) {
     let inverse = inverse(start.scale);
-    let (mut sw, mut sq, mut sqq, mut sx, mut sxq) = (0.0, 0.0, 0.0, 0.0, 0.0);
-    for (x, w) in data.iter() {
-        let (x, q) = (x as f64, round_within((x + start.min) * inverse, 0.0, highest) as f64);
-        sw += w;
-        sq += w * q;
-        sqq += w * q * q;
-        sx += w * x;
-        sxq += w * x * q;
-    }
+    let [sw, sq, sqq, sx, sxq] = data.sums(|x, w| {
+        let q = round_within((x + start.min) * inverse, 0.0, highest);
+        [w, w * q, w * q * q, w * x, w * x * q]
+    });
     let determinant = sw * sqq - sq * sq;
-    if determinant <= 0.0 {
-        return start;
+    let (mut scale, mut offset) = ((sw * sxq - sx * sq) / determinant, (sqq * sx - sq * sxq) / determinant);
+    // Below this the q are equal but for rounding, and say nothing about an offset.
+    let only_scale = determinant < 1e-6 * sw * sqq || minimum == Minimum::NotNegative && offset > 0.0;
+    if only_scale {
+        (scale, offset) = (if sqq > 0.0 { sxq / sqq } else { 0.0 }, 0.0);
     }
-    let min = (sq * sxq - sqq * sx) / determinant;
-    if min >= lowest_min as f64 {
-        return Affine { scale: ((sw * sxq - sx * sq) / determinant) as f32, min: min as f32 };
-    }
-    // On the bound only the scale is free.
-    let min = lowest_min as f64;
-    Affine { scale: ((sxq + min * sq) / sqq) as f32, min: lowest_min }
+    (scale * sxq + offset * sx, Affine { scale: scale as f32, min: -offset as f32 })
 }
 
 /// Integer scales of equal parts of a block, and the scale of those: value = `d · scales[j] · q`.
@@ -269,7 +285,15 @@ pub(super) fn fit_sub_scales<const PARTS: usize>(
         });
         (total, SubScales { d, scales })
     };
-    let mut best = choose(f16::from_f32(widest / lowest as f32));
+    let d = f16::from_f32(widest / lowest as f32);
+    let mut best = choose(d);
+    // A coarse subnormal may lie so far below the ideal that the integers cannot make up for it; the next one does not.
+    if !d.is_normal() {
+        let next = choose(f16::from_bits(d.to_bits() + 1));
+        if next.0 < best.0 {
+            best = next;
+        }
+    }
     for _ in 0..2 {
         let SubScales { d, scales } = best.1;
         let mut sums = Moments::default();
@@ -298,7 +322,8 @@ pub(super) struct SubAffine<const PARTS: usize> {
 
 /// The two levels of scales and minimums that minimize the error for q in 0 ..= `highest`, with integers in 0 ..= `largest`.
 pub(super) fn fit_sub_affine<const PARTS: usize>(data: Weighted<'_>, highest: f32, largest: u8) -> SubAffine<PARTS> {
-    let ideal: [Affine; PARTS] = std::array::from_fn(|j| fit_affine(data.part(j, PARTS), highest, 0.0));
+    let ideal: [Affine; PARTS] =
+        std::array::from_fn(|j| fit_affine(data.part(j, PARTS), highest, Minimum::NotNegative));
     let widest = ideal.into_iter().fold(Affine::default(), |widest, part| Affine {
         scale: widest.scale.max(part.scale),
         min: widest.min.max(part.min),
@@ -309,14 +334,13 @@ pub(super) fn fit_sub_affine<const PARTS: usize>(data: Weighted<'_>, highest: f3
             let part = data.part(j, PARTS);
             let around = |ideal: f32, unit: f32| {
                 let middle = round_within(ideal * inverse(unit), 0.0, largest as f32) as u8;
-                middle.saturating_sub(1)..=(middle + 1).min(largest)
+                (middle, middle.saturating_sub(1)..=(middle + 1).min(largest))
             };
-            let candidates = around(ideal[j].scale, unit)
-                .flat_map(|scale| around(ideal[j].min, min_unit).map(move |min| (scale, min)))
-                .map(|(scale, min)| {
-                    (part.affine_error(unit * scale as f32, min_unit * min as f32, highest), (scale, min))
-                });
-            let (error, pair) = least(candidates, (0, 0));
+            let error = |scale: u8, min: u8| part.affine_error(unit * scale as f32, min_unit * min as f32, highest);
+            let (scale, scales) = around(ideal[j].scale, unit);
+            let (min, mins) = around(ideal[j].min, min_unit);
+            let (_, scale) = least(scales.map(|scale| (error(scale, min), scale)), scale);
+            let (error, pair) = least(mins.map(|min| (error(scale, min), (scale, min))), (scale, min));
             total += error;
             pair
         });
@@ -337,20 +361,21 @@ pub(super) fn fit_sub_affine<const PARTS: usize>(data: Weighted<'_>, highest: f3
 
 /// The least-squares `d` and `dmin` for the integers of `fit`, all parts together.
 fn solve_units<const PARTS: usize>(data: Weighted<'_>, fit: &SubAffine<PARTS>, highest: f32) -> (f64, f64) {
-    // x ≈ d · u − dmin · v with u = scale · q and v = min.
+    // x ≈ d · u · q − dmin · v, u and v the integers of the part.
     let (mut suu, mut suv, mut svv, mut sxu, mut sxv) = (0.0, 0.0, 0.0, 0.0, 0.0);
     for j in 0..PARTS {
         let (scale, min) = (fit.d.to_f32() * fit.scales[j] as f32, fit.dmin.to_f32() * fit.mins[j] as f32);
         let (inverse, v) = (inverse(scale), fit.mins[j] as f64);
-        for (x, w) in data.part(j, PARTS).iter() {
-            let u = fit.scales[j] as f64 * round_within((x + min) * inverse, 0.0, highest) as f64;
-            let x = x as f64;
-            suu += w * u * u;
-            suv += w * u * v;
-            svv += w * v * v;
-            sxu += w * x * u;
-            sxv += w * x * v;
-        }
+        let [w, wq, wqq, wx, wxq] = data.part(j, PARTS).sums(|x, w| {
+            let q = round_within((x + min) * inverse, 0.0, highest);
+            [w, w * q, w * q * q, w * x, w * x * q]
+        });
+        let u = fit.scales[j] as f64;
+        suu += u * u * wqq;
+        suv += u * v * wq;
+        svv += v * v * w;
+        sxu += u * wxq;
+        sxv += v * wx;
     }
     let determinant = suu * svv - suv * suv;
     if determinant > 0.0 {

@@ -1,0 +1,185 @@
+//! The f32 kernels: for weights that are not small integers times a scale, and as the general path of every other format.
+//!
+//! Four weight rows at a time are widened to f32, [`K_BLOCK`] values each, and dotted with each row of x along k. The order of additions is
+//! the same for every m.
+
+use super::prepare::{FLOAT_PAD, Layout};
+use super::simd::{MAX_LANES, Simd};
+use super::source::Choice;
+use super::{Config, Job, Weight};
+use crate::backend::cpu::isa::Isa;
+use crate::format::dequantize_row;
+use half::{bf16, f16};
+
+/// Values of k that are widened at once: whole blocks of every format.
+const K_BLOCK: usize = 1024;
+/// Weight rows that share a load of x.
+const ROWS: usize = 4;
+/// Rows of x that share a load of weights.
+const COLUMNS: usize = 4;
+/// Most rows of x whose sums are kept at once.
+const MAX_COLUMNS: usize = 256;
+
+/// Bytes of scratch memory for m rows: widened weights, and partial sums.
+pub(super) fn scratch_bytes(m: usize) -> usize {
+    let sums = m.min(MAX_COLUMNS) * ROWS * 4 * MAX_LANES;
+    (ROWS * K_BLOCK + sums) * size_of::<f32>() + 64
+}
+
+/// The f32 kernel of an instruction set.
+pub(super) fn choose(config: Config, k: usize) -> Choice {
+    let layout = Layout::floats(k);
+    match config.isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => Choice { kernel: avx512, layout, name: "avx512 f32" },
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => Choice { kernel: avx2, layout, name: "avx2 f32" },
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => Choice { kernel: neon, layout, name: "neon f32" },
+        Isa::Portable => Choice { kernel: portable, layout, name: "portable f32" },
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vnni,avx2,fma,f16c")]
+unsafe fn avx512(job: &Job) {
+    // SAFETY: the caller's promise is the same.
+    unsafe { run::<super::simd::avx512::Avx512>(job) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn avx2(job: &Job) {
+    // SAFETY: the caller's promise is the same.
+    unsafe { run::<super::simd::avx2::Avx2>(job) }
+}
+
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon,dotprod")]
+unsafe fn neon(job: &Job) {
+    // SAFETY: the caller's promise is the same.
+    unsafe { run::<super::simd::neon::Neon>(job) }
+}
+
+unsafe fn portable(job: &Job) {
+    // SAFETY: the caller's promise is the same.
+    unsafe { run::<super::simd::portable::Portable>(job) }
+}
+
+/// Values `first..first + out.len()` of row `row` as f32. `first` is a multiple of [`K_BLOCK`].
+fn widen(weight: &Weight, k: usize, row: usize, first: usize, out: &mut [f32]) {
+    let done = match *weight {
+        Weight::Ggml { ty, blocks } => {
+            let (values, bytes) = (ty.block_values() as usize, ty.block_bytes() as usize);
+            let at = (row * (k / values) + first / values) * bytes;
+            dequantize_row(ty, &blocks[at..at + out.len() / values * bytes], out)
+        }
+        Weight::Affine { format, packed, scales, biases } => {
+            let pitch = format.row_bytes(k).unwrap_or(0);
+            let row_bytes = &packed[row * pitch..(row + 1) * pitch];
+            let group_size = format.group_size as usize;
+            let groups = k.div_ceil(group_size);
+            for (l, out) in (first..).zip(out.iter_mut()) {
+                let group = row * groups + l / group_size;
+                let scale = element(format.scale_dtype, scales, group);
+                let bias = element(format.scale_dtype, biases, group);
+                let code = crate::format::affine::value_at(format.bits, row_bytes, l).unwrap_or(0);
+                *out = scale * code as f32 + bias;
+            }
+            Ok(())
+        }
+        Weight::Fp { mode, packed, scales } => {
+            let pitch = mode.row_bytes(k).unwrap_or(0);
+            let groups = mode.groups(k);
+            let bits = mode.bits() as usize;
+            let size = mode.group_size() as usize;
+            let packed =
+                &packed[row * pitch..][first * bits / 8..(first + out.len()).next_multiple_of(32 / bits) * bits / 8];
+            let scales = &scales[row * groups..][first / size..(first + out.len()).div_ceil(size)];
+            mode.dequantize_row(packed, scales, out)
+        }
+    };
+    debug_assert!(done.is_ok(), "{done:?}");
+}
+
+/// Element `i` of scales or biases.
+pub(super) fn element(dtype: crate::DType, bytes: &[u8], i: usize) -> f32 {
+    let two = || u16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]]);
+    match dtype {
+        crate::DType::F16 => f16::from_bits(two()).to_f32(),
+        crate::DType::BF16 => bf16::from_bits(two()).to_f32(),
+        _ => f32::from_le_bytes([bytes[4 * i], bytes[4 * i + 1], bytes[4 * i + 2], bytes[4 * i + 3]]),
+    }
+}
+
+/// A whole job.
+#[inline(always)]
+unsafe fn run<S: Simd>(job: &Job) {
+    let Layout::Floats { row: stride, .. } = job.layout else { return };
+    let width = 4 * S::LANES;
+    // SAFETY: rows of x are padded to FLOAT_PAD ≥ `width` elements, scratch memory has the sizes that `scratch_bytes` counts.
+    unsafe {
+        let scratch = job.scratch.add(job.scratch.align_offset(64)).cast::<f32>();
+        let sums = scratch.add(ROWS * K_BLOCK);
+        for first in job.n.clone().step_by(ROWS) {
+            let rows: [usize; ROWS] = std::array::from_fn(|r| (first + r).min(job.n.end - 1));
+            for c0 in (0..job.rows.len()).step_by(MAX_COLUMNS) {
+                let columns = (job.rows.len() - c0).min(MAX_COLUMNS);
+                for place in 0..columns * ROWS {
+                    S::store_floats(sums.add(place * width), S::splat(0.0));
+                }
+                for k0 in (0..job.k).step_by(K_BLOCK) {
+                    let len = (job.k - k0).min(K_BLOCK);
+                    for (r, &row) in rows.iter().enumerate() {
+                        let panel = std::slice::from_raw_parts_mut(scratch.add(r * K_BLOCK), K_BLOCK);
+                        widen(job.weight, job.k, row, k0, &mut panel[..len]);
+                        panel[len..len.next_multiple_of(FLOAT_PAD)].fill(0.0);
+                    }
+                    for c1 in (0..columns).step_by(COLUMNS) {
+                        let x = |c: usize| {
+                            let (row, _) = job.rows.get(c0 + c1 + c);
+                            job.prepared.cast::<f32>().add(row * stride + k0)
+                        };
+                        let sums = sums.add(c1 * ROWS * width);
+                        match columns - c1 {
+                            1 => dots::<S, 1>(len, scratch, [x(0)], sums),
+                            2 => dots::<S, 2>(len, scratch, [x(0), x(1)], sums),
+                            3 => dots::<S, 3>(len, scratch, [x(0), x(1), x(2)], sums),
+                            _ => dots::<S, COLUMNS>(len, scratch, [x(0), x(1), x(2), x(3)], sums),
+                        }
+                    }
+                }
+                for c in 0..columns {
+                    let (_, y_row) = job.rows.get(c0 + c);
+                    for r in 0..ROWS.min(job.n.end - first) {
+                        let value = S::sum(S::load_floats(sums.add((c * ROWS + r) * width)));
+                        *job.y.data.add(y_row * job.y.stride + first + r) = value;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Adds the products of four widened rows and C rows of x over `len` values to `sums[c][r]`.
+#[inline(always)]
+unsafe fn dots<S: Simd, const C: usize>(len: usize, panel: *const f32, x: [*const f32; C], sums: *mut f32) {
+    let width = 4 * S::LANES;
+    // SAFETY: the panel and x are readable up to `len` rounded up to FLOAT_PAD.
+    unsafe {
+        let mut sum: [[S::Floats; ROWS]; C] =
+            std::array::from_fn(|c| std::array::from_fn(|r| S::load_floats(sums.add((c * ROWS + r) * width))));
+        for l in (0..len).step_by(width) {
+            let w: [S::Floats; ROWS] = std::array::from_fn(|r| S::load_floats(panel.add(r * K_BLOCK + l)));
+            for c in 0..C {
+                let x = S::load_floats(x[c].add(l));
+                for r in 0..ROWS {
+                    sum[c][r] = S::mul_add(w[r], x, sum[c][r]);
+                }
+            }
+        }
+        for (place, sum) in sum.into_iter().flatten().enumerate() {
+            S::store_floats(sums.add(place * width), sum);
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! y[i][j] = Σ_l w[j][l] · x[i][l] for every weight format, straight from the stored bytes.
+//!
+//! Two phases, so that an executor can put a barrier between them: [`Plan::prepare`] brings x into the form that the kernel reads, and
+//! [`Plan::run`] computes some output features of all rows. Both may be split over threads in any uneven way; no split, and no
+//! timing, changes a bit of the result.
+//!
+//! Weights that are small integers times a scale for each 16 or 32 values go through integer kernels ([`tiles`]): x becomes
+//! 8-bit integers with a scale for each 32 values. For [`Precision::Exact`] each row of x becomes three such
+//! *columns*, the second and third holding what the one before has left over, which keeps 23 bits. All other weights go
+//! through f32 ([`floats`]).
+//!
+//! A sum over 16 or 32 values is exact in i32, and the f32 operations on these sums are the same ones in the same order for every m, so a
+//! row's bits depend on that row alone: batch invariance costs nothing here.
+
+mod floats;
+mod prepare;
+mod simd;
+mod source;
+#[cfg(test)]
+mod tests;
+mod tiles;
+
+use std::ops::Range;
+
+use crate::DType;
+use crate::backend::cpu::isa::Isa;
+use crate::format::{AffineFormat, FpMode, GgmlType, WeightFormat};
+
+/// How the activations of a product are represented.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Precision {
+    /// As exact as f32: NMSE ≤ 1e-10.
+    Exact,
+    /// 8-bit integers with a scale for each 32 values: NMSE ≤ 1e-4.
+    Q8,
+}
+
+/// One weight matrix `[n, k]` in memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Weight<'a> {
+    /// Blocks of a GGUF file, plain F32, F16 and BF16 included.
+    Ggml {
+        /// The format.
+        ty: GgmlType,
+        /// n rows.
+        blocks: &'a [u8],
+    },
+    /// MLX affine groups.
+    Affine {
+        /// Width, group size and dtype of the scales.
+        format: AffineFormat,
+        /// n packed rows.
+        packed: &'a [u8],
+        /// `[n, ⌈k/group_size⌉]`.
+        scales: &'a [u8],
+        /// `[n, ⌈k/group_size⌉]`.
+        biases: &'a [u8],
+    },
+    /// MLX floating-point groups.
+    Fp {
+        /// Which ones.
+        mode: FpMode,
+        /// n packed rows.
+        packed: &'a [u8],
+        /// `[n, ⌈k/group_size⌉]` bytes.
+        scales: &'a [u8],
+    },
+}
+
+/// What decides about kernels besides the format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Config {
+    /// The instruction set; must be available on this machine.
+    pub isa: Isa,
+    /// Precision of the activations.
+    pub activations: Precision,
+    /// A row's result may not depend on m or on the other rows.
+    pub batch_invariant: bool,
+}
+
+/// Rows of x in memory: element f of head h of row i at `data + (i·row_stride + h·head_stride + f)` elements, where
+/// element l of the row is `h = l / head_dim, f = l % head_dim`. A plain matrix has `head_dim = k`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct XRows {
+    /// The first element.
+    pub data: *const u8,
+    /// F32, F16 or BF16.
+    pub dtype: DType,
+    /// Elements from one row to the next.
+    pub row_stride: usize,
+    /// Contiguous elements.
+    pub head_dim: usize,
+    /// Elements from one head to the next.
+    pub head_stride: usize,
+}
+
+/// Rows of y: element j of row i at `data + i·stride + j`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct YRows {
+    /// The first element.
+    pub data: *mut f32,
+    /// Elements from one row to the next.
+    pub stride: usize,
+}
+
+/// Which prepared rows a run multiplies, and where their results go.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum RowMap<'a> {
+    /// Prepared row i to row i of y, for i < m.
+    All(usize),
+    /// (prepared row, row of y): what expert routing gathers.
+    Pairs(&'a [(u32, u32)]),
+}
+
+impl RowMap<'_> {
+    /// How many rows.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            RowMap::All(m) => *m,
+            RowMap::Pairs(pairs) => pairs.len(),
+        }
+    }
+
+    /// The i-th (prepared row, row of y).
+    #[inline(always)]
+    fn get(&self, i: usize) -> (usize, usize) {
+        match self {
+            RowMap::All(_) => (i, i),
+            RowMap::Pairs(pairs) => (pairs[i].0 as usize, pairs[i].1 as usize),
+        }
+    }
+}
+
+/// What prepared x depends on besides x itself: equal keys and equal k mean that one preparation serves both products.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct XKey {
+    layout: prepare::Layout,
+}
+
+/// One share of phase 2: what a kernel gets.
+struct Job<'a> {
+    weight: &'a Weight<'a>,
+    k: usize,
+    layout: prepare::Layout,
+    prepared: *const u8,
+    rows: RowMap<'a>,
+    y: YRows,
+    n: Range<usize>,
+    scratch: *mut u8,
+}
+
+/// A kernel: computes a [`Job`]. Unsafe for the reasons of [`Plan::run`], and because it needs its instruction set.
+type Kernel = unsafe fn(&Job);
+
+/// The kernel of one product `[m, k] · [n, k]ᵀ`, chosen without touching data.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Plan {
+    m: usize,
+    n: usize,
+    k: usize,
+    isa: Isa,
+    layout: prepare::Layout,
+    kernel: Kernel,
+    name: &'static str,
+}
+
+impl Plan {
+    /// Chooses the kernel for a legal product: `k` is whole blocks of `format`, which has a matmul, and `config.isa` is available.
+    pub(crate) fn new(config: Config, format: WeightFormat, m: usize, n: usize, k: usize) -> Plan {
+        let choice = source::choose(config, format, k);
+        let layout = choice.layout;
+        Plan { m, n, k, isa: config.isa, layout, kernel: choice.kernel, name: choice.name }
+    }
+
+    /// Bytes of prepared x for all m rows; 64-byte alignment is best.
+    pub(crate) fn x_bytes(&self) -> usize {
+        self.m * self.layout.row_bytes()
+    }
+
+    /// Bytes of each thread's scratch memory for runs of at most m rows.
+    pub(crate) fn thread_bytes(&self) -> usize {
+        tiles::SCRATCH_BYTES.max(floats::scratch_bytes(self.m))
+    }
+
+    /// The kernel's name, for the capability query: instruction set, then family.
+    pub(crate) fn kernel(&self) -> &'static str {
+        self.name
+    }
+
+    /// Two plans with equal keys read the same prepared x.
+    pub(crate) fn x_key(&self) -> XKey {
+        XKey { layout: self.layout }
+    }
+
+    /// How many output features one run should take when runs are handed out to `threads` threads on demand.
+    ///
+    /// One row streams weights, which goes fastest in one long band a thread; many rows want bands whose intermediate sums fit the cache.
+    pub(crate) fn chunk(&self, threads: usize) -> usize {
+        let even = self.n.div_ceil(threads.max(1));
+        let chunk = if self.m * self.layout.planes() <= 1 { even } else { even.div_ceil(4).min(tiles::ROWS) };
+        chunk.next_multiple_of(8)
+    }
+
+    /// Phase 1: part `part` of `parts` of bringing x into the form that [`run`](Plan::run) reads.
+    ///
+    /// # Safety
+    /// `x` is readable for m rows of k elements, `prepared` writable for [`x_bytes`](Plan::x_bytes); no other part of the
+    /// same number runs at the same time, and `part < parts`.
+    pub(crate) unsafe fn prepare(&self, x: XRows, prepared: *mut u8, part: usize, parts: usize) {
+        // SAFETY: the caller's promise is the same.
+        unsafe { prepare::prepare(self.isa, self.layout, x, self.m, prepared, part, parts) }
+    }
+
+    /// Phase 2: output features `n` of `rows`, after all parts of phase 1 are done.
+    ///
+    /// # Safety
+    /// `weight` has the plan's format and shape, `prepared` was written by the parts of a plan with an equal
+    /// [`x_key`](Plan::x_key) and k, `rows` names prepared rows and rows of `y` that exist (at most m of them), `y` is writable at these rows for
+    /// `n.end` features and no other run writes the same place, `n.end ≤` the plan's n, `scratch` is writable for
+    /// [`thread_bytes`](Plan::thread_bytes) and used by no one else.
+    pub(crate) unsafe fn run(
+        &self,
+        weight: &Weight,
+        prepared: *const u8,
+        rows: RowMap,
+        y: YRows,
+        n: Range<usize>,
+        scratch: *mut u8,
+    ) {
+        debug_assert!(n.end <= self.n);
+        if n.is_empty() || rows.len() == 0 {
+            return;
+        }
+        let job = Job { weight, k: self.k, layout: self.layout, prepared, rows, y, n, scratch };
+        // SAFETY: the kernel belongs to an instruction set that the plan's maker found available; the rest is the caller's promise.
+        unsafe { (self.kernel)(&job) }
+    }
+}

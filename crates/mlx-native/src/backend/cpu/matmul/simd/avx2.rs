@@ -1,0 +1,207 @@
+//! AVX2 with FMA and F16C: two lanes. Codes up to 127 go through `vpmaddubsw` as they are (127·127·2 fits 16 bits), wide codes with the
+//! activation's sign moved onto it.
+#![allow(unsafe_op_in_unsafe_fn)] // The contract of all of them stands at `simd`.
+
+use std::arch::x86_64::*;
+
+use super::{MAX_LANES, Simd};
+
+/// See the module's comment.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx2;
+
+#[inline(always)]
+unsafe fn low(p: *const u8) -> __m128i {
+    _mm_loadu_si128(p.cast())
+}
+
+/// Low two bytes of four rows to bytes [lane][row].
+#[inline(always)]
+unsafe fn byte_rows(rows: [u32; 4]) -> __m128i {
+    let v = _mm_set_epi32(rows[3] as i32, rows[2] as i32, rows[1] as i32, rows[0] as i32);
+    _mm_shuffle_epi8(v, _mm_set_epi8(-1, -1, -1, -1, -1, -1, -1, -1, 13, 9, 5, 1, 12, 8, 4, 0))
+}
+
+impl Simd for Avx2 {
+    const LANES: usize = 2;
+    const WIDE_OFFSET: u8 = 0;
+    type Bytes = __m256i;
+    type Ints = __m256i;
+    type Floats = __m256;
+
+    #[inline(always)]
+    unsafe fn load(p: *const u8) -> __m256i {
+        _mm256_loadu_si256(p.cast())
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut u8, v: __m256i) {
+        _mm256_storeu_si256(p.cast(), v)
+    }
+    #[inline(always)]
+    unsafe fn gather(p: [*const u8; MAX_LANES]) -> __m256i {
+        _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(low(p[0])), low(p[1]))
+    }
+    #[inline(always)]
+    unsafe fn strided<const STRIDE: usize>(p: *const u8) -> __m256i {
+        if STRIDE == 16 { Self::load(p) } else { Self::gather([p, p.add(STRIDE), p, p]) }
+    }
+    #[inline(always)]
+    unsafe fn repeat(p: *const u8) -> __m256i {
+        _mm256_broadcastsi128_si256(low(p))
+    }
+    #[inline(always)]
+    unsafe fn and(v: __m256i, mask: u8) -> __m256i {
+        _mm256_and_si256(v, _mm256_set1_epi8(mask as i8))
+    }
+    #[inline(always)]
+    unsafe fn or(v: __m256i, w: __m256i) -> __m256i {
+        _mm256_or_si256(v, w)
+    }
+    #[inline(always)]
+    unsafe fn xor(v: __m256i, mask: u8) -> __m256i {
+        _mm256_xor_si256(v, _mm256_set1_epi8(mask as i8))
+    }
+    #[inline(always)]
+    unsafe fn shr(v: __m256i, count: [u32; MAX_LANES]) -> __m256i {
+        let (a, b) = (count[0] as i64, count[1] as i64);
+        _mm256_srlv_epi64(v, _mm256_set_epi64x(b, b, a, a))
+    }
+    #[inline(always)]
+    unsafe fn shl4(v: __m256i) -> __m256i {
+        _mm256_slli_epi16::<4>(v)
+    }
+    #[inline(always)]
+    unsafe fn lookup(v: __m256i, table: &[u8; 16]) -> __m256i {
+        _mm256_shuffle_epi8(Self::repeat(table.as_ptr()), v)
+    }
+    #[inline(always)]
+    unsafe fn pick(v: __m256i, mask: [u8; MAX_LANES], value: u8) -> __m256i {
+        let [a, b, ..] = mask.map(|m| (m as u64 * 0x0101_0101_0101_0101) as i64);
+        let clear = _mm256_cmpeq_epi8(_mm256_and_si256(v, _mm256_set_epi64x(b, b, a, a)), _mm256_setzero_si256());
+        _mm256_andnot_si256(clear, _mm256_set1_epi8(value as i8))
+    }
+    #[inline(always)]
+    unsafe fn spread(bits: [u16; MAX_LANES], value: u8) -> __m256i {
+        // Bytes 0..8 of a lane repeat the low byte of its bits, bytes 8..16 the high byte.
+        let words = |i: usize| {
+            let byte = |b: u16| (b as u64 * 0x0101_0101_0101_0101) as i64;
+            (byte(bits[i] & 255), byte(bits[i] >> 8))
+        };
+        let ((a, b), (c, d)) = (words(0), words(1));
+        let bit = _mm256_set1_epi64x(i64::from_le_bytes([1, 2, 4, 8, 16, 32, 64, 128]));
+        let clear = _mm256_cmpeq_epi8(_mm256_and_si256(_mm256_set_epi64x(d, c, b, a), bit), _mm256_setzero_si256());
+        _mm256_andnot_si256(clear, _mm256_set1_epi8(value as i8))
+    }
+
+    #[inline(always)]
+    unsafe fn dot(wide: bool, sum: __m256i, codes: __m256i, x: __m256i) -> __m256i {
+        let pairs = if wide {
+            _mm256_maddubs_epi16(_mm256_abs_epi8(codes), _mm256_sign_epi8(x, codes))
+        } else {
+            _mm256_maddubs_epi16(codes, x)
+        };
+        _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+    }
+    #[inline(always)]
+    unsafe fn dot_each(wide: bool, sum: __m256i, codes: &[__m256i; 4], x: __m256i) -> __m256i {
+        let sum = Self::dot(wide, sum, codes[0], _mm256_shuffle_epi32::<0x00>(x));
+        let sum = Self::dot(wide, sum, codes[1], _mm256_shuffle_epi32::<0x55>(x));
+        let sum = Self::dot(wide, sum, codes[2], _mm256_shuffle_epi32::<0xAA>(x));
+        Self::dot(wide, sum, codes[3], _mm256_shuffle_epi32::<0xFF>(x))
+    }
+    #[inline(always)]
+    unsafe fn transpose(v: [__m256i; 4]) -> [__m256i; 4] {
+        let a = _mm256_unpacklo_epi32(v[0], v[1]);
+        let b = _mm256_unpacklo_epi32(v[2], v[3]);
+        let c = _mm256_unpackhi_epi32(v[0], v[1]);
+        let d = _mm256_unpackhi_epi32(v[2], v[3]);
+        [
+            _mm256_unpacklo_epi64(a, b),
+            _mm256_unpackhi_epi64(a, b),
+            _mm256_unpacklo_epi64(c, d),
+            _mm256_unpackhi_epi64(c, d),
+        ]
+    }
+    #[inline(always)]
+    unsafe fn sum_each(v: [__m256i; 4]) -> __m256i {
+        _mm256_hadd_epi32(_mm256_hadd_epi32(v[0], v[1]), _mm256_hadd_epi32(v[2], v[3]))
+    }
+    #[inline(always)]
+    unsafe fn zero_ints() -> __m256i {
+        _mm256_setzero_si256()
+    }
+    #[inline(always)]
+    unsafe fn load_ints(p: *const i32) -> __m256i {
+        _mm256_loadu_si256(p.cast())
+    }
+    #[inline(always)]
+    unsafe fn add_ints(v: __m256i, w: __m256i) -> __m256i {
+        _mm256_add_epi32(v, w)
+    }
+    #[inline(always)]
+    unsafe fn to_floats(v: __m256i) -> __m256 {
+        _mm256_cvtepi32_ps(v)
+    }
+
+    #[inline(always)]
+    unsafe fn splat(v: f32) -> __m256 {
+        _mm256_set1_ps(v)
+    }
+    #[inline(always)]
+    unsafe fn load_floats(p: *const f32) -> __m256 {
+        _mm256_loadu_ps(p)
+    }
+    #[inline(always)]
+    unsafe fn store_floats(p: *mut f32, v: __m256) {
+        _mm256_storeu_ps(p, v)
+    }
+    #[inline(always)]
+    unsafe fn load_f16(p: *const u16) -> __m256 {
+        _mm256_cvtph_ps(low(p.cast()))
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const u16) -> __m256 {
+        _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(low(p.cast()))))
+    }
+    #[inline(always)]
+    unsafe fn mul(v: __m256, w: __m256) -> __m256 {
+        _mm256_mul_ps(v, w)
+    }
+    #[inline(always)]
+    unsafe fn add(v: __m256, w: __m256) -> __m256 {
+        _mm256_add_ps(v, w)
+    }
+    #[inline(always)]
+    unsafe fn mul_add(v: __m256, w: __m256, z: __m256) -> __m256 {
+        _mm256_fmadd_ps(v, w, z)
+    }
+    #[inline(always)]
+    unsafe fn f16_lanes(words: [u64; MAX_LANES]) -> __m256 {
+        _mm256_cvtph_ps(_mm_set_epi64x(words[1] as i64, words[0] as i64))
+    }
+    #[inline(always)]
+    unsafe fn rows(v: [f32; 4]) -> __m256 {
+        let v = _mm_set_ps(v[3], v[2], v[1], v[0]);
+        _mm256_set_m128(v, v)
+    }
+    #[inline(always)]
+    unsafe fn u8_rows(rows: [u32; 4]) -> __m256 {
+        _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(byte_rows(rows)))
+    }
+    #[inline(always)]
+    unsafe fn i8_rows(rows: [u32; 4]) -> __m256 {
+        _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(byte_rows(rows)))
+    }
+    #[inline(always)]
+    unsafe fn fold(v: __m256) -> [f32; 4] {
+        let half = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+        let mut out = [0.0; 4];
+        _mm_storeu_ps(out.as_mut_ptr(), half);
+        out
+    }
+    #[inline(always)]
+    unsafe fn sum(v: __m256) -> f32 {
+        let [a, b, c, d] = Self::fold(v);
+        (a + c) + (b + d)
+    }
+}

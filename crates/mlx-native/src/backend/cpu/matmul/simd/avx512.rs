@@ -1,0 +1,225 @@
+//! AVX-512 with VNNI and VBMI: four lanes. Codes are unsigned (`vpdpbusd`).
+#![allow(unsafe_op_in_unsafe_fn)] // The contract of all of them stands at `simd`.
+
+use std::arch::x86_64::*;
+
+use super::{MAX_LANES, Simd};
+
+/// See the module's comment.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512;
+
+/// Where `vpermb` finds lanes 0..3 of [`Simd::strided`] in the first 64 bytes.
+struct StrideIndex<const STRIDE: usize>;
+
+impl<const STRIDE: usize> StrideIndex<STRIDE> {
+    const INDEX: [u8; 64] = {
+        let mut index = [0; 64];
+        let mut t = 0;
+        while t < 48 {
+            index[t] = (t / 16 * STRIDE + t % 16) as u8;
+            t += 1;
+        }
+        index
+    };
+}
+
+#[inline(always)]
+unsafe fn low(p: *const u8) -> __m128i {
+    _mm_loadu_si128(p.cast())
+}
+
+/// Dwords of four 4-byte rows to bytes [lane][row].
+#[inline(always)]
+unsafe fn byte_rows(rows: [u32; 4]) -> __m128i {
+    let v = _mm_set_epi32(rows[3] as i32, rows[2] as i32, rows[1] as i32, rows[0] as i32);
+    _mm_shuffle_epi8(v, _mm_set_epi8(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0))
+}
+
+impl Simd for Avx512 {
+    const LANES: usize = 4;
+    const WIDE_OFFSET: u8 = 128;
+    type Bytes = __m512i;
+    type Ints = __m512i;
+    type Floats = __m512;
+
+    #[inline(always)]
+    unsafe fn load(p: *const u8) -> __m512i {
+        _mm512_loadu_si512(p.cast())
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut u8, v: __m512i) {
+        _mm512_storeu_si512(p.cast(), v)
+    }
+    #[inline(always)]
+    unsafe fn gather(p: [*const u8; MAX_LANES]) -> __m512i {
+        let v = _mm512_castsi128_si512(low(p[0]));
+        let v = _mm512_inserti32x4::<1>(v, low(p[1]));
+        let v = _mm512_inserti32x4::<2>(v, low(p[2]));
+        _mm512_inserti32x4::<3>(v, low(p[3]))
+    }
+    #[inline(always)]
+    unsafe fn strided<const STRIDE: usize>(p: *const u8) -> __m512i {
+        if STRIDE == 16 {
+            Self::load(p)
+        } else if STRIDE <= 24 {
+            // The first three lanes lie within the first 64 bytes, the fourth at the end of the last 64.
+            let first = Self::load(p);
+            let last = Self::load(p.add(3 * STRIDE - 48));
+            let index = Self::load(StrideIndex::<STRIDE>::INDEX.as_ptr());
+            _mm512_mask_permutexvar_epi8(last, 0x0000_FFFF_FFFF_FFFF, index, first)
+        } else {
+            Self::gather([p, p.add(STRIDE), p.add(2 * STRIDE), p.add(3 * STRIDE)])
+        }
+    }
+    #[inline(always)]
+    unsafe fn repeat(p: *const u8) -> __m512i {
+        _mm512_broadcast_i32x4(low(p))
+    }
+    #[inline(always)]
+    unsafe fn and(v: __m512i, mask: u8) -> __m512i {
+        _mm512_and_si512(v, _mm512_set1_epi8(mask as i8))
+    }
+    #[inline(always)]
+    unsafe fn or(v: __m512i, w: __m512i) -> __m512i {
+        _mm512_or_si512(v, w)
+    }
+    #[inline(always)]
+    unsafe fn xor(v: __m512i, mask: u8) -> __m512i {
+        _mm512_xor_si512(v, _mm512_set1_epi8(mask as i8))
+    }
+    #[inline(always)]
+    unsafe fn shr(v: __m512i, count: [u32; MAX_LANES]) -> __m512i {
+        let [a, b, c, d] = count.map(|n| n as i64);
+        _mm512_srlv_epi64(v, _mm512_set_epi64(d, d, c, c, b, b, a, a))
+    }
+    #[inline(always)]
+    unsafe fn shl4(v: __m512i) -> __m512i {
+        _mm512_slli_epi16::<4>(v)
+    }
+    #[inline(always)]
+    unsafe fn lookup(v: __m512i, table: &[u8; 16]) -> __m512i {
+        _mm512_shuffle_epi8(Self::repeat(table.as_ptr()), v)
+    }
+    #[inline(always)]
+    unsafe fn pick(v: __m512i, mask: [u8; MAX_LANES], value: u8) -> __m512i {
+        let [a, b, c, d] = mask.map(|m| (m as u64 * 0x0101_0101_0101_0101) as i64);
+        let set = _mm512_test_epi8_mask(v, _mm512_set_epi64(d, d, c, c, b, b, a, a));
+        _mm512_maskz_mov_epi8(set, _mm512_set1_epi8(value as i8))
+    }
+    #[inline(always)]
+    unsafe fn spread(bits: [u16; MAX_LANES], value: u8) -> __m512i {
+        let [a, b, c, d] = bits.map(|b| b as u64);
+        _mm512_maskz_mov_epi8(a | (b << 16) | (c << 32) | (d << 48), _mm512_set1_epi8(value as i8))
+    }
+
+    #[inline(always)]
+    unsafe fn dot(_wide: bool, sum: __m512i, codes: __m512i, x: __m512i) -> __m512i {
+        _mm512_dpbusd_epi32(sum, codes, x)
+    }
+    #[inline(always)]
+    unsafe fn dot_each(_wide: bool, sum: __m512i, codes: &[__m512i; 4], x: __m512i) -> __m512i {
+        let sum = _mm512_dpbusd_epi32(sum, codes[0], _mm512_shuffle_epi32::<0x00>(x));
+        let sum = _mm512_dpbusd_epi32(sum, codes[1], _mm512_shuffle_epi32::<0x55>(x));
+        let sum = _mm512_dpbusd_epi32(sum, codes[2], _mm512_shuffle_epi32::<0xAA>(x));
+        _mm512_dpbusd_epi32(sum, codes[3], _mm512_shuffle_epi32::<0xFF>(x))
+    }
+    #[inline(always)]
+    unsafe fn transpose(v: [__m512i; 4]) -> [__m512i; 4] {
+        let a = _mm512_unpacklo_epi32(v[0], v[1]);
+        let b = _mm512_unpacklo_epi32(v[2], v[3]);
+        let c = _mm512_unpackhi_epi32(v[0], v[1]);
+        let d = _mm512_unpackhi_epi32(v[2], v[3]);
+        [
+            _mm512_unpacklo_epi64(a, b),
+            _mm512_unpackhi_epi64(a, b),
+            _mm512_unpacklo_epi64(c, d),
+            _mm512_unpackhi_epi64(c, d),
+        ]
+    }
+    #[inline(always)]
+    unsafe fn sum_each(v: [__m512i; 4]) -> __m512i {
+        let a = _mm512_add_epi32(_mm512_unpacklo_epi32(v[0], v[1]), _mm512_unpackhi_epi32(v[0], v[1]));
+        let b = _mm512_add_epi32(_mm512_unpacklo_epi32(v[2], v[3]), _mm512_unpackhi_epi32(v[2], v[3]));
+        _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b))
+    }
+    #[inline(always)]
+    unsafe fn zero_ints() -> __m512i {
+        _mm512_setzero_si512()
+    }
+    #[inline(always)]
+    unsafe fn load_ints(p: *const i32) -> __m512i {
+        _mm512_loadu_si512(p.cast())
+    }
+    #[inline(always)]
+    unsafe fn add_ints(v: __m512i, w: __m512i) -> __m512i {
+        _mm512_add_epi32(v, w)
+    }
+    #[inline(always)]
+    unsafe fn to_floats(v: __m512i) -> __m512 {
+        _mm512_cvtepi32_ps(v)
+    }
+
+    #[inline(always)]
+    unsafe fn splat(v: f32) -> __m512 {
+        _mm512_set1_ps(v)
+    }
+    #[inline(always)]
+    unsafe fn load_floats(p: *const f32) -> __m512 {
+        _mm512_loadu_ps(p)
+    }
+    #[inline(always)]
+    unsafe fn store_floats(p: *mut f32, v: __m512) {
+        _mm512_storeu_ps(p, v)
+    }
+    #[inline(always)]
+    unsafe fn load_f16(p: *const u16) -> __m512 {
+        _mm512_cvtph_ps(_mm256_loadu_si256(p.cast()))
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const u16) -> __m512 {
+        _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()))))
+    }
+    #[inline(always)]
+    unsafe fn mul(v: __m512, w: __m512) -> __m512 {
+        _mm512_mul_ps(v, w)
+    }
+    #[inline(always)]
+    unsafe fn add(v: __m512, w: __m512) -> __m512 {
+        _mm512_add_ps(v, w)
+    }
+    #[inline(always)]
+    unsafe fn mul_add(v: __m512, w: __m512, z: __m512) -> __m512 {
+        _mm512_fmadd_ps(v, w, z)
+    }
+    #[inline(always)]
+    unsafe fn f16_lanes(words: [u64; MAX_LANES]) -> __m512 {
+        let [a, b, c, d] = words.map(|w| w as i64);
+        _mm512_cvtph_ps(_mm256_set_epi64x(d, c, b, a))
+    }
+    #[inline(always)]
+    unsafe fn rows(v: [f32; 4]) -> __m512 {
+        _mm512_broadcast_f32x4(_mm_set_ps(v[3], v[2], v[1], v[0]))
+    }
+    #[inline(always)]
+    unsafe fn u8_rows(rows: [u32; 4]) -> __m512 {
+        _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(byte_rows(rows)))
+    }
+    #[inline(always)]
+    unsafe fn i8_rows(rows: [u32; 4]) -> __m512 {
+        _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(byte_rows(rows)))
+    }
+    #[inline(always)]
+    unsafe fn fold(v: __m512) -> [f32; 4] {
+        let half = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v));
+        let quarter = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps::<1>(half));
+        let mut out = [0.0; 4];
+        _mm_storeu_ps(out.as_mut_ptr(), quarter);
+        out
+    }
+    #[inline(always)]
+    unsafe fn sum(v: __m512) -> f32 {
+        let [a, b, c, d] = Self::fold(v);
+        (a + c) + (b + d)
+    }
+}

@@ -1,0 +1,110 @@
+//! The few vector operations that the matmul kernels are made of, once for each instruction set.
+//!
+//! A *step* is what one vector pair covers: [`Simd::LANES`] blocks of 32 values. Its codes lie in two vectors of
+//! 16 bytes a lane: `lo` holds the first sixteen values of each block, `hi` the last sixteen. A vector of floats has four
+//! places a lane, one for each of four weight rows. So a lane is a block, and a place in it a row, whatever the vectors' width.
+//!
+//! # Safety
+//! Every function of [`Simd`] is unsafe for two reasons only, which its callers in `matmul` uphold: the machine has the
+//! instruction set (the implementing type is reached through [`Isa`](super::super::isa::Isa) alone, inside a function compiled for that set),
+//! and pointers are valid for the bytes that the function's comment names.
+
+#[cfg(target_arch = "x86_64")]
+pub(super) mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub(super) mod avx512;
+#[cfg(target_arch = "aarch64")]
+pub(super) mod neon;
+pub(super) mod portable;
+
+/// Widest vector's lanes: bounds arrays that have one entry a lane.
+pub(super) const MAX_LANES: usize = 4;
+
+/// An instruction set's vectors. See the module's comment for what `unsafe` asks for.
+pub(super) trait Simd: Copy + 'static {
+    /// Blocks of 32 values in a step: 1, 2 or 4.
+    const LANES: usize;
+    /// What has to be added to a signed 8-bit weight for [`dot`](Simd::dot) with wide codes: 128 where codes are unsigned there, else 0.
+    const WIDE_OFFSET: u8;
+
+    /// 16·LANES bytes.
+    type Bytes: Copy;
+    /// 4·LANES i32.
+    type Ints: Copy;
+    /// 4·LANES f32.
+    type Floats: Copy;
+
+    /// Bytes from 16·LANES bytes at `p`.
+    unsafe fn load(p: *const u8) -> Self::Bytes;
+    /// To 16·LANES bytes at `p`.
+    unsafe fn store(p: *mut u8, v: Self::Bytes);
+    /// Lane i: the 16 bytes at `p[i]`; entries from LANES on are not read.
+    unsafe fn gather(p: [*const u8; MAX_LANES]) -> Self::Bytes;
+    /// Lane i: the 16 bytes at `p + i·STRIDE`. STRIDE ≥ 16.
+    unsafe fn strided<const STRIDE: usize>(p: *const u8) -> Self::Bytes;
+    /// Every lane: the 16 bytes at `p`.
+    unsafe fn repeat(p: *const u8) -> Self::Bytes;
+    /// `v & mask`, the same mask in every byte.
+    unsafe fn and(v: Self::Bytes, mask: u8) -> Self::Bytes;
+    /// `v | w`.
+    unsafe fn or(v: Self::Bytes, w: Self::Bytes) -> Self::Bytes;
+    /// `v ^ mask`, the same mask in every byte.
+    unsafe fn xor(v: Self::Bytes, mask: u8) -> Self::Bytes;
+    /// Bits of lane i shifted right by `count[i]` < 8; bits may come in from the byte above, so mask the result.
+    unsafe fn shr(v: Self::Bytes, count: [u32; MAX_LANES]) -> Self::Bytes;
+    /// Every byte's bits shifted left by 4; bits may come in from the byte below, so the upper four bits of `v` are 0.
+    unsafe fn shl4(v: Self::Bytes) -> Self::Bytes;
+    /// `table[v]` for each byte; the upper four bits of `v` are 0.
+    unsafe fn lookup(v: Self::Bytes, table: &[u8; 16]) -> Self::Bytes;
+    /// `value` in each byte of lane i that has a bit of `mask[i]`, else 0.
+    unsafe fn pick(v: Self::Bytes, mask: [u8; MAX_LANES], value: u8) -> Self::Bytes;
+    /// Byte t of lane i: `value` if bit t of `bits[i]` is set, else 0.
+    unsafe fn spread(bits: [u16; MAX_LANES], value: u8) -> Self::Bytes;
+
+    /// Adds to each i32 the products of its four codes with its four activations. `wide` says that codes use all
+    /// 256 values (signed + [`WIDE_OFFSET`](Simd::WIDE_OFFSET)), otherwise they are 0..=127. Activations are −127..=127.
+    unsafe fn dot(wide: bool, sum: Self::Ints, codes: Self::Bytes, x: Self::Bytes) -> Self::Ints;
+    /// Four dots against the four dwords of each lane of `x`: sum + Σ_s codes[s] · (x's dword s, repeated in its lane).
+    unsafe fn dot_each(wide: bool, sum: Self::Ints, codes: &[Self::Bytes; 4], x: Self::Bytes) -> Self::Ints;
+    /// In each lane, a 4 × 4 transposition of dwords: dword r of result s is dword s of `v[r]`.
+    unsafe fn transpose(v: [Self::Bytes; 4]) -> [Self::Bytes; 4];
+    /// In each lane, place r: the sum of the four i32 of `v[r]`.
+    unsafe fn sum_each(v: [Self::Ints; 4]) -> Self::Ints;
+    /// All zero.
+    unsafe fn zero_ints() -> Self::Ints;
+    /// 4·LANES i32 at `p`.
+    unsafe fn load_ints(p: *const i32) -> Self::Ints;
+    /// v + w.
+    unsafe fn add_ints(v: Self::Ints, w: Self::Ints) -> Self::Ints;
+    /// The nearest floats.
+    unsafe fn to_floats(v: Self::Ints) -> Self::Floats;
+
+    /// The same value in every place.
+    unsafe fn splat(v: f32) -> Self::Floats;
+    /// 4·LANES f32 at `p`.
+    unsafe fn load_floats(p: *const f32) -> Self::Floats;
+    /// To 4·LANES f32 at `p`.
+    unsafe fn store_floats(p: *mut f32, v: Self::Floats);
+    /// 4·LANES f16 at `p`, widened.
+    unsafe fn load_f16(p: *const u16) -> Self::Floats;
+    /// 4·LANES bf16 at `p`, widened.
+    unsafe fn load_bf16(p: *const u16) -> Self::Floats;
+    /// v · w.
+    unsafe fn mul(v: Self::Floats, w: Self::Floats) -> Self::Floats;
+    /// v + w.
+    unsafe fn add(v: Self::Floats, w: Self::Floats) -> Self::Floats;
+    /// v · w + z, fused where the set has it.
+    unsafe fn mul_add(v: Self::Floats, w: Self::Floats, z: Self::Floats) -> Self::Floats;
+    /// Lane i: the four f16 of `words[i]`, lowest first.
+    unsafe fn f16_lanes(words: [u64; MAX_LANES]) -> Self::Floats;
+    /// Every lane: these four floats.
+    unsafe fn rows(v: [f32; 4]) -> Self::Floats;
+    /// Place r of lane i: byte i of `rows[r]`, unsigned.
+    unsafe fn u8_rows(rows: [u32; 4]) -> Self::Floats;
+    /// Place r of lane i: byte i of `rows[r]`, signed.
+    unsafe fn i8_rows(rows: [u32; 4]) -> Self::Floats;
+    /// Place r: the sum over the lanes, always in the same order.
+    unsafe fn fold(v: Self::Floats) -> [f32; 4];
+    /// The sum of all places, always in the same order.
+    unsafe fn sum(v: Self::Floats) -> f32;
+}

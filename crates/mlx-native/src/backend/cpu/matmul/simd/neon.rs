@@ -1,0 +1,224 @@
+//! AArch64 NEON with the dot-product extension: one lane. Codes are signed (`sdot`).
+#![allow(unsafe_op_in_unsafe_fn)] // The contract of all of them stands at `simd`.
+
+use std::arch::aarch64::*;
+use std::arch::asm;
+
+use half::{bf16, f16};
+
+use super::{MAX_LANES, Simd};
+
+/// See the module's comment.
+#[derive(Clone, Copy)]
+pub(crate) struct Neon;
+
+/// `sdot` by vector. The intrinsic is not stable yet.
+#[inline(always)]
+unsafe fn sdot(mut sum: int32x4_t, codes: uint8x16_t, x: uint8x16_t) -> int32x4_t {
+    asm!(
+        "sdot {sum:v}.4s, {codes:v}.16b, {x:v}.16b",
+        sum = inout(vreg) sum,
+        codes = in(vreg) codes,
+        x = in(vreg) x,
+        options(pure, nomem, nostack, preserves_flags)
+    );
+    sum
+}
+
+/// `sdot` by each of the four dwords of x: Σ_s codes[s] · (dword s of x, repeated).
+#[inline(always)]
+unsafe fn sdot_each(mut sum: int32x4_t, codes: &[uint8x16_t; 4], x: uint8x16_t) -> int32x4_t {
+    asm!(
+        "sdot {sum:v}.4s, {a:v}.16b, {x:v}.4b[0]",
+        "sdot {sum:v}.4s, {b:v}.16b, {x:v}.4b[1]",
+        "sdot {sum:v}.4s, {c:v}.16b, {x:v}.4b[2]",
+        "sdot {sum:v}.4s, {d:v}.16b, {x:v}.4b[3]",
+        sum = inout(vreg) sum,
+        a = in(vreg) codes[0],
+        b = in(vreg) codes[1],
+        c = in(vreg) codes[2],
+        d = in(vreg) codes[3],
+        x = in(vreg) x,
+        options(pure, nomem, nostack, preserves_flags)
+    );
+    sum
+}
+
+#[inline(always)]
+unsafe fn floats(v: [f32; 4]) -> float32x4_t {
+    vld1q_f32(v.as_ptr())
+}
+
+impl Simd for Neon {
+    const LANES: usize = 1;
+    const WIDE_OFFSET: u8 = 0;
+    type Bytes = uint8x16_t;
+    type Ints = int32x4_t;
+    type Floats = float32x4_t;
+
+    #[inline(always)]
+    unsafe fn load(p: *const u8) -> uint8x16_t {
+        vld1q_u8(p)
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut u8, v: uint8x16_t) {
+        vst1q_u8(p, v)
+    }
+    #[inline(always)]
+    unsafe fn gather(p: [*const u8; MAX_LANES]) -> uint8x16_t {
+        vld1q_u8(p[0])
+    }
+    #[inline(always)]
+    unsafe fn strided<const STRIDE: usize>(p: *const u8) -> uint8x16_t {
+        vld1q_u8(p)
+    }
+    #[inline(always)]
+    unsafe fn repeat(p: *const u8) -> uint8x16_t {
+        vld1q_u8(p)
+    }
+    #[inline(always)]
+    unsafe fn and(v: uint8x16_t, mask: u8) -> uint8x16_t {
+        vandq_u8(v, vdupq_n_u8(mask))
+    }
+    #[inline(always)]
+    unsafe fn or(v: uint8x16_t, w: uint8x16_t) -> uint8x16_t {
+        vorrq_u8(v, w)
+    }
+    #[inline(always)]
+    unsafe fn xor(v: uint8x16_t, mask: u8) -> uint8x16_t {
+        veorq_u8(v, vdupq_n_u8(mask))
+    }
+    #[inline(always)]
+    unsafe fn shr(v: uint8x16_t, count: [u32; MAX_LANES]) -> uint8x16_t {
+        vshlq_u8(v, vdupq_n_s8(-(count[0] as i8)))
+    }
+    #[inline(always)]
+    unsafe fn shl4(v: uint8x16_t) -> uint8x16_t {
+        vshlq_n_u8::<4>(v)
+    }
+    #[inline(always)]
+    unsafe fn lookup(v: uint8x16_t, table: &[u8; 16]) -> uint8x16_t {
+        vqtbl1q_u8(vld1q_u8(table.as_ptr()), v)
+    }
+    #[inline(always)]
+    unsafe fn pick(v: uint8x16_t, mask: [u8; MAX_LANES], value: u8) -> uint8x16_t {
+        vandq_u8(vtstq_u8(v, vdupq_n_u8(mask[0])), vdupq_n_u8(value))
+    }
+    #[inline(always)]
+    unsafe fn spread(bits: [u16; MAX_LANES], value: u8) -> uint8x16_t {
+        let [low, high] = bits[0].to_le_bytes();
+        let bit = vcreate_u8(u64::from_le_bytes([1, 2, 4, 8, 16, 32, 64, 128]));
+        let bytes = vcombine_u8(vdup_n_u8(low), vdup_n_u8(high));
+        vandq_u8(vtstq_u8(bytes, vcombine_u8(bit, bit)), vdupq_n_u8(value))
+    }
+
+    #[inline(always)]
+    unsafe fn dot(_wide: bool, sum: int32x4_t, codes: uint8x16_t, x: uint8x16_t) -> int32x4_t {
+        sdot(sum, codes, x)
+    }
+    #[inline(always)]
+    unsafe fn dot_each(_wide: bool, sum: int32x4_t, codes: &[uint8x16_t; 4], x: uint8x16_t) -> int32x4_t {
+        sdot_each(sum, codes, x)
+    }
+    #[inline(always)]
+    unsafe fn transpose(v: [uint8x16_t; 4]) -> [uint8x16_t; 4] {
+        let v = v.map(|v| vreinterpretq_u32_u8(v));
+        let (a, b) = (vtrn1q_u32(v[0], v[1]), vtrn2q_u32(v[0], v[1]));
+        let (c, d) = (vtrn1q_u32(v[2], v[3]), vtrn2q_u32(v[2], v[3]));
+        let low = |v: uint32x4_t, w: uint32x4_t| {
+            vreinterpretq_u8_u64(vtrn1q_u64(vreinterpretq_u64_u32(v), vreinterpretq_u64_u32(w)))
+        };
+        let high = |v: uint32x4_t, w: uint32x4_t| {
+            vreinterpretq_u8_u64(vtrn2q_u64(vreinterpretq_u64_u32(v), vreinterpretq_u64_u32(w)))
+        };
+        [low(a, c), low(b, d), high(a, c), high(b, d)]
+    }
+    #[inline(always)]
+    unsafe fn sum_each(v: [int32x4_t; 4]) -> int32x4_t {
+        vpaddq_s32(vpaddq_s32(v[0], v[1]), vpaddq_s32(v[2], v[3]))
+    }
+    #[inline(always)]
+    unsafe fn zero_ints() -> int32x4_t {
+        vdupq_n_s32(0)
+    }
+    #[inline(always)]
+    unsafe fn load_ints(p: *const i32) -> int32x4_t {
+        vld1q_s32(p)
+    }
+    #[inline(always)]
+    unsafe fn add_ints(v: int32x4_t, w: int32x4_t) -> int32x4_t {
+        vaddq_s32(v, w)
+    }
+    #[inline(always)]
+    unsafe fn to_floats(v: int32x4_t) -> float32x4_t {
+        vcvtq_f32_s32(v)
+    }
+
+    #[inline(always)]
+    unsafe fn splat(v: f32) -> float32x4_t {
+        vdupq_n_f32(v)
+    }
+    #[inline(always)]
+    unsafe fn load_floats(p: *const f32) -> float32x4_t {
+        vld1q_f32(p)
+    }
+    #[inline(always)]
+    unsafe fn store_floats(p: *mut f32, v: float32x4_t) {
+        vst1q_f32(p, v)
+    }
+    #[inline(always)]
+    unsafe fn load_f16(p: *const u16) -> float32x4_t {
+        floats(p.cast::<[u16; 4]>().read_unaligned().map(|h| f16::from_bits(h).to_f32()))
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const u16) -> float32x4_t {
+        floats(p.cast::<[u16; 4]>().read_unaligned().map(|h| bf16::from_bits(h).to_f32()))
+    }
+    #[inline(always)]
+    unsafe fn mul(v: float32x4_t, w: float32x4_t) -> float32x4_t {
+        vmulq_f32(v, w)
+    }
+    #[inline(always)]
+    unsafe fn add(v: float32x4_t, w: float32x4_t) -> float32x4_t {
+        vaddq_f32(v, w)
+    }
+    #[inline(always)]
+    unsafe fn mul_add(v: float32x4_t, w: float32x4_t, z: float32x4_t) -> float32x4_t {
+        vfmaq_f32(z, v, w)
+    }
+    #[inline(always)]
+    unsafe fn f16_lanes(words: [u64; MAX_LANES]) -> float32x4_t {
+        let mut out: float32x4_t;
+        asm!(
+            "fcvtl {out:v}.4s, {bits:v}.4h",
+            out = lateout(vreg) out,
+            bits = in(vreg) vcreate_u16(words[0]),
+            options(pure, nomem, nostack, preserves_flags)
+        );
+        out
+    }
+    #[inline(always)]
+    unsafe fn rows(v: [f32; 4]) -> float32x4_t {
+        floats(v)
+    }
+    #[inline(always)]
+    unsafe fn u8_rows(rows: [u32; 4]) -> float32x4_t {
+        vcvtq_f32_u32(vandq_u32(vld1q_u32(rows.as_ptr()), vdupq_n_u32(255)))
+    }
+    #[inline(always)]
+    unsafe fn i8_rows(rows: [u32; 4]) -> float32x4_t {
+        let top = vshlq_n_s32::<24>(vreinterpretq_s32_u32(vld1q_u32(rows.as_ptr())));
+        vcvtq_f32_s32(vshrq_n_s32::<24>(top))
+    }
+    #[inline(always)]
+    unsafe fn fold(v: float32x4_t) -> [f32; 4] {
+        let mut out = [0.0; 4];
+        vst1q_f32(out.as_mut_ptr(), v);
+        out
+    }
+    #[inline(always)]
+    unsafe fn sum(v: float32x4_t) -> f32 {
+        let [a, b, c, d] = Self::fold(v);
+        (a + c) + (b + d)
+    }
+}

@@ -1,0 +1,177 @@
+//! Plain Rust with one lane of 16 bytes; the compiler makes the baseline's vectors of it.
+#![allow(unsafe_op_in_unsafe_fn)] // The contract of all of them stands at `simd`.
+
+use half::{bf16, f16};
+
+use super::{MAX_LANES, Simd};
+
+/// See the module's comment.
+#[derive(Clone, Copy)]
+pub(crate) struct Portable;
+
+#[inline(always)]
+fn map<T: Copy, U>(v: [T; 4], f: impl Fn(T) -> U) -> [U; 4] {
+    v.map(f)
+}
+
+#[inline(always)]
+fn zip<T: Copy>(v: [T; 4], w: [T; 4], f: impl Fn(T, T) -> T) -> [T; 4] {
+    std::array::from_fn(|i| f(v[i], w[i]))
+}
+
+impl Simd for Portable {
+    const LANES: usize = 1;
+    const WIDE_OFFSET: u8 = 0;
+    type Bytes = [u8; 16];
+    type Ints = [i32; 4];
+    type Floats = [f32; 4];
+
+    #[inline(always)]
+    unsafe fn load(p: *const u8) -> [u8; 16] {
+        p.cast::<[u8; 16]>().read_unaligned()
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut u8, v: [u8; 16]) {
+        p.cast::<[u8; 16]>().write_unaligned(v)
+    }
+    #[inline(always)]
+    unsafe fn gather(p: [*const u8; MAX_LANES]) -> [u8; 16] {
+        Self::load(p[0])
+    }
+    #[inline(always)]
+    unsafe fn strided<const STRIDE: usize>(p: *const u8) -> [u8; 16] {
+        Self::load(p)
+    }
+    #[inline(always)]
+    unsafe fn repeat(p: *const u8) -> [u8; 16] {
+        Self::load(p)
+    }
+    #[inline(always)]
+    unsafe fn and(v: [u8; 16], mask: u8) -> [u8; 16] {
+        v.map(|b| b & mask)
+    }
+    #[inline(always)]
+    unsafe fn or(v: [u8; 16], w: [u8; 16]) -> [u8; 16] {
+        std::array::from_fn(|i| v[i] | w[i])
+    }
+    #[inline(always)]
+    unsafe fn xor(v: [u8; 16], mask: u8) -> [u8; 16] {
+        v.map(|b| b ^ mask)
+    }
+    #[inline(always)]
+    unsafe fn shr(v: [u8; 16], count: [u32; MAX_LANES]) -> [u8; 16] {
+        v.map(|b| b >> count[0])
+    }
+    #[inline(always)]
+    unsafe fn shl4(v: [u8; 16]) -> [u8; 16] {
+        v.map(|b| b << 4)
+    }
+    #[inline(always)]
+    unsafe fn lookup(v: [u8; 16], table: &[u8; 16]) -> [u8; 16] {
+        v.map(|b| table[(b & 15) as usize])
+    }
+    #[inline(always)]
+    unsafe fn pick(v: [u8; 16], mask: [u8; MAX_LANES], value: u8) -> [u8; 16] {
+        v.map(|b| if b & mask[0] != 0 { value } else { 0 })
+    }
+    #[inline(always)]
+    unsafe fn spread(bits: [u16; MAX_LANES], value: u8) -> [u8; 16] {
+        std::array::from_fn(|t| if (bits[0] >> t) & 1 == 1 { value } else { 0 })
+    }
+
+    #[inline(always)]
+    unsafe fn dot(_wide: bool, sum: [i32; 4], codes: [u8; 16], x: [u8; 16]) -> [i32; 4] {
+        // Codes up to 127 and signed codes are both i8 here.
+        std::array::from_fn(|i| {
+            (4 * i..4 * i + 4).fold(sum[i], |sum, j| sum + (codes[j] as i8 as i16 * x[j] as i8 as i16) as i32)
+        })
+    }
+    #[inline(always)]
+    unsafe fn dot_each(wide: bool, mut sum: [i32; 4], codes: &[[u8; 16]; 4], x: [u8; 16]) -> [i32; 4] {
+        for (s, codes) in codes.iter().enumerate() {
+            sum = Self::dot(wide, sum, *codes, std::array::from_fn(|i| x[4 * s + i % 4]));
+        }
+        sum
+    }
+    #[inline(always)]
+    unsafe fn transpose(v: [[u8; 16]; 4]) -> [[u8; 16]; 4] {
+        std::array::from_fn(|s| std::array::from_fn(|i| v[i / 4][4 * s + i % 4]))
+    }
+    #[inline(always)]
+    unsafe fn sum_each(v: [[i32; 4]; 4]) -> [i32; 4] {
+        map(v, |v| v[0] + v[1] + v[2] + v[3])
+    }
+    #[inline(always)]
+    unsafe fn zero_ints() -> [i32; 4] {
+        [0; 4]
+    }
+    #[inline(always)]
+    unsafe fn load_ints(p: *const i32) -> [i32; 4] {
+        p.cast::<[i32; 4]>().read_unaligned()
+    }
+    #[inline(always)]
+    unsafe fn add_ints(v: [i32; 4], w: [i32; 4]) -> [i32; 4] {
+        zip(v, w, |v, w| v + w)
+    }
+    #[inline(always)]
+    unsafe fn to_floats(v: [i32; 4]) -> [f32; 4] {
+        map(v, |v| v as f32)
+    }
+
+    #[inline(always)]
+    unsafe fn splat(v: f32) -> [f32; 4] {
+        [v; 4]
+    }
+    #[inline(always)]
+    unsafe fn load_floats(p: *const f32) -> [f32; 4] {
+        p.cast::<[f32; 4]>().read_unaligned()
+    }
+    #[inline(always)]
+    unsafe fn store_floats(p: *mut f32, v: [f32; 4]) {
+        p.cast::<[f32; 4]>().write_unaligned(v)
+    }
+    #[inline(always)]
+    unsafe fn load_f16(p: *const u16) -> [f32; 4] {
+        map(p.cast::<[u16; 4]>().read_unaligned(), |h| f16::from_bits(h).to_f32())
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const u16) -> [f32; 4] {
+        map(p.cast::<[u16; 4]>().read_unaligned(), |h| bf16::from_bits(h).to_f32())
+    }
+    #[inline(always)]
+    unsafe fn mul(v: [f32; 4], w: [f32; 4]) -> [f32; 4] {
+        zip(v, w, |v, w| v * w)
+    }
+    #[inline(always)]
+    unsafe fn add(v: [f32; 4], w: [f32; 4]) -> [f32; 4] {
+        zip(v, w, |v, w| v + w)
+    }
+    #[inline(always)]
+    unsafe fn mul_add(v: [f32; 4], w: [f32; 4], z: [f32; 4]) -> [f32; 4] {
+        Self::add(Self::mul(v, w), z)
+    }
+    #[inline(always)]
+    unsafe fn f16_lanes(words: [u64; MAX_LANES]) -> [f32; 4] {
+        std::array::from_fn(|r| f16::from_bits((words[0] >> (16 * r)) as u16).to_f32())
+    }
+    #[inline(always)]
+    unsafe fn rows(v: [f32; 4]) -> [f32; 4] {
+        v
+    }
+    #[inline(always)]
+    unsafe fn u8_rows(rows: [u32; 4]) -> [f32; 4] {
+        map(rows, |r| r as u8 as f32)
+    }
+    #[inline(always)]
+    unsafe fn i8_rows(rows: [u32; 4]) -> [f32; 4] {
+        map(rows, |r| r as i8 as f32)
+    }
+    #[inline(always)]
+    unsafe fn fold(v: [f32; 4]) -> [f32; 4] {
+        v
+    }
+    #[inline(always)]
+    unsafe fn sum(v: [f32; 4]) -> f32 {
+        (v[0] + v[2]) + (v[1] + v[3])
+    }
+}

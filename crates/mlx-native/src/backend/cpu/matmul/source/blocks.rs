@@ -1,0 +1,299 @@
+//! GGML formats of 32-value blocks: a scale (and a minimum) and 16 bytes of nibbles, or 32 bytes.
+#![allow(non_camel_case_types)]
+
+use super::super::Weight;
+use super::super::simd::{MAX_LANES, Simd};
+use super::{Scales, Source};
+use crate::format::ggml::codebooks::{E2M1_DOUBLED, IQ4_VALUES};
+use crate::format::ggml::fp4::e8m0_half;
+
+/// Rows of blocks.
+#[derive(Clone, Copy)]
+pub(in super::super) struct Rows {
+    base: *const u8,
+    row_bytes: usize,
+}
+
+impl Rows {
+    /// Rows of `k` values in blocks of `values` values and `bytes` bytes.
+    #[inline(always)]
+    pub(super) fn new(weight: &Weight, k: usize, values: usize, bytes: usize) -> Rows {
+        let base = match weight {
+            Weight::Ggml { blocks, .. } => blocks.as_ptr(),
+            Weight::Affine { packed, .. } | Weight::Fp { packed, .. } => packed.as_ptr(),
+        };
+        Rows { base, row_bytes: k / values * bytes }
+    }
+
+    /// The rows' first bytes.
+    #[inline(always)]
+    pub(super) unsafe fn at(&self, rows: [usize; 4]) -> [*const u8; 4] {
+        // SAFETY: the rows exist.
+        rows.map(|row| unsafe { self.base.add(row * self.row_bytes) })
+    }
+}
+
+/// Four rows at the first block of a step, and how many of its blocks lie within k.
+pub(in super::super) struct Stage {
+    p: [*const u8; 4],
+    blocks: usize,
+}
+
+/// What stands in for blocks beyond k.
+static ZEROS: [u8; 16] = [0; 16];
+
+/// 16 bytes at `p` of each block; zeros for blocks beyond k.
+#[inline(always)]
+unsafe fn bytes<S: Simd, const STRIDE: usize>(p: *const u8, blocks: usize) -> S::Bytes {
+    // SAFETY: the first `blocks` blocks of the row exist.
+    unsafe {
+        if blocks >= S::LANES {
+            S::strided::<STRIDE>(p)
+        } else {
+            S::gather(std::array::from_fn(|i| if i < blocks { p.add(i * STRIDE) } else { ZEROS.as_ptr() }))
+        }
+    }
+}
+
+/// The u16 at byte `offset` of each block of a row, 0 beyond k.
+#[inline(always)]
+unsafe fn words<S: Simd, const STRIDE: usize>(p: *const u8, blocks: usize, offset: usize) -> [u16; MAX_LANES] {
+    // SAFETY: the first `blocks` blocks of the row exist.
+    std::array::from_fn(|i| unsafe {
+        if i < S::LANES && i < blocks { p.add(i * STRIDE + offset).cast::<u16>().read_unaligned() } else { 0 }
+    })
+}
+
+/// The f16 at byte `offset` of each block of four rows, 0 beyond k.
+#[inline(always)]
+unsafe fn halves<S: Simd, const STRIDE: usize>(stage: &Stage, offset: usize) -> S::Floats {
+    // SAFETY: the staged blocks exist.
+    unsafe {
+        let rows = stage.p.map(|p| words::<S, STRIDE>(p, stage.blocks, offset).map(u64::from));
+        S::f16_lanes(std::array::from_fn(|i| rows[0][i] | (rows[1][i] << 16) | (rows[2][i] << 32) | (rows[3][i] << 48)))
+    }
+}
+
+/// The low and the high nibbles of 16 bytes of each block.
+#[inline(always)]
+pub(super) unsafe fn nibbles<S: Simd>(v: S::Bytes) -> [S::Bytes; 2] {
+    // SAFETY: the caller runs on S's instruction set.
+    unsafe { [S::and(v, 15), S::and(S::shr(v, [4; MAX_LANES]), 15)] }
+}
+
+/// Sixteen signed values as wide codes of an instruction set.
+pub(super) const fn wide_table(values: &[i8; 16], offset: u8) -> [u8; 16] {
+    let mut table = [0; 16];
+    let mut i = 0;
+    while i < 16 {
+        table[i] = (values[i] as u8).wrapping_add(offset);
+        i += 1;
+    }
+    table
+}
+
+/// The parts of [`Source`] that all formats of 32-value blocks share.
+macro_rules! block_source {
+    ($name:ident, $bytes:literal) => {
+        type Rows = [*const u8; 4];
+        type Stage = Stage;
+
+        #[inline(always)]
+        unsafe fn new(weight: &Weight, k: usize) -> Self {
+            $name { rows: Rows::new(weight, k, 32, $bytes), blocks: k / 32 }
+        }
+        #[inline(always)]
+        unsafe fn rows(&self, rows: [usize; 4]) -> Self::Rows {
+            // SAFETY: the caller's rows exist.
+            unsafe { self.rows.at(rows) }
+        }
+        #[inline(always)]
+        unsafe fn stage<const FULL: bool>(&self, rows: &Self::Rows, step: usize) -> Stage {
+            let block = step * S::LANES;
+            let blocks = if FULL { S::LANES } else { self.blocks - block };
+            // SAFETY: the step begins within the row.
+            Stage { p: rows.map(|p| unsafe { p.add(block * $bytes) }), blocks }
+        }
+    };
+}
+
+/// A format of 32-value blocks.
+macro_rules! block_formats {
+    ($($(#[$doc:meta])* $name:ident)*) => {
+        $(
+            $(#[$doc])*
+            pub(in super::super) struct $name {
+                rows: Rows,
+                blocks: usize,
+            }
+        )*
+    };
+}
+
+block_formats! {
+    /// d·(q − 8).
+    Q4_0
+    /// d·q + m.
+    Q4_1
+    /// d·(q − 16).
+    Q5_0
+    /// d·q + m, five bits.
+    Q5_1
+    /// d·q, eight bits.
+    Q8_0
+    /// d·K\[q\].
+    IQ4_NL
+    /// E2M1 with a power of two.
+    MXFP4
+}
+
+impl<S: Simd> Source<S> for Q4_0 {
+    const OFFSET: i32 = 8;
+    block_source!(Q4_0, 18);
+
+    #[inline(always)]
+    unsafe fn scales(&self, stage: &Stage, _: usize) -> Scales<S> {
+        // SAFETY: the staged blocks exist.
+        unsafe { Scales::plain(halves::<S, 18>(stage, 0)) }
+    }
+    #[inline(always)]
+    unsafe fn codes(&self, stage: &Stage, r: usize, _: usize) -> [S::Bytes; 2] {
+        // SAFETY: the staged blocks exist.
+        unsafe { nibbles::<S>(bytes::<S, 18>(stage.p[r].add(2), stage.blocks)) }
+    }
+}
+
+impl<S: Simd> Source<S> for Q4_1 {
+    const MINS: bool = true;
+    block_source!(Q4_1, 20);
+
+    #[inline(always)]
+    unsafe fn scales(&self, stage: &Stage, _: usize) -> Scales<S> {
+        // SAFETY: the staged blocks exist.
+        unsafe { Scales::with_min(halves::<S, 20>(stage, 0), halves::<S, 20>(stage, 2)) }
+    }
+    #[inline(always)]
+    unsafe fn codes(&self, stage: &Stage, r: usize, _: usize) -> [S::Bytes; 2] {
+        // SAFETY: the staged blocks exist.
+        unsafe { nibbles::<S>(bytes::<S, 20>(stage.p[r].add(4), stage.blocks)) }
+    }
+}
+
+/// Nibbles at byte `quants` of each block, with the fifth bits that stand in the four bytes before them.
+#[inline(always)]
+unsafe fn five_bits<S: Simd, const STRIDE: usize>(p: *const u8, blocks: usize, quants: usize) -> [S::Bytes; 2] {
+    // SAFETY: the staged blocks exist.
+    unsafe {
+        let [lo, hi] = nibbles::<S>(bytes::<S, STRIDE>(p.add(quants), blocks));
+        let lo_bits = words::<S, STRIDE>(p, blocks, quants - 4);
+        let hi_bits = words::<S, STRIDE>(p, blocks, quants - 2);
+        [S::or(lo, S::spread(lo_bits, 16)), S::or(hi, S::spread(hi_bits, 16))]
+    }
+}
+
+impl<S: Simd> Source<S> for Q5_0 {
+    const OFFSET: i32 = 16;
+    block_source!(Q5_0, 22);
+
+    #[inline(always)]
+    unsafe fn scales(&self, stage: &Stage, _: usize) -> Scales<S> {
+        // SAFETY: the staged blocks exist.
+        unsafe { Scales::plain(halves::<S, 22>(stage, 0)) }
+    }
+    #[inline(always)]
+    unsafe fn codes(&self, stage: &Stage, r: usize, _: usize) -> [S::Bytes; 2] {
+        // SAFETY: the staged blocks exist.
+        unsafe { five_bits::<S, 22>(stage.p[r], stage.blocks, 6) }
+    }
+}
+
+impl<S: Simd> Source<S> for Q5_1 {
+    const MINS: bool = true;
+    block_source!(Q5_1, 24);
+
+    #[inline(always)]
+    unsafe fn scales(&self, stage: &Stage, _: usize) -> Scales<S> {
+        // SAFETY: the staged blocks exist.
+        unsafe { Scales::with_min(halves::<S, 24>(stage, 0), halves::<S, 24>(stage, 2)) }
+    }
+    #[inline(always)]
+    unsafe fn codes(&self, stage: &Stage, r: usize, _: usize) -> [S::Bytes; 2] {
+        // SAFETY: the staged blocks exist.
+        unsafe { five_bits::<S, 24>(stage.p[r], stage.blocks, 8) }
+    }
+}
+
+impl<S: Simd> Source<S> for Q8_0 {
+    const WIDE: bool = true;
+    block_source!(Q8_0, 34);
+
+    #[inline(always)]
+    unsafe fn scales(&self, stage: &Stage, _: usize) -> Scales<S> {
+        // SAFETY: the staged blocks exist.
+        unsafe { Scales::plain(halves::<S, 34>(stage, 0)) }
+    }
+    #[inline(always)]
+    unsafe fn codes(&self, stage: &Stage, r: usize, _: usize) -> [S::Bytes; 2] {
+        // SAFETY: the staged blocks exist. Adding 128 to a byte is flipping its highest bit.
+        unsafe {
+            let p = stage.p[r];
+            [2, 18].map(|at| S::xor(bytes::<S, 34>(p.add(at), stage.blocks), S::WIDE_OFFSET))
+        }
+    }
+}
+
+/// A codebook as wide codes.
+struct Iq4Table<S>(std::marker::PhantomData<S>);
+
+impl<S: Simd> Iq4Table<S> {
+    const CODES: [u8; 16] = wide_table(&IQ4_VALUES, S::WIDE_OFFSET);
+}
+
+/// Codes of IQ4_NL and IQ4_XS from 16 bytes of each block.
+#[inline(always)]
+pub(super) unsafe fn iq4_codes<S: Simd>(v: S::Bytes) -> [S::Bytes; 2] {
+    // SAFETY: the caller runs on S's instruction set.
+    unsafe { nibbles::<S>(v).map(|v| S::lookup(v, &Iq4Table::<S>::CODES)) }
+}
+
+impl<S: Simd> Source<S> for IQ4_NL {
+    const WIDE: bool = true;
+    block_source!(IQ4_NL, 18);
+
+    #[inline(always)]
+    unsafe fn scales(&self, stage: &Stage, _: usize) -> Scales<S> {
+        // SAFETY: the staged blocks exist.
+        unsafe { Scales::plain(halves::<S, 18>(stage, 0)) }
+    }
+    #[inline(always)]
+    unsafe fn codes(&self, stage: &Stage, r: usize, _: usize) -> [S::Bytes; 2] {
+        // SAFETY: the staged blocks exist.
+        unsafe { iq4_codes::<S>(bytes::<S, 18>(stage.p[r].add(2), stage.blocks)) }
+    }
+}
+
+/// Twice the E2M1 values + 12.
+static MXFP4_CODES: [u8; 16] = wide_table(&E2M1_DOUBLED, 12);
+
+impl<S: Simd> Source<S> for MXFP4 {
+    const OFFSET: i32 = 12;
+    block_source!(MXFP4, 17);
+
+    #[inline(always)]
+    unsafe fn scales(&self, stage: &Stage, _: usize) -> Scales<S> {
+        let mut scales = [0.0; 4 * MAX_LANES];
+        for i in 0..S::LANES.min(stage.blocks) {
+            for r in 0..4 {
+                // SAFETY: the staged blocks exist.
+                scales[4 * i + r] = e8m0_half(unsafe { *stage.p[r].add(17 * i) });
+            }
+        }
+        // SAFETY: the array has 4·LANES places.
+        unsafe { Scales::plain(S::load_floats(scales.as_ptr())) }
+    }
+    #[inline(always)]
+    unsafe fn codes(&self, stage: &Stage, r: usize, _: usize) -> [S::Bytes; 2] {
+        // SAFETY: the staged blocks exist.
+        unsafe { nibbles::<S>(bytes::<S, 17>(stage.p[r].add(1), stage.blocks)).map(|v| S::lookup(v, &MXFP4_CODES)) }
+    }
+}

@@ -1,0 +1,322 @@
+//! GGML formats of 256-value blocks made of bit fields. A block is 8/LANES steps, staged together; lane i of step s is its sub-block s·LANES + i of
+//! 32 values.
+#![allow(non_camel_case_types)]
+
+use super::super::Weight;
+use super::super::simd::{MAX_LANES, Simd};
+use super::blocks::{Rows, iq4_codes};
+use super::{Scales, Source};
+
+/// Four rows at a block, with what is decoded for the block as a whole: for each row, a byte for each
+/// 32 values (or two, see [`Source::HALVES`]).
+pub(in super::super) struct Stage<const N: usize> {
+    p: [*const u8; 4],
+    scales: [[u64; 4]; N],
+}
+
+/// Lane i's sub-block at step s.
+#[inline(always)]
+fn sub_block<S: Simd>(s: usize, i: usize) -> usize {
+    s * S::LANES + i
+}
+
+/// For each row, the bytes of the s-th step.
+#[inline(always)]
+fn step_bytes<S: Simd>(rows: &[u64; 4], s: usize) -> [u32; 4] {
+    rows.map(|bytes| (bytes >> (8 * S::LANES * s)) as u32)
+}
+
+/// 16 bytes for each lane, at what `offset` gives for the lane's sub-block.
+#[inline(always)]
+unsafe fn gather<S: Simd>(p: *const u8, s: usize, offset: impl Fn(usize) -> usize) -> S::Bytes {
+    // SAFETY: offsets lie within the block; lanes from LANES on are not read.
+    unsafe { S::gather(std::array::from_fn(|i| p.wrapping_add(offset(sub_block::<S>(s, i) % 8)))) }
+}
+
+/// `f(sub-block)` for each lane.
+#[inline(always)]
+fn per_lane<S: Simd, T>(s: usize, f: impl Fn(usize) -> T) -> [T; MAX_LANES] {
+    std::array::from_fn(|i| f(sub_block::<S>(s, i) % 8))
+}
+
+/// The f16 at byte `offset` of four rows' blocks, in every lane.
+#[inline(always)]
+unsafe fn block_scale<S: Simd>(p: &[*const u8; 4], offset: usize) -> S::Floats {
+    // SAFETY: the field lies within the block.
+    unsafe {
+        let bits = p.map(|p| p.add(offset).cast::<u16>().read_unaligned() as u64);
+        S::f16_lanes([bits[0] | (bits[1] << 16) | (bits[2] << 32) | (bits[3] << 48); MAX_LANES])
+    }
+}
+
+/// Little-endian u64 at `p`.
+#[inline(always)]
+unsafe fn word(p: *const u8) -> u64 {
+    // SAFETY: the caller's field lies within the block.
+    unsafe { p.cast::<u64>().read_unaligned() }
+}
+
+/// The parts of [`Source`] that all formats of 256-value blocks share; `$decode` makes the stage's bytes of one row.
+macro_rules! block_source {
+    ($name:ident, $bytes:literal, $decoded:literal, $decode:expr) => {
+        const STEPS: usize = 8 / S::LANES;
+        type Rows = [*const u8; 4];
+        type Stage = Stage<$decoded>;
+
+        #[inline(always)]
+        unsafe fn new(weight: &Weight, k: usize) -> Self {
+            $name(Rows::new(weight, k, 256, $bytes))
+        }
+        #[inline(always)]
+        unsafe fn rows(&self, rows: [usize; 4]) -> Self::Rows {
+            // SAFETY: the caller's rows exist.
+            unsafe { self.0.at(rows) }
+        }
+        #[inline(always)]
+        unsafe fn stage<const FULL: bool>(&self, rows: &Self::Rows, step: usize) -> Self::Stage {
+            // SAFETY: the block lies within the row, and `$decode` reads fields of it.
+            unsafe {
+                let p = rows.map(|p| p.add(step / (8 / S::LANES) * $bytes));
+                let decode = $decode;
+                let decoded: [[u64; $decoded]; 4] = p.map(|p| decode(p));
+                Stage { p, scales: std::array::from_fn(|n| decoded.map(|row| row[n])) }
+            }
+        }
+    };
+}
+
+/// Q2_K: per 16 values d·(scale & 15)·q − dmin·(scale >> 4).
+pub(in super::super) struct Q2_K(Rows);
+/// Q3_K: per 16 values d·(scale − 32)·(q − 4).
+pub(in super::super) struct Q3_K(Rows);
+/// Q4_K: per 32 values d·scale·q − dmin·min.
+pub(in super::super) struct Q4_K(Rows);
+/// Q5_K: Q4_K with five bits.
+pub(in super::super) struct Q5_K(Rows);
+/// Q6_K: per 16 values d·scale·(q − 32).
+pub(in super::super) struct Q6_K(Rows);
+/// IQ4_XS: per 32 values d·(scale − 32)·K\[q\].
+pub(in super::super) struct IQ4_XS(Rows);
+
+/// Bytes of even index, then of odd index, of 16 bytes: scales of first and of second halves.
+#[inline(always)]
+fn by_halves(words: [u64; 2]) -> [u64; 2] {
+    let even = |word: u64| {
+        let word = word & 0x00FF_00FF_00FF_00FF;
+        let word = (word | (word >> 8)) & 0x0000_FFFF_0000_FFFF;
+        (word | (word >> 16)) & 0xFFFF_FFFF
+    };
+    [even(words[0]) | (even(words[1]) << 32), even(words[0] >> 8) | (even(words[1] >> 8) << 32)]
+}
+
+const NIBBLES: u64 = 0x0F0F_0F0F_0F0F_0F0F;
+
+/// Scales of first and second halves, then minimums of both.
+#[inline(always)]
+unsafe fn q2_k_scales(p: *const u8) -> [u64; 4] {
+    // SAFETY: the block's first 16 bytes.
+    let [first, second] = by_halves(unsafe { [word(p), word(p.add(8))] });
+    [first & NIBBLES, second & NIBBLES, (first >> 4) & NIBBLES, (second >> 4) & NIBBLES]
+}
+
+impl<S: Simd> Source<S> for Q2_K {
+    const HALVES: bool = true;
+    const MINS: bool = true;
+    block_source!(Q2_K, 84, 4, |p| q2_k_scales(p));
+
+    #[inline(always)]
+    unsafe fn scales(&self, stage: &Self::Stage, s: usize) -> Scales<S> {
+        // SAFETY: the staged blocks exist.
+        unsafe {
+            let (d, min) = (block_scale::<S>(&stage.p, 80), block_scale::<S>(&stage.p, 82));
+            let min = S::mul(min, S::splat(-1.0));
+            let times = |n: usize, d| S::mul(S::u8_rows(step_bytes::<S>(&stage.scales[n], s)), d);
+            Scales { scale: [times(0, d), times(1, d)], min: [times(2, min), times(3, min)] }
+        }
+    }
+    #[inline(always)]
+    unsafe fn codes(&self, stage: &Self::Stage, r: usize, s: usize) -> [S::Bytes; 2] {
+        // SAFETY: the staged blocks exist.
+        unsafe {
+            let p = stage.p[r].add(16);
+            [0, 16].map(|half| {
+                let bytes = gather::<S>(p, s, |j| 32 * (j / 4) + half);
+                S::and(S::shr(bytes, per_lane::<S, _>(s, |j| 2 * (j % 4) as u32)), 3)
+            })
+        }
+    }
+}
+
+/// Signed scales of first and second halves.
+#[inline(always)]
+unsafe fn q3_k_scales(p: *const u8) -> [u64; 2] {
+    // SAFETY: twelve bytes of scales stand at 96 of 110.
+    let (low, high) = unsafe { (word(p.add(96)), p.add(104).cast::<u32>().read_unaligned() as u64) };
+    // Two high bits of scale j are bits 2·(j / 4) of byte j % 4 of `high`.
+    let bits = |shift: u32| (high >> shift) & 0x0303_0303;
+    let first = (low & NIBBLES) | ((bits(0) | (bits(2) << 32)) << 4);
+    let second = ((low >> 4) & NIBBLES) | ((bits(4) | (bits(6) << 32)) << 4);
+    // Subtracting 32 from each byte (0..=63): no borrow crosses a byte once its top bit is set.
+    let signed = |v: u64| ((v | 0x8080_8080_8080_8080) - 0x2020_2020_2020_2020) ^ 0x8080_8080_8080_8080;
+    by_halves([signed(first), signed(second)])
+}
+
+impl<S: Simd> Source<S> for Q3_K {
+    const HALVES: bool = true;
+    const OFFSET: i32 = 4;
+    block_source!(Q3_K, 110, 2, |p| q3_k_scales(p));
+
+    #[inline(always)]
+    unsafe fn scales(&self, stage: &Self::Stage, s: usize) -> Scales<S> {
+        // SAFETY: the staged blocks exist.
+        unsafe {
+            let d = block_scale::<S>(&stage.p, 108);
+            let times = |n: usize| S::mul(S::i8_rows(step_bytes::<S>(&stage.scales[n], s)), d);
+            Scales { scale: [times(0), times(1)], min: [S::splat(0.0); 2] }
+        }
+    }
+    #[inline(always)]
+    unsafe fn codes(&self, stage: &Self::Stage, r: usize, s: usize) -> [S::Bytes; 2] {
+        // SAFETY: the staged blocks exist.
+        unsafe {
+            let p = stage.p[r];
+            [0, 16].map(|half| {
+                let bytes = gather::<S>(p.add(32), s, |j| 32 * (j / 4) + half);
+                let low = S::and(S::shr(bytes, per_lane::<S, _>(s, |j| 2 * (j % 4) as u32)), 3);
+                let high = S::pick(S::repeat(p.add(half)), per_lane::<S, _>(s, |j| 1 << j), 4);
+                S::or(low, high)
+            })
+        }
+    }
+}
+
+/// Six-bit scales and minimums of Q4_K and Q5_K.
+#[inline(always)]
+unsafe fn q4_k_scales(p: *const u8) -> [u64; 2] {
+    // SAFETY: twelve bytes of scales stand at 4.
+    let [a, b, c] = [4, 8, 12].map(|at| unsafe { p.add(at).cast::<u32>().read_unaligned() });
+    let six = 0x3F3F_3F3F;
+    let four = 0x0F0F_0F0F;
+    let scales_high = (c & four) | ((a >> 2) & 0x3030_3030);
+    let mins_high = ((c >> 4) & four) | ((b >> 2) & 0x3030_3030);
+    let join = |low: u32, high: u32| low as u64 | ((high as u64) << 32);
+    [join(a & six, scales_high), join(b & six, mins_high)]
+}
+
+/// Scales and minimums of Q4_K and Q5_K.
+#[inline(always)]
+unsafe fn q4_k_step<S: Simd>(stage: &Stage<2>, s: usize) -> Scales<S> {
+    // SAFETY: the staged blocks exist.
+    unsafe {
+        let (d, min) = (block_scale::<S>(&stage.p, 0), block_scale::<S>(&stage.p, 2));
+        let min = S::mul(min, S::splat(-1.0));
+        let times = |n: usize, d| S::mul(S::u8_rows(step_bytes::<S>(&stage.scales[n], s)), d);
+        Scales::with_min(times(0, d), times(1, min))
+    }
+}
+
+/// Nibbles of Q4_K and Q5_K: sub-blocks 2g and 2g + 1 are the low and high nibbles of 32 bytes.
+#[inline(always)]
+unsafe fn q4_k_nibbles<S: Simd>(p: *const u8, s: usize, half: usize) -> S::Bytes {
+    // SAFETY: 128 bytes of nibbles stand at `p`.
+    unsafe {
+        let bytes = gather::<S>(p, s, |j| 32 * (j / 2) + half);
+        S::and(S::shr(bytes, per_lane::<S, _>(s, |j| 4 * (j % 2) as u32)), 15)
+    }
+}
+
+impl<S: Simd> Source<S> for Q4_K {
+    const MINS: bool = true;
+    block_source!(Q4_K, 144, 2, |p| q4_k_scales(p));
+
+    #[inline(always)]
+    unsafe fn scales(&self, stage: &Self::Stage, s: usize) -> Scales<S> {
+        // SAFETY: the caller's promise.
+        unsafe { q4_k_step(stage, s) }
+    }
+    #[inline(always)]
+    unsafe fn codes(&self, stage: &Self::Stage, r: usize, s: usize) -> [S::Bytes; 2] {
+        // SAFETY: the staged blocks exist.
+        [0, 16].map(|half| unsafe { q4_k_nibbles::<S>(stage.p[r].add(16), s, half) })
+    }
+}
+
+impl<S: Simd> Source<S> for Q5_K {
+    const MINS: bool = true;
+    block_source!(Q5_K, 176, 2, |p| q4_k_scales(p));
+
+    #[inline(always)]
+    unsafe fn scales(&self, stage: &Self::Stage, s: usize) -> Scales<S> {
+        // SAFETY: the caller's promise.
+        unsafe { q4_k_step(stage, s) }
+    }
+    #[inline(always)]
+    unsafe fn codes(&self, stage: &Self::Stage, r: usize, s: usize) -> [S::Bytes; 2] {
+        // SAFETY: the staged blocks exist.
+        [0, 16].map(|half| unsafe {
+            let low = q4_k_nibbles::<S>(stage.p[r].add(48), s, half);
+            let high = S::pick(S::repeat(stage.p[r].add(16 + half)), per_lane::<S, _>(s, |j| 1 << j), 16);
+            S::or(low, high)
+        })
+    }
+}
+
+impl<S: Simd> Source<S> for Q6_K {
+    const HALVES: bool = true;
+    const OFFSET: i32 = 32;
+    block_source!(Q6_K, 210, 2, |p: *const u8| by_halves([word(p.add(192)), word(p.add(200))]));
+
+    #[inline(always)]
+    unsafe fn scales(&self, stage: &Self::Stage, s: usize) -> Scales<S> {
+        // SAFETY: the staged blocks exist.
+        unsafe {
+            let d = block_scale::<S>(&stage.p, 208);
+            let times = |n: usize| S::mul(S::i8_rows(step_bytes::<S>(&stage.scales[n], s)), d);
+            Scales { scale: [times(0), times(1)], min: [S::splat(0.0); 2] }
+        }
+    }
+    #[inline(always)]
+    unsafe fn codes(&self, stage: &Self::Stage, r: usize, s: usize) -> [S::Bytes; 2] {
+        // SAFETY: the staged blocks exist.
+        [0, 16].map(|half| unsafe {
+            let p = stage.p[r];
+            let low = gather::<S>(p, s, |j| 64 * (j / 4) + 32 * (j % 2) + half);
+            let low = S::and(S::shr(low, per_lane::<S, _>(s, |j| 4 * (j % 4 / 2) as u32)), 15);
+            let high = gather::<S>(p.add(128), s, |j| 32 * (j / 4) + half);
+            let high = S::and(S::shr(high, per_lane::<S, _>(s, |j| 2 * (j % 4) as u32)), 3);
+            S::or(low, S::shl4(high))
+        })
+    }
+}
+
+/// Signed scales.
+#[inline(always)]
+unsafe fn iq4_xs_scales(p: *const u8) -> [u64; 1] {
+    // SAFETY: two bytes of high bits and four bytes of nibbles stand at 2.
+    let (high, low) = unsafe { (p.add(2).cast::<u16>().read_unaligned(), p.add(4).cast::<u32>().read_unaligned()) };
+    let scale = |j: usize| {
+        let four = (low >> (4 * j)) as u8 & 15;
+        let two = (high >> (2 * j)) as u8 & 3;
+        (four | (two << 4)).wrapping_sub(32)
+    };
+    [u64::from_le_bytes(std::array::from_fn(scale))]
+}
+
+impl<S: Simd> Source<S> for IQ4_XS {
+    const WIDE: bool = true;
+    block_source!(IQ4_XS, 136, 1, |p| iq4_xs_scales(p));
+
+    #[inline(always)]
+    unsafe fn scales(&self, stage: &Self::Stage, s: usize) -> Scales<S> {
+        // SAFETY: the staged blocks exist.
+        unsafe {
+            let d = block_scale::<S>(&stage.p, 0);
+            Scales::plain(S::mul(S::i8_rows(step_bytes::<S>(&stage.scales[0], s)), d))
+        }
+    }
+    #[inline(always)]
+    unsafe fn codes(&self, stage: &Self::Stage, r: usize, s: usize) -> [S::Bytes; 2] {
+        // SAFETY: the staged blocks exist: sixteen bytes for each sub-block at 8.
+        unsafe { iq4_codes::<S>(S::strided::<16>(stage.p[r].add(8 + 16 * S::LANES * s))) }
+    }
+}

@@ -1,0 +1,175 @@
+//! Where weight codes and scales come from: one [`Source`] for each family of formats, and the choice of a kernel.
+
+mod blocks;
+mod k_quants;
+
+use super::prepare::{Layout, Sums};
+use super::simd::Simd;
+use super::{Config, Kernel, Precision, Weight, floats, tiles};
+use crate::backend::cpu::isa::Isa;
+use crate::format::{GgmlType, WeightFormat};
+
+/// Scales and minimums of one step of four rows, in (lane, row) places; the second of each is for the second halves of blocks, and used
+/// only with [`Source::HALVES`], minimums only with [`Source::MINS`].
+pub(super) struct Scales<S: Simd> {
+    /// A weight is `scale · (code − offset) + min`.
+    pub scale: [S::Floats; 2],
+    /// See `scale`.
+    pub min: [S::Floats; 2],
+}
+
+impl<S: Simd> Scales<S> {
+    /// One scale a block.
+    #[inline(always)]
+    unsafe fn plain(scale: S::Floats) -> Self {
+        // SAFETY: the caller runs on S's instruction set.
+        unsafe { Scales { scale: [scale, S::splat(0.0)], min: [S::splat(0.0); 2] } }
+    }
+
+    /// One scale and one minimum a block.
+    #[inline(always)]
+    unsafe fn with_min(scale: S::Floats, min: S::Floats) -> Self {
+        // SAFETY: the caller runs on S's instruction set.
+        unsafe { Scales { scale: [scale, S::splat(0.0)], min: [min, S::splat(0.0)] } }
+    }
+}
+
+/// A weight matrix as 8-bit codes, read four rows and some steps at a time.
+///
+/// # Safety
+/// All functions are called on S's instruction set, with rows that the weight has and steps below ⌈k / (32·LANES)⌉. `stage::<true>` only where all of its
+/// steps lie within k.
+pub(super) trait Source<S: Simd>: Sized {
+    /// Scales belong to 16 values instead of 32.
+    const HALVES: bool = false;
+    /// There are minimums.
+    const MINS: bool = false;
+    /// Codes use all 256 values, see [`Simd::dot`].
+    const WIDE: bool = false;
+    /// What has been added to the signed weights to make codes.
+    const OFFSET: i32 = if Self::WIDE { S::WIDE_OFFSET as i32 } else { 0 };
+    /// Steps that are staged together; a divisor of those in 1024 values.
+    const STEPS: usize = 1;
+    /// Four rows.
+    type Rows: Copy;
+    /// Four rows at some steps: pointers, or what had to be decoded for all of them at once.
+    type Stage;
+
+    /// The weight `[n, k]`, whose format is this source's.
+    unsafe fn new(weight: &Weight, k: usize) -> Self;
+    /// Four rows.
+    unsafe fn rows(&self, rows: [usize; 4]) -> Self::Rows;
+    /// Steps `step..step + STEPS`; with `FULL = false` some of their values may lie beyond k.
+    unsafe fn stage<const FULL: bool>(&self, rows: &Self::Rows, step: usize) -> Self::Stage;
+    /// Scales of the s-th staged step.
+    unsafe fn scales(&self, stage: &Self::Stage, s: usize) -> Scales<S>;
+    /// Codes of row r at the s-th staged step: first and second halves of its blocks.
+    unsafe fn codes(&self, stage: &Self::Stage, r: usize, s: usize) -> [S::Bytes; 2];
+}
+
+/// A kernel and the layout of x that it reads.
+pub(super) struct Choice {
+    /// The function.
+    pub kernel: Kernel,
+    /// What it reads.
+    pub layout: Layout,
+    /// Its name.
+    pub name: &'static str,
+}
+
+/// The layout of x for an integer kernel.
+fn codes_layout<S: Simd, F: Source<S>>(config: Config, k: usize) -> Layout {
+    let planes = match config.activations {
+        Precision::Exact => 3,
+        Precision::Q8 => 1,
+    };
+    let sums = if F::MINS { Sums::Plain } else { Sums::Offset(F::OFFSET) };
+    Layout::Codes { k, lanes: S::LANES, halves: F::HALVES, sums, planes }
+}
+
+/// The integer kernel of one source on every instruction set.
+macro_rules! codes {
+    ($config:expr, $k:expr, $source:ty) => {
+        match $config.isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => Choice {
+                kernel: isa::avx512::<$source>,
+                layout: codes_layout::<super::simd::avx512::Avx512, $source>($config, $k),
+                name: "avx512 int8",
+            },
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => Choice {
+                kernel: isa::avx2::<$source>,
+                layout: codes_layout::<super::simd::avx2::Avx2, $source>($config, $k),
+                name: "avx2 int8",
+            },
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => Choice {
+                kernel: isa::neon::<$source>,
+                layout: codes_layout::<super::simd::neon::Neon, $source>($config, $k),
+                name: "neon int8",
+            },
+            Isa::Portable => Choice {
+                kernel: isa::portable::<$source>,
+                layout: codes_layout::<super::simd::portable::Portable, $source>($config, $k),
+                name: "portable int8",
+            },
+        }
+    };
+}
+
+/// The kernel for a format.
+pub(super) fn choose(config: Config, format: WeightFormat, k: usize) -> Choice {
+    match format {
+        WeightFormat::Ggml(ty) => match ty {
+            GgmlType::Q4_0 => codes!(config, k, blocks::Q4_0),
+            GgmlType::Q4_1 => codes!(config, k, blocks::Q4_1),
+            GgmlType::Q5_0 => codes!(config, k, blocks::Q5_0),
+            GgmlType::Q5_1 => codes!(config, k, blocks::Q5_1),
+            GgmlType::Q8_0 => codes!(config, k, blocks::Q8_0),
+            GgmlType::IQ4_NL => codes!(config, k, blocks::IQ4_NL),
+            GgmlType::MXFP4 => codes!(config, k, blocks::MXFP4),
+            GgmlType::Q2_K => codes!(config, k, k_quants::Q2_K),
+            GgmlType::Q3_K => codes!(config, k, k_quants::Q3_K),
+            GgmlType::Q4_K => codes!(config, k, k_quants::Q4_K),
+            GgmlType::Q5_K => codes!(config, k, k_quants::Q5_K),
+            GgmlType::Q6_K => codes!(config, k, k_quants::Q6_K),
+            GgmlType::IQ4_XS => codes!(config, k, k_quants::IQ4_XS),
+            _ => floats::choose(config, k),
+        },
+        WeightFormat::Affine(_) | WeightFormat::Fp(_) => floats::choose(config, k),
+    }
+}
+
+/// The integer kernels compiled for each instruction set, with the groups of rows that its registers hold.
+mod isa {
+    use super::{Source, tiles};
+    use crate::backend::cpu::matmul::Job;
+    use crate::backend::cpu::matmul::simd;
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vnni,avx2,fma,f16c")]
+    pub(super) unsafe fn avx512<F: Source<simd::avx512::Avx512>>(job: &Job) {
+        // SAFETY: the caller's promise is the same.
+        unsafe { tiles::run::<simd::avx512::Avx512, F, 2>(job) }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(super) unsafe fn avx2<F: Source<simd::avx2::Avx2>>(job: &Job) {
+        // SAFETY: the caller's promise is the same.
+        unsafe { tiles::run::<simd::avx2::Avx2, F, 1>(job) }
+    }
+
+    #[cfg(target_arch = "aarch64")]
+    #[target_feature(enable = "neon,dotprod")]
+    pub(super) unsafe fn neon<F: Source<simd::neon::Neon>>(job: &Job) {
+        // SAFETY: the caller's promise is the same.
+        unsafe { tiles::run::<simd::neon::Neon, F, 2>(job) }
+    }
+
+    pub(super) unsafe fn portable<F: Source<simd::portable::Portable>>(job: &Job) {
+        // SAFETY: the caller's promise is the same.
+        unsafe { tiles::run::<simd::portable::Portable, F, 1>(job) }
+    }
+}

@@ -1,0 +1,264 @@
+//! Every format on every instruction set of this machine against the formula in f64.
+
+use super::*;
+use crate::format::affine::Groups;
+use crate::format::ggml::Scalar;
+use crate::format::{GgmlType, dequantize_row};
+
+/// A small generator (xorshift64*).
+pub(super) struct Random(u64);
+
+impl Random {
+    pub(super) fn new(seed: u64) -> Random {
+        Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
+    }
+    pub(super) fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
+    }
+    /// Uniform in [low, high).
+    pub(super) fn range(&mut self, low: f32, high: f32) -> f32 {
+        low + (high - low) * ((self.next() >> 40) as f32 / (1u64 << 24) as f32)
+    }
+    /// About normal: a sum of uniform values.
+    pub(super) fn normal(&mut self) -> f32 {
+        (0..6).map(|_| self.range(-1.0, 1.0)).sum::<f32>() * std::f32::consts::FRAC_1_SQRT_2
+    }
+}
+
+/// A weight that owns its bytes.
+pub(super) struct Owned {
+    format: WeightFormat,
+    packed: Vec<u8>,
+    scales: Vec<u8>,
+    biases: Vec<u8>,
+}
+
+impl Owned {
+    /// Random codes with scales of ordinary size.
+    pub(super) fn random(format: WeightFormat, n: usize, k: usize, random: &mut Random) -> Owned {
+        let mut packed: Vec<u8> = (0..format.matrix_bytes(n, k).unwrap()).map(|_| random.next() as u8).collect();
+        let (mut scales, mut biases) = (Vec::new(), Vec::new());
+        match format {
+            WeightFormat::Ggml(ty) => tame(ty, &mut packed, random),
+            WeightFormat::Affine(affine) => {
+                for _ in 0..n * affine.groups(k).unwrap() {
+                    let scale = random.range(0.01, 0.02) * if random.next().is_multiple_of(4) { -1.0 } else { 1.0 };
+                    push(&mut scales, affine.scale_dtype, scale);
+                    push(&mut biases, affine.scale_dtype, random.range(-0.1, 0.1));
+                }
+            }
+            WeightFormat::Fp(mode) => {
+                let base = if mode == FpMode::Nvfp4 { 0x20 } else { 120 };
+                scales = (0..n * mode.groups(k)).map(|_| base + (random.next() % 8) as u8).collect();
+                if mode == FpMode::Mxfp8 {
+                    packed.iter_mut().filter(|code| **code & 0x7F == 0x7F).for_each(|code| *code = 0x38);
+                }
+            }
+        }
+        Owned { format, packed, scales, biases }
+    }
+
+    pub(super) fn weight(&self) -> Weight<'_> {
+        match self.format {
+            WeightFormat::Ggml(ty) => Weight::Ggml { ty, blocks: &self.packed },
+            WeightFormat::Affine(format) => {
+                Weight::Affine { format, packed: &self.packed, scales: &self.scales, biases: &self.biases }
+            }
+            WeightFormat::Fp(mode) => Weight::Fp { mode, packed: &self.packed, scales: &self.scales },
+        }
+    }
+
+    /// The matrix in f32, by the format's definition.
+    fn dequantized(&self, n: usize, k: usize) -> Vec<f32> {
+        let mut out = vec![0.0; n * k];
+        let pitch = self.format.row_bytes(k).unwrap();
+        for (j, out) in out.chunks_mut(k).enumerate() {
+            let packed = &self.packed[j * pitch..(j + 1) * pitch];
+            match self.format {
+                WeightFormat::Ggml(ty) => dequantize_row(ty, packed, out).unwrap(),
+                WeightFormat::Affine(affine) => {
+                    let groups = affine.groups(k).unwrap();
+                    let floats = |bytes: &[u8]| -> Vec<f32> {
+                        (j * groups..(j + 1) * groups).map(|i| floats::element(affine.scale_dtype, bytes, i)).collect()
+                    };
+                    let (scales, biases) = (floats(&self.scales), floats(&self.biases));
+                    affine.dequantize_row(packed, Groups { scales: &scales, biases: &biases }, out).unwrap();
+                }
+                WeightFormat::Fp(mode) => {
+                    let groups = mode.groups(k);
+                    mode.dequantize_row(packed, &self.scales[j * groups..(j + 1) * groups], out).unwrap();
+                }
+            }
+        }
+        out
+    }
+}
+
+fn push(bytes: &mut Vec<u8>, dtype: DType, value: f32) {
+    match dtype {
+        DType::F16 => bytes.extend(half::f16::from_f32(value).to_le_bytes()),
+        DType::BF16 => bytes.extend(half::bf16::from_f32(value).to_le_bytes()),
+        _ => bytes.extend(value.to_le_bytes()),
+    }
+}
+
+/// Replaces random floating-point fields by values of ordinary size.
+fn tame(ty: GgmlType, bytes: &mut [u8], random: &mut Random) {
+    let format = ty.block_format();
+    for block in bytes.chunks_mut(format.bytes as usize) {
+        for field in format.fields {
+            let at = field.offset;
+            // Minimums of 32-value blocks put the middle of the range near zero, as in a real weight.
+            let value = if field.name == "m" { random.range(-0.2, -0.1) } else { random.range(0.005, 0.02) };
+            match (field.scalar, ty) {
+                (Scalar::F32, _) => block[at..at + 4].copy_from_slice(&random.normal().to_le_bytes()),
+                (Scalar::BF16, _) => block[at..at + 2].copy_from_slice(&half::bf16::from_f32(value).to_le_bytes()),
+                (Scalar::F16, _) => block[at..at + 2].copy_from_slice(&half::f16::from_f32(value).to_le_bytes()),
+                (_, GgmlType::MXFP4) if field.name == "e" => block[at] = 118 + block[at] % 8,
+                (_, GgmlType::NVFP4) if field.name == "d" => {
+                    block[at..at + 4].iter_mut().for_each(|b| *b = 0x20 + *b % 16)
+                }
+                (_, GgmlType::IQ1_M) if field.name == "scales" => {
+                    // The f16 lies in the top nibbles of four words.
+                    for (i, nibble) in [0x6, 0x6, 0x0, 0x2].into_iter().enumerate() {
+                        block[at + 2 * i + 1] = (block[at + 2 * i + 1] & 15) | (nibble << 4);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Both phases, phase 1 in three parts and phase 2 in the given pieces; outputs start as NaN.
+pub(super) fn multiply(
+    config: Config,
+    w: &Owned,
+    m: usize,
+    n: usize,
+    k: usize,
+    x: &[f32],
+    pieces: &[usize],
+) -> Vec<f32> {
+    let plan = Plan::new(config, w.format, m, n, k);
+    let mut prepared = vec![0xFFu8; plan.x_bytes()];
+    let mut scratch = vec![0xFFu8; plan.thread_bytes()];
+    let mut y = vec![f32::NAN; m * n];
+    let rows = XRows { data: x.as_ptr().cast(), dtype: DType::F32, row_stride: k, head_dim: k, head_stride: 0 };
+    for part in 0..3 {
+        // SAFETY: x is [m, k], the buffer has the plan's size, parts run one after the other.
+        unsafe { plan.prepare(rows, prepared.as_mut_ptr(), part, 3) };
+    }
+    let out = YRows { data: y.as_mut_ptr(), stride: n };
+    let mut start = 0;
+    for &piece in pieces.iter().chain([&n]) {
+        let end = (start + piece).min(n);
+        // SAFETY: all buffers have the plan's sizes and shapes.
+        unsafe { plan.run(&w.weight(), prepared.as_ptr(), RowMap::All(m), out, start..end, scratch.as_mut_ptr()) };
+        start = end;
+    }
+    y
+}
+
+/// Σ(y − ref)² / Σref² against the formula in f64.
+fn nmse(y: &[f32], w: &[f32], x: &[f32], n: usize, k: usize) -> f64 {
+    let (mut error, mut norm) = (0.0, 0.0);
+    for (i, x) in x.chunks(k).enumerate() {
+        for (j, w) in w.chunks(k).enumerate() {
+            let reference: f64 = w.iter().zip(x).map(|(w, x)| *w as f64 * *x as f64).sum();
+            error += (y[i * n + j] as f64 - reference).powi(2);
+            norm += reference * reference;
+        }
+    }
+    error / norm
+}
+
+fn affine(bits: u32, group_size: u32, scale_dtype: DType) -> WeightFormat {
+    AffineFormat::new(bits, group_size, scale_dtype).unwrap().into_format()
+}
+
+trait IntoFormat {
+    fn into_format(self) -> WeightFormat;
+}
+
+impl IntoFormat for AffineFormat {
+    fn into_format(self) -> WeightFormat {
+        WeightFormat::Affine(self)
+    }
+}
+
+/// Every format that has a matmul, MLX's in some of its group sizes and scale types.
+pub(super) fn formats() -> Vec<WeightFormat> {
+    let mut formats: Vec<WeightFormat> =
+        GgmlType::all().filter(|ty| ty.is_matmul_weight()).map(WeightFormat::Ggml).collect();
+    formats.extend(FpMode::ALL.map(WeightFormat::Fp));
+    for (i, bits) in [1, 2, 3, 4, 5, 6, 8].into_iter().enumerate() {
+        formats.push(affine(bits, 64, DType::BF16));
+        formats.push(affine(bits, [32, 128, 40][i % 3], [DType::F16, DType::F32, DType::BF16][i % 3]));
+    }
+    formats
+}
+
+/// Lengths of rows: one block, an odd number of blocks, and more than one block of k of every kernel.
+fn lengths(format: WeightFormat) -> Vec<usize> {
+    match format {
+        WeightFormat::Ggml(ty) if ty.block_values() == 1 => vec![1, 77, 1203],
+        WeightFormat::Ggml(ty) if ty.block_values() < 256 => {
+            let block = ty.block_values() as usize;
+            vec![block, 3 * block, 1120usize.next_multiple_of(block)]
+        }
+        WeightFormat::Ggml(_) => vec![256, 1280],
+        WeightFormat::Affine(_) => vec![32, 200, 1128],
+        WeightFormat::Fp(_) => vec![32, 96, 1120],
+    }
+}
+
+fn configs() -> impl Iterator<Item = Config> {
+    Isa::available().flat_map(|isa| {
+        [Precision::Exact, Precision::Q8].map(|activations| Config { isa, activations, batch_invariant: true })
+    })
+}
+
+#[test]
+fn every_format_equals_the_formula() {
+    let mut random = Random::new(1);
+    let n = 71;
+    for format in formats() {
+        for k in lengths(format) {
+            let w = Owned::random(format, n, k, &mut random);
+            let dequantized = w.dequantized(n, k);
+            let x: Vec<f32> = (0..17 * k).map(|_| random.normal()).collect();
+            for config in configs() {
+                for m in [1, 2, 5, 8, 17] {
+                    let x = &x[..m * k];
+                    let y = multiply(config, &w, m, n, k, x, &[1, 3, 31]);
+                    let error = nmse(&y, &dequantized, x, n, k);
+                    let bound = if config.activations == Precision::Exact { 1e-10 } else { 1e-4 };
+                    assert!(error <= bound, "{format} k={k} m={m} {config:?}: NMSE {error:e}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_rows_bits_do_not_depend_on_the_others() {
+    let mut random = Random::new(2);
+    let n = 37;
+    for format in formats() {
+        let k = lengths(format)[2 - usize::from(lengths(format).len() == 2)];
+        let w = Owned::random(format, n, k, &mut random);
+        let x: Vec<f32> = (0..33 * k).map(|_| random.normal()).collect();
+        for config in configs() {
+            let all = multiply(config, &w, 33, n, k, &x, &[20]);
+            for m in [1, 2, 9] {
+                let y = multiply(config, &w, m, n, k, &x[3 * k..(3 + m) * k], &[5]);
+                let same = y.iter().zip(&all[3 * n..]).all(|(a, b)| a.to_bits() == b.to_bits());
+                assert!(same, "{format} m={m} {config:?}");
+            }
+        }
+    }
+}

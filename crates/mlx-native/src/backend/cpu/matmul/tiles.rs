@@ -1,0 +1,416 @@
+//! The integer kernels: four weight rows and one step at a time, any number of columns.
+//!
+//! A vector's place is (lane, row): lane i of a step is a block of 32 values, and its four places are four weight rows, so a vector of
+//! floats accumulates 4·lanes partial sums of four outputs, which [`Simd::fold`] adds up at the end. Every kernel here performs the same f32
+//! operations on a column: `sum = (int · scale [+ Σx · min]) · x_scale + sum`, step by step.
+//!
+//! - [`one`]: one column. Weights are read once, so their codes stay in stored order (two dots a row and step), and the sums
+//!   of four rows are merged into one vector. The four rows come from four far-apart bands, each a contiguous stream.
+//! - [`few`]: up to [`COLUMN_BLOCK`] columns. The codes of 4·T rows are transposed in registers so that a dot yields (lane, row) places at
+//!   once, and all columns run over them.
+//! - [`many`]: more columns. Transposed codes of [`ROWS`] rows × [`K_BLOCK`] values go to a buffer in the cache, and blocks of columns that fit the
+//!   first-level cache run over it.
+
+use super::Job;
+use super::simd::Simd;
+use super::source::{Scales, Source};
+
+/// Columns that share a pass over codes in the first-level cache.
+pub(super) const COLUMN_BLOCK: usize = 16;
+/// Columns that share an unpacking of the weights: a multiple of [`COLUMN_BLOCK`] and of 3.
+const COLUMNS: usize = 240;
+/// Weight rows of a buffer of unpacked codes.
+pub(super) const ROWS: usize = 32;
+/// Values of k of a buffer of unpacked codes.
+const K_BLOCK: usize = 1024;
+
+/// Bytes of codes and scales in the buffer: a byte a value, and up to four f32 for each 32 values.
+const PANEL_BYTES: usize = ROWS * K_BLOCK + ROWS * (K_BLOCK / 32) * 4 * size_of::<f32>();
+/// Bytes of partial sums: up to four lanes of f32 for each row and column.
+const SUM_BYTES: usize = ROWS * COLUMNS * super::simd::MAX_LANES * size_of::<f32>();
+/// A thread's scratch memory.
+pub(super) const SCRATCH_BYTES: usize = PANEL_BYTES + SUM_BYTES + 64;
+
+/// Runs the job with the kernel for its number of columns. T: groups of four rows that share a load of x.
+#[inline(always)]
+pub(super) unsafe fn run<S: Simd, F: Source<S>, const T: usize>(job: &Job) {
+    // SAFETY: the caller's promise (that of `Plan::run`, and the instruction set) is the callees'.
+    unsafe {
+        match job.rows.len() * job.layout.planes() {
+            1 => one::<S, F>(job),
+            2..=COLUMN_BLOCK => few::<S, F, T>(job),
+            _ => many::<S, F, T>(job),
+        }
+    }
+}
+
+/// The places of one step: ints to floats, weight scales and minimums.
+#[inline(always)]
+unsafe fn scaled<S: Simd, F: Source<S>>(ints: [S::Ints; 2], scales: &Scales<S>, record: *const u8) -> S::Floats {
+    // SAFETY: `record` is a whole record; the sums follow the activation scales.
+    unsafe {
+        let sums = record.add(48 * S::LANES).cast::<f32>();
+        let mut v = S::mul(S::to_floats(ints[0]), scales.scale[0]);
+        if F::HALVES {
+            v = S::mul_add(S::to_floats(ints[1]), scales.scale[1], v);
+        }
+        if F::MINS {
+            v = S::mul_add(S::load_floats(sums), scales.min[0], v);
+            if F::HALVES {
+                v = S::mul_add(S::load_floats(sums.add(4 * S::LANES)), scales.min[1], v);
+            }
+        }
+        v
+    }
+}
+
+/// What integer sums start with: minus the weight codes' offset times the sum of activations.
+#[inline(always)]
+unsafe fn start<S: Simd, F: Source<S>>(record: *const u8) -> [S::Ints; 2] {
+    // SAFETY: `record` is a whole record; the sums follow the activation scales.
+    unsafe {
+        let sums = record.add(48 * S::LANES).cast::<i32>();
+        let offset = F::OFFSET != 0;
+        let first = if offset { S::load_ints(sums) } else { S::zero_ints() };
+        let second = if offset && F::HALVES { S::load_ints(sums.add(4 * S::LANES)) } else { S::zero_ints() };
+        [first, second]
+    }
+}
+
+/// The activation scales of a record.
+#[inline(always)]
+unsafe fn x_scale<S: Simd>(record: *const u8) -> S::Floats {
+    // SAFETY: `record` is a whole record; the scales follow the codes.
+    unsafe { S::load_floats(record.add(32 * S::LANES).cast()) }
+}
+
+/// One column.
+#[inline(always)]
+unsafe fn one<S: Simd, F: Source<S>>(job: &Job) {
+    let steps = job.layout.steps();
+    let record_bytes = job.layout.record_bytes();
+    let (x_row, y_row) = job.rows.get(0);
+    let count = job.n.len();
+    let band = count.div_ceil(4);
+    // SAFETY: the caller's promise: rows below n.end exist in the weight, records in the prepared x, places in y.
+    unsafe {
+        let source = F::new(job.weight, job.k);
+        let column = job.prepared.add(x_row * job.layout.column_bytes());
+        let y = job.y.data.add(y_row * job.y.stride);
+        for t in 0..band {
+            // The last band may be shorter: its row is then the last one once more.
+            let features: [usize; 4] = std::array::from_fn(|r| job.n.start + (t + r * band).min(count - 1));
+            let rows = source.rows(features);
+            let mut total = S::splat(0.0);
+            let mut record = column;
+            let full = job.k / (32 * S::LANES) / F::STEPS * F::STEPS;
+            for step in (0..full).step_by(F::STEPS) {
+                let stage = source.stage::<true>(&rows, step);
+                for s in 0..F::STEPS {
+                    total = dot_step::<S, F>(&source, &stage, s, record, total);
+                    record = record.add(record_bytes);
+                }
+            }
+            if full < steps {
+                let stage = source.stage::<false>(&rows, full);
+                for s in 0..steps - full {
+                    total = dot_step::<S, F>(&source, &stage, s, record, total);
+                    record = record.add(record_bytes);
+                }
+            }
+            for (r, v) in S::fold(total).into_iter().enumerate() {
+                if t + r * band < count {
+                    *y.add(job.n.start + t + r * band) = v;
+                }
+            }
+        }
+    }
+}
+
+/// Adds one step of four rows times one column to `total`.
+#[inline(always)]
+unsafe fn dot_step<S: Simd, F: Source<S>>(
+    source: &F,
+    stage: &F::Stage,
+    s: usize,
+    record: *const u8,
+    total: S::Floats,
+) -> S::Floats {
+    // SAFETY: `record` is a whole record; the rest is the caller's promise.
+    unsafe {
+        let (x_lo, x_hi) = (S::load(record), S::load(record.add(16 * S::LANES)));
+        let mut lo = [S::zero_ints(); 4];
+        let mut hi = [S::zero_ints(); 4];
+        for r in 0..4 {
+            let codes = source.codes(stage, r, s);
+            lo[r] = S::dot(F::WIDE, lo[r], codes[0], x_lo);
+            if F::HALVES {
+                hi[r] = S::dot(F::WIDE, hi[r], codes[1], x_hi);
+            } else {
+                lo[r] = S::dot(F::WIDE, lo[r], codes[1], x_hi);
+            }
+        }
+        let start = start::<S, F>(record);
+        let first = S::add_ints(S::sum_each(lo), start[0]);
+        let second = if F::HALVES { S::add_ints(S::sum_each(hi), start[1]) } else { start[1] };
+        let v = scaled::<S, F>([first, second], &source.scales(stage, s), record);
+        S::mul_add(v, x_scale::<S>(record), total)
+    }
+}
+
+/// The transposed codes of one step of four rows: dword s of the first half, then of the second.
+type Codes<S> = [[<S as Simd>::Bytes; 4]; 2];
+
+/// Adds one step of 4·T rows times some columns to their partial sums, `sums[c][t]` of 4·lanes f32.
+///
+/// `columns` are the columns' records of step 0, `offset` the bytes from there to this step's.
+#[inline(always)]
+unsafe fn columns_step<S: Simd, F: Source<S>, const T: usize>(
+    codes: &[Codes<S>; T],
+    scales: &[Scales<S>; T],
+    columns: &[*const u8],
+    offset: usize,
+    sums: *mut f32,
+) {
+    for (c, &column) in columns.iter().enumerate() {
+        // SAFETY: each column has a record at `offset`, and partial sums; the rest is the caller's promise.
+        unsafe {
+            let record = column.add(offset);
+            let (x_lo, x_hi) = (S::load(record), S::load(record.add(16 * S::LANES)));
+            let start = start::<S, F>(record);
+            let x_scale = x_scale::<S>(record);
+            for t in 0..T {
+                let mut ints = start;
+                ints[0] = S::dot_each(F::WIDE, ints[0], &codes[t][0], x_lo);
+                let second = F::HALVES as usize;
+                ints[second] = S::dot_each(F::WIDE, ints[second], &codes[t][1], x_hi);
+                let v = scaled::<S, F>(ints, &scales[t], record);
+                let sum = sums.add((c * T + t) * 4 * S::LANES);
+                S::store_floats(sum, S::mul_add(v, x_scale, S::load_floats(sum)));
+            }
+        }
+    }
+}
+
+/// The transposed codes of four rows.
+#[inline(always)]
+unsafe fn transposed<S: Simd, F: Source<S>>(source: &F, stage: &F::Stage, s: usize) -> Codes<S> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let rows: [[S::Bytes; 2]; 4] = std::array::from_fn(|r| source.codes(stage, r, s));
+        [S::transpose(rows.map(|codes| codes[0])), S::transpose(rows.map(|codes| codes[1]))]
+    }
+}
+
+/// The record of step 0 of column `c` of the job.
+#[inline(always)]
+unsafe fn column(job: &Job, c: usize) -> *const u8 {
+    let planes = job.layout.planes();
+    let (row, _) = job.rows.get(c / planes);
+    // SAFETY: the row is prepared, so the column lies in the prepared buffer.
+    unsafe { job.prepared.add((row * planes + c % planes) * job.layout.column_bytes()) }
+}
+
+/// Weight rows `first..first + 4` within the job, the last one repeated past the end.
+#[inline(always)]
+fn neighbours(job: &Job, first: usize) -> [usize; 4] {
+    std::array::from_fn(|r| (first + r).min(job.n.end - 1))
+}
+
+/// Folds the partial sums of columns `c..` of the job, 4·T weight rows from `first` on, and writes the outputs.
+#[inline(always)]
+unsafe fn finish<S: Simd, const T: usize>(job: &Job, first: usize, c: usize, columns: usize, sums: *const f32) {
+    let planes = job.layout.planes();
+    let at = |c: usize, t: usize| (c * T + t) * 4 * S::LANES;
+    for i in 0..columns / planes {
+        let (_, y_row) = job.rows.get(c / planes + i);
+        for t in 0..T {
+            // SAFETY: partial sums exist for all columns; the output row has places up to n.end.
+            unsafe {
+                // The smallest plane first.
+                let mut sum = S::load_floats(sums.add(at(i * planes + planes - 1, t)));
+                for plane in (0..planes - 1).rev() {
+                    sum = S::add(sum, S::load_floats(sums.add(at(i * planes + plane, t))));
+                }
+                let feature = first + 4 * t;
+                let y = job.y.data.add(y_row * job.y.stride + feature);
+                let values = S::fold(sum);
+                if feature + 4 <= job.n.end {
+                    y.cast::<[f32; 4]>().write_unaligned(values);
+                } else {
+                    for (r, value) in values.into_iter().take(job.n.end.saturating_sub(feature)).enumerate() {
+                        *y.add(r) = value;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Up to [`COLUMN_BLOCK`] columns.
+#[inline(always)]
+unsafe fn few<S: Simd, F: Source<S>, const T: usize>(job: &Job) {
+    let count = job.rows.len() * job.layout.planes();
+    let steps = job.layout.steps();
+    let record_bytes = job.layout.record_bytes();
+    // SAFETY: the caller's promise: rows below n.end exist in the weight, columns in the prepared x, scratch memory for the sums.
+    unsafe {
+        let source = F::new(job.weight, job.k);
+        let mut columns = [std::ptr::null(); COLUMN_BLOCK];
+        for (c, place) in columns[..count].iter_mut().enumerate() {
+            *place = column(job, c);
+        }
+        let columns = &columns[..count];
+        let sums = aligned(job.scratch).cast::<f32>();
+        let full = job.k / (32 * S::LANES) / F::STEPS * F::STEPS;
+        for first in job.n.clone().step_by(4 * T) {
+            for place in 0..count * T {
+                S::store_floats(sums.add(place * 4 * S::LANES), S::splat(0.0));
+            }
+            let rows: [F::Rows; T] = std::array::from_fn(|t| source.rows(neighbours(job, first + 4 * t)));
+            for step in (0..full).step_by(F::STEPS) {
+                let stages: [F::Stage; T] = std::array::from_fn(|t| source.stage::<true>(&rows[t], step));
+                for s in 0..F::STEPS {
+                    let codes = std::array::from_fn(|t| transposed::<S, F>(&source, &stages[t], s));
+                    let scales = std::array::from_fn(|t| source.scales(&stages[t], s));
+                    columns_step::<S, F, T>(&codes, &scales, columns, (step + s) * record_bytes, sums);
+                }
+            }
+            if full < steps {
+                let stages: [F::Stage; T] = std::array::from_fn(|t| source.stage::<false>(&rows[t], full));
+                for s in 0..steps - full {
+                    let codes = std::array::from_fn(|t| transposed::<S, F>(&source, &stages[t], s));
+                    let scales = std::array::from_fn(|t| source.scales(&stages[t], s));
+                    columns_step::<S, F, T>(&codes, &scales, columns, (full + s) * record_bytes, sums);
+                }
+            }
+            finish::<S, T>(job, first, 0, count, sums);
+        }
+    }
+}
+
+/// `scratch`, moved up to the next cache line.
+#[inline(always)]
+unsafe fn aligned(scratch: *mut u8) -> *mut u8 {
+    // SAFETY: a scratch buffer is 64 bytes longer than what is used of it.
+    unsafe { scratch.add(scratch.align_offset(64)) }
+}
+
+/// One step of 4·T rows in the buffer of [`many`]: codes, then scales.
+struct Panel<S: Simd, const T: usize> {
+    base: *mut u8,
+    set: std::marker::PhantomData<S>,
+}
+
+impl<S: Simd, const T: usize> Panel<S, T> {
+    const CODE_BYTES: usize = T * 8 * 16 * S::LANES;
+    const FLOATS_BYTES: usize = 16 * S::LANES;
+
+    /// Bytes of one step: all four kinds of scales have their place.
+    const STEP_BYTES: usize = Self::CODE_BYTES + T * 4 * Self::FLOATS_BYTES;
+
+    #[inline(always)]
+    unsafe fn write<F: Source<S>>(&self, at: usize, t: usize, codes: &Codes<S>, scales: &Scales<S>) {
+        // SAFETY: `at` counts steps of a buffer that has room for them.
+        unsafe {
+            let p = self.base.add(at * Self::STEP_BYTES);
+            for (i, v) in codes.iter().flatten().enumerate() {
+                S::store(p.add((8 * t + i) * 16 * S::LANES), *v);
+            }
+            let f = p.add(Self::CODE_BYTES + 4 * t * Self::FLOATS_BYTES).cast::<f32>();
+            for (h, (scale, min)) in scales.scale.into_iter().zip(scales.min).enumerate() {
+                if h == 0 || F::HALVES {
+                    S::store_floats(f.add(h * 4 * S::LANES), scale);
+                    if F::MINS {
+                        S::store_floats(f.add((2 + h) * 4 * S::LANES), min);
+                    }
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn codes(&self, at: usize, t: usize) -> Codes<S> {
+        // SAFETY: as in `write`.
+        unsafe {
+            let p = self.base.add(at * Self::STEP_BYTES);
+            std::array::from_fn(|h| std::array::from_fn(|s| S::load(p.add((8 * t + 4 * h + s) * 16 * S::LANES))))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn scales<F: Source<S>>(&self, at: usize, t: usize) -> Scales<S> {
+        // SAFETY: as in `write`; what the source does not have is not read.
+        unsafe {
+            let f = self.base.add(at * Self::STEP_BYTES + Self::CODE_BYTES + 4 * t * Self::FLOATS_BYTES).cast::<f32>();
+            let get = |used: bool, i: usize| if used { S::load_floats(f.add(i * 4 * S::LANES)) } else { S::splat(0.0) };
+            Scales { scale: [get(true, 0), get(F::HALVES, 1)], min: [get(F::MINS, 2), get(F::MINS && F::HALVES, 3)] }
+        }
+    }
+}
+
+/// More columns than [`COLUMN_BLOCK`].
+#[inline(always)]
+unsafe fn many<S: Simd, F: Source<S>, const T: usize>(job: &Job) {
+    let count = job.rows.len() * job.layout.planes();
+    let (steps, record_bytes) = (job.layout.steps(), job.layout.record_bytes());
+    let block = K_BLOCK / (32 * S::LANES);
+    let full = job.k / (32 * S::LANES) / F::STEPS * F::STEPS;
+    // SAFETY: the caller's promise, as in `few`; the buffer and the sums have the sizes that SCRATCH_BYTES counts.
+    unsafe {
+        let source = F::new(job.weight, job.k);
+        let scratch = aligned(job.scratch);
+        let panel = Panel::<S, T> { base: scratch, set: std::marker::PhantomData };
+        let sums = scratch.add(PANEL_BYTES).cast::<f32>();
+        for first in job.n.clone().step_by(ROWS) {
+            let groups = (job.n.end - first).min(ROWS).div_ceil(4 * T);
+            for c0 in (0..count).step_by(COLUMNS) {
+                let columns = (count - c0).min(COLUMNS);
+                let group_sums = columns * T * 4 * S::LANES;
+                for place in 0..groups * columns * T {
+                    S::store_floats(sums.add(place * 4 * S::LANES), S::splat(0.0));
+                }
+                for k0 in (0..steps).step_by(block) {
+                    let k1 = (k0 + block).min(steps);
+                    for g in 0..groups {
+                        for t in 0..T {
+                            let rows = source.rows(neighbours(job, first + 4 * (g * T + t)));
+                            for step in (k0..k1).step_by(F::STEPS) {
+                                let stage = if step < full {
+                                    source.stage::<true>(&rows, step)
+                                } else {
+                                    source.stage::<false>(&rows, step)
+                                };
+                                for s in 0..F::STEPS.min(k1 - step) {
+                                    let codes = transposed::<S, F>(&source, &stage, s);
+                                    let scales = source.scales(&stage, s);
+                                    panel.write::<F>(g * block + step + s - k0, t, &codes, &scales);
+                                }
+                            }
+                        }
+                    }
+                    for c1 in (0..columns).step_by(COLUMN_BLOCK) {
+                        let width = (columns - c1).min(COLUMN_BLOCK);
+                        let mut pointers = [std::ptr::null(); COLUMN_BLOCK];
+                        for (c, place) in pointers[..width].iter_mut().enumerate() {
+                            *place = column(job, c0 + c1 + c);
+                        }
+                        for g in 0..groups {
+                            let sums = sums.add(g * group_sums + c1 * T * 4 * S::LANES);
+                            for step in k0..k1 {
+                                let at = g * block + step - k0;
+                                let codes = std::array::from_fn(|t| panel.codes(at, t));
+                                let scales = std::array::from_fn(|t| panel.scales::<F>(at, t));
+                                let offset = step * record_bytes;
+                                columns_step::<S, F, T>(&codes, &scales, &pointers[..width], offset, sums);
+                            }
+                        }
+                    }
+                }
+                for g in 0..groups {
+                    finish::<S, T>(job, first + g * 4 * T, c0, columns, sums.add(g * group_sums));
+                }
+            }
+        }
+    }
+}
