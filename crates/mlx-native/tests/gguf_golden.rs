@@ -305,6 +305,33 @@ fn files_that_cannot_be_mapped() {
     );
 }
 
+/// Values may be wrong then, but nothing outside the map is touched and nothing panics.
+#[test]
+fn a_file_overwritten_while_it_is_open() {
+    let dir = TempDir::new("overwritten");
+    let path = dir.0.join("model.gguf");
+    fs::copy(golden("all.gguf"), &path).unwrap();
+    let file = GgufFile::open(&path).unwrap();
+    let keys: Vec<String> = file.metadata().map(|(key, _)| key.to_string()).collect();
+    let names: Vec<String> = file.tensors().map(|tensor| tensor.name.to_string()).collect();
+    let len = fs::metadata(&path).unwrap().len() as usize;
+    for byte in [0xff, 0x01, 0x00] {
+        // In place: the map shows the new bytes.
+        let mut writer = fs::OpenOptions::new().write(true).open(&path).unwrap();
+        std::io::Write::write_all(&mut writer, &vec![byte; len]).unwrap();
+        assert_eq!(file.maps().next().unwrap()[0], byte);
+        for key in &keys {
+            assert!(file.get(key).is_none());
+        }
+        for name in &names {
+            assert_eq!(file.tensor(name), None);
+        }
+        let values: Vec<String> = file.metadata().map(|(_, value)| value.to_string()).collect();
+        assert!(values.is_empty(), "{values:?}");
+        assert_eq!(file.tensors().count(), 0);
+    }
+}
+
 /// A 5 GB file opens without being read: its tensors' pages do not even exist.
 #[cfg(target_os = "linux")]
 #[test]
