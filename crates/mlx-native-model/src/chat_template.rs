@@ -113,6 +113,9 @@ impl ChatTemplate {
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.set_fuel(Some(FUEL));
         environment.add_filter("tojson", to_json);
+        environment.add_filter("indent", indent);
+        environment.add_filter("length", length);
+        environment.add_filter("count", length);
         environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, message.clone()).with_source(Raised(message)))
         });
@@ -257,9 +260,6 @@ fn to_json(_: &State, value: Value, indent: Option<Value>, kwargs: Kwargs) -> Re
     let ascii = kwargs.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false);
     kwargs.assert_all_used()?;
     let invalid = |message: String| minijinja::Error::new(ErrorKind::InvalidOperation, format!("tojson: {message}"));
-    if ascii {
-        return Err(invalid("ensure_ascii=True is not supported".to_owned()));
-    }
     let indent = match indent.filter(|indent| !indent.is_none()) {
         Some(indent) => Some(usize::try_from(indent).map_err(|e| invalid(e.to_string()))?),
         None => None,
@@ -274,7 +274,63 @@ fn to_json(_: &State, value: Value, indent: Option<Value>, kwargs: Kwargs) -> Re
         None => value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, PythonFormatter)),
     };
     written.map_err(|e| invalid(e.to_string()))?;
-    String::from_utf8(out).map_err(|e| invalid(e.to_string()))
+    let json = String::from_utf8(out).map_err(|e| invalid(e.to_string()))?;
+    if !ascii || json.is_ascii() {
+        return Ok(json);
+    }
+    // Other characters occur inside strings only.
+    let mut escaped = String::with_capacity(json.len() * 2);
+    for c in json.chars() {
+        if c.is_ascii() {
+            escaped.push(c);
+        } else {
+            escaped.extend(c.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")));
+        }
+    }
+    Ok(escaped)
+}
+
+/// `indent` as jinja2 has it, which keeps a newline at the end.
+fn indent(
+    text: &str,
+    width: Option<Value>,
+    first: Option<bool>,
+    blank: Option<bool>,
+    kwargs: Kwargs,
+) -> Result<String, minijinja::Error> {
+    let width = width.or(kwargs.get("width")?);
+    let first = first.or(kwargs.get("first")?).unwrap_or(false);
+    let blank = blank.or(kwargs.get("blank")?).unwrap_or(false);
+    kwargs.assert_all_used()?;
+    let margin = match &width {
+        None => " ".repeat(4),
+        Some(width) => match width.as_str() {
+            Some(margin) => margin.to_owned(),
+            None => " ".repeat(usize::try_from(width.clone())?.min(1024)),
+        },
+    };
+    let mut out = String::with_capacity(text.len());
+    for (i, line) in text.split('\n').enumerate() {
+        if i > 0 {
+            out.push('\n');
+        }
+        let indented = if i == 0 { first } else { blank || !line.is_empty() };
+        if indented {
+            out.push_str(&margin);
+        }
+        out.push_str(line);
+    }
+    Ok(out)
+}
+
+/// `length` as jinja2 has it: what is undefined has none.
+fn length(value: &Value) -> Result<usize, minijinja::Error> {
+    if value.is_undefined() {
+        return Ok(0);
+    }
+    value.len().ok_or_else(|| {
+        minijinja::Error::new(ErrorKind::InvalidOperation, format!("a value of type {} has no length", value.kind()))
+    })
 }
 
 /// Python's separators: a space behind each comma and colon.
