@@ -33,7 +33,6 @@ enum Command {
     Pull(commands::pull::Args),
     List(commands::list::Args),
     Rm(commands::rm::Args),
-    Info(commands::info::Args),
     Tokenize(commands::tokenize::Args),
 }
 
@@ -43,7 +42,6 @@ impl Command {
             Command::Pull(args) => commands::pull::run(args),
             Command::List(args) => commands::list::run(args),
             Command::Rm(args) => commands::rm::run(args),
-            Command::Info(args) => commands::info::run(args),
             Command::Tokenize(args) => commands::tokenize::run(args),
         }
     }

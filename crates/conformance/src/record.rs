@@ -1,0 +1,394 @@
+//! Draws a case's data and records its operations.
+
+use fastrand::Rng;
+use mlx_native::{
+    DType, EmbeddingParams, GgmlBatchedQuantizedMatmulInputStrides, GgmlBatchedQuantizedMatmulParams,
+    GgmlQuantizedMatmulIdParams, GgmlQuantizedMatmulParams, GgmlQuantizedMatmulPerm021Params, GgmlType, IdMmScratch,
+    MlxBuffer, QuantizedMatmulParams, Result, RmsNormParams, RopeParams, WeightFormat,
+    dispatch_quantized_matmul_simd_bf16, dispatch_quantized_matmul_simd_bf16_expert, quantized_matmul,
+    quantized_matmul_ggml, quantized_matmul_ggml_batched, quantized_matmul_ggml_batched_strided,
+    quantized_matmul_id_ggml, quantized_matmul_id_ggml_pooled, quantized_matmul_mm_tensor_perm021,
+    quantized_matmul_mm_tensor_perm021_f16, quantized_matmul_simd,
+};
+
+use crate::generate::{Scales, WeightData, normal, normals};
+use crate::stage::{Stage, permuted};
+use crate::{AffineEntry, Array, Case, Operation, Route, Shape, Values};
+
+/// Records `case` on data that `rng` draws: the same on every device.
+pub(crate) fn record(stage: &mut Stage<'_>, case: &Case, rng: &mut Rng) -> Result<()> {
+    let mut draw = Draw { values: case.values, rng };
+    match &case.operation {
+        Operation::Matmul { .. }
+        | Operation::Transposed { .. }
+        | Operation::Batched { .. }
+        | Operation::Perm021 { .. }
+        | Operation::MatmulId { .. }
+        | Operation::Affine { .. }
+        | Operation::Embedding { .. }
+        | Operation::RowsAlone { .. }
+        | Operation::RoutedRowsAlone { .. } => product(stage, &case.operation, &mut draw),
+        operation => rest(stage, operation, &mut draw),
+    }
+}
+
+/// Draws operands as a case's values ask.
+struct Draw<'a> {
+    values: Values,
+    rng: &'a mut Rng,
+}
+
+impl Draw<'_> {
+    fn scale(&self) -> f32 {
+        match self.values {
+            Values::Large => 1e6,
+            Values::Huge => 1e30,
+            _ => 1.0,
+        }
+    }
+
+    /// Activations: `rows` rows of `k` values.
+    fn rows(&mut self, dtype: DType, rows: usize, k: usize) -> Array {
+        let mut values = normals(self.rng, rows * k, self.scale());
+        if self.values == Values::NotFinite {
+            values[3 % k] = f32::NAN;
+            if rows > 1 {
+                values[2 * k - 1] = f32::INFINITY;
+            }
+        }
+        Array::floats(dtype, &values)
+    }
+
+    fn floats(&mut self, len: usize) -> Array {
+        self.rows(DType::F32, 1, len)
+    }
+
+    /// Values around 1 whatever the case's values: norm weights, second operands.
+    fn plain(&mut self, len: usize) -> Array {
+        Array::floats(DType::F32, &normals(self.rng, len, 1.0))
+    }
+
+    fn weight(&mut self, format: WeightFormat, n_experts: usize, n: usize, k: usize) -> Result<WeightData> {
+        let scales = if self.values == Values::TinyScales { Scales::Tiny } else { Scales::Ordinary };
+        WeightData::random(format, n_experts, n, k, scales, self.rng)
+    }
+
+    /// Ids below `limit`; a bad one is put in the middle.
+    fn ids(&mut self, len: usize, limit: usize, bad: bool) -> Array {
+        let mut ids: Vec<u32> = (0..len).map(|_| self.rng.u32(..limit as u32)).collect();
+        if bad {
+            ids[len / 2] = limit as u32 + 3;
+            ids[len - 1] = u32::MAX;
+        }
+        Array::words(&ids)
+    }
+}
+
+fn product(stage: &mut Stage<'_>, operation: &Operation, draw: &mut Draw<'_>) -> Result<()> {
+    match *operation {
+        Operation::Matmul { format, shape: Shape { m, n, k }, input, output } => {
+            let weight = draw.weight(format, 1, n, k)?;
+            let x = draw.rows(input, m, k);
+            stage.expect_energy(&x, &weight, m)?;
+            let mut y = stage.output(output, m * n)?;
+            stage.encoder.matmul(&stage.input(&x)?, &stage.weight(&weight)?, &mut y)
+        }
+        Operation::Transposed { format, shape: Shape { m, n, k } } => {
+            let weight = draw.weight(format, 1, k, n)?;
+            let x = draw.rows(DType::F32, m, k);
+            stage.expect_energy(&x, &weight, m)?;
+            let mut y = stage.output(DType::F32, m * n)?;
+            stage.encoder.matmul(&stage.input(&x)?, &stage.weight(&weight)?.transposed()?, &mut y)
+        }
+        Operation::Batched { ty, shape, batch, weight_batch, strided } => {
+            batched(stage, draw, (ty, shape), [batch, weight_batch], strided)
+        }
+        Operation::Perm021 { ty, shape, head_dim } => perm021(stage, draw, ty, shape, head_dim),
+        Operation::MatmulId { format, shape: Shape { m, n, k }, top_k, n_experts, route, bad_id } => {
+            let weight = draw.weight(format, n_experts, n, k)?;
+            let x = draw.rows(DType::F32, m, k);
+            let ids = draw.ids(m * top_k, n_experts, bad_id);
+            stage.expect_energy(&x, &weight, m * top_k)?;
+            let y = stage.output(DType::F32, m * top_k * n)?;
+            routed(stage, &weight, [&x, &ids], y, (m, top_k), route)
+        }
+        Operation::Affine { format, shape, entry } => affine(stage, draw, WeightFormat::Affine(format), shape, entry),
+        Operation::Embedding { format, shape: Shape { m, n, k }, bad_id } => {
+            let weight = draw.weight(format, 1, n, k)?;
+            let ids = draw.ids(m, n, bad_id);
+            let mut y = stage.output(DType::F32, m * k)?;
+            let params = EmbeddingParams { n_tokens: m, scale: 1.5 };
+            stage.encoder.embedding(&stage.weight(&weight)?, &stage.input(&ids)?, &mut y, &params)
+        }
+        Operation::RowsAlone { format, n, k } => {
+            let weight = draw.weight(format, 1, n, k)?;
+            let x = draw.rows(DType::F32, 33, k);
+            let (x, weight) = (stage.input(&x)?, stage.weight(&weight)?);
+            for m in [33].into_iter().chain(1..=9) {
+                let mut y = stage.output(DType::F32, m * n)?;
+                stage.encoder.matmul(&x.try_slice_view(0, m * k)?, &weight, &mut y)?;
+            }
+            Ok(())
+        }
+        Operation::RoutedRowsAlone { format, n, k } => {
+            let (n_experts, top_k) = (4, 2);
+            let weight = draw.weight(format, n_experts, n, k)?;
+            let x = draw.rows(DType::F32, 33, k);
+            let ids = draw.ids(33 * top_k, n_experts, false);
+            let (x, ids, weight) = (stage.input(&x)?, stage.input(&ids)?, stage.weight(&weight)?);
+            for m in [33].into_iter().chain(1..=9) {
+                let mut y = stage.output(DType::F32, m * top_k * n)?;
+                let (x, ids) = (x.try_slice_view(0, m * k)?, ids.try_slice_view(0, m * top_k)?);
+                stage.encoder.matmul_id(&x, &weight, &ids, &mut y, None)?;
+            }
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}
+
+fn batched(
+    stage: &mut Stage<'_>,
+    draw: &mut Draw<'_>,
+    (ty, Shape { m, n, k }): (GgmlType, Shape),
+    [batch, weight_batch]: [usize; 2],
+    strided: bool,
+) -> Result<()> {
+    let weight = draw.weight(ty.into(), weight_batch, n, k)?;
+    let x = draw.rows(DType::F32, batch * m, k);
+    stage.expect_energy(&x, &weight, batch * m)?;
+    let mut y = stage.output(DType::F32, batch * m * n)?;
+    let (x, w) = (stage.input(&x)?, stage.weight_bytes(&weight)?);
+    let [m, n, k] = [m, n, k].map(|dim| dim as u32);
+    let [batch, weight_batch] = [batch as u32, weight_batch as u32];
+    let params = GgmlBatchedQuantizedMatmulParams { batch, weight_batch, m, n, k, ggml_type: ty };
+    let Stage { encoder, registry, device, .. } = stage;
+    if strided {
+        // The same numbers understood as [m, batch, k].
+        let batch_bytes = u64::from(k) * 4;
+        let strides = GgmlBatchedQuantizedMatmulInputStrides { row_bytes: batch_bytes * u64::from(batch), batch_bytes };
+        quantized_matmul_ggml_batched_strided(encoder, registry, device, &x, &w, &mut y, &params, &strides)
+    } else {
+        quantized_matmul_ggml_batched(encoder, registry, device, &x, &w, &mut y, &params)
+    }
+}
+
+/// The permuting product, and after it the two-step path.
+fn perm021(
+    stage: &mut Stage<'_>,
+    draw: &mut Draw<'_>,
+    ty: GgmlType,
+    Shape { m, n, k }: Shape,
+    head_dim: usize,
+) -> Result<()> {
+    let weight = draw.weight(ty.into(), 1, n, k)?;
+    let x = draw.rows(DType::BF16, m, k);
+    stage.expect_energy(&x, &weight, 2 * m)?;
+    let (mut y, mut y_two_steps) = (stage.output(DType::F32, m * n)?, stage.output(DType::F32, m * n)?);
+    let (heads, rows) = (stage.input(&x)?, stage.input(&permuted(&x, m, head_dim))?);
+    let w = stage.weight_bytes(&weight)?;
+    let [m, n, k, head_dim] = [m, n, k, head_dim].map(|dim| dim as u32);
+    let params = GgmlQuantizedMatmulPerm021Params { m, n, k, head_dim, ggml_type: ty };
+    let Stage { encoder, registry, device, .. } = stage;
+    let function = match ty {
+        GgmlType::F16 => quantized_matmul_mm_tensor_perm021_f16,
+        _ => quantized_matmul_mm_tensor_perm021,
+    };
+    function(encoder, registry, device, &heads, &w, &mut y, &params)?;
+    let params = GgmlQuantizedMatmulParams { m, n, k, ggml_type: ty };
+    quantized_matmul_ggml(encoder, registry, device, &rows, &w, &mut y_two_steps, &params)
+}
+
+fn routed(
+    stage: &mut Stage<'_>,
+    weight: &WeightData,
+    [x, ids]: [&Array; 2],
+    mut y: MlxBuffer,
+    (n_tokens, top_k): (usize, usize),
+    route: Route,
+) -> Result<()> {
+    let (x, ids) = (stage.input(x)?, stage.input(ids)?);
+    let (ty, gap) = match (weight.format, route) {
+        (WeightFormat::Ggml(ty), Route::Ggml { gap }) => (ty, gap),
+        (WeightFormat::Ggml(ty), Route::Pooled) => (ty, 0),
+        _ => return stage.encoder.matmul_id(&x, &stage.weight(weight)?, &ids, &mut y, None),
+    };
+    // The gaps hold bytes that decode to garbage.
+    let slab = weight.data.bytes.len() / weight.n_experts;
+    let mut spread = weight.clone();
+    spread.data.bytes = weight.data.bytes.chunks(slab).flat_map(|slab| [slab, &vec![0xff; gap]].concat()).collect();
+    spread.data.bytes.truncate(spread.data.bytes.len() - gap);
+    let w = stage.weight_bytes(&spread)?;
+    let [n_tokens, top_k, n, k, n_experts] =
+        [n_tokens, top_k, weight.n, weight.k, weight.n_experts].map(|dim| dim as u32);
+    let expert_stride = (slab + gap) as u64;
+    let params = GgmlQuantizedMatmulIdParams { n_tokens, top_k, n, k, n_experts, expert_stride, ggml_type: ty };
+    let Stage { encoder, registry, device, .. } = stage;
+    if route != Route::Pooled {
+        return quantized_matmul_id_ggml(encoder, registry, device, &x, &w, &ids, &mut y, &params);
+    }
+    let mut scratch = IdMmScratch::alloc(device, n_experts, n_tokens)?;
+    quantized_matmul_id_ggml_pooled(encoder, registry, device, &x, &w, &ids, &mut y, &mut scratch, &params)
+}
+
+fn affine(
+    stage: &mut Stage<'_>,
+    draw: &mut Draw<'_>,
+    format: WeightFormat,
+    Shape { m, n, k }: Shape,
+    entry: AffineEntry,
+) -> Result<()> {
+    let WeightFormat::Affine(of) = format else { return Ok(()) };
+    let expert = entry == AffineEntry::Bf16Expert;
+    let mut weight = draw.weight(format, if expert { 3 } else { 1 }, n, k)?;
+    let dtype = if matches!(entry, AffineEntry::Plain | AffineEntry::Simd) { DType::F32 } else { DType::BF16 };
+    let x = draw.rows(dtype, m, k);
+    stage.expect_energy(&x, &weight, m)?;
+    let (x, w) = (stage.input(&x)?, stage.weight_bytes(&weight)?);
+    let side = |stage: &Stage<'_>, array: Option<Array>| stage.input(&array.unwrap_or(Array::raw(Vec::new())));
+    let slab = |array: &Option<Array>| array.as_ref().map_or(0, |array| (array.bytes.len() / 3) as u32);
+    let offsets = [(weight.data.bytes.len() / 3) as u32, slab(&weight.scales), slab(&weight.biases)];
+    let (s, b) = (side(stage, weight.scales.take())?, side(stage, weight.biases.take())?);
+    let [m, k, n] = [m, k, n].map(|dim| dim as u32);
+    let params = QuantizedMatmulParams { m, k, n, group_size: of.group_size, bits: of.bits };
+    let Stage { encoder: e, registry: r, device: d, .. } = stage;
+    let y = match entry {
+        AffineEntry::Plain => quantized_matmul(e, r, d, &x, &w, &s, &b, &params)?,
+        AffineEntry::Simd => quantized_matmul_simd(e, r, d, &x, &w, &s, &b, &params)?,
+        AffineEntry::Bf16 => dispatch_quantized_matmul_simd_bf16(e, r, d, &x, &w, &s, &b, &params)?,
+        AffineEntry::Bf16Expert => {
+            let [of_weight, of_scales, of_biases] = offsets;
+            dispatch_quantized_matmul_simd_bf16_expert(
+                e, r, d, &x, &w, &s, &b, &params, of_weight, of_scales, of_biases,
+            )?
+        }
+    };
+    stage.returned(y);
+    Ok(())
+}
+
+fn rest(stage: &mut Stage<'_>, operation: &Operation, draw: &mut Draw<'_>) -> Result<()> {
+    match *operation {
+        Operation::Cast { direction, len } => {
+            // Values of every size, from f16's subnormals to beyond its range.
+            let spread: Vec<f32> =
+                (0..len).map(|_| normal(draw.rng) * 2f32.powi(draw.rng.i32(-28..20)) * draw.scale()).collect();
+            let x = Array::floats(direction.from(), &spread);
+            let mut y = stage.output(direction.to(), len)?;
+            stage.encoder.cast(&stage.input(&x)?, &mut y)
+        }
+        Operation::Binary { kind, len, b_len, in_place } => {
+            let (a, b) = (draw.floats(len), draw.plain(b_len));
+            let (a, mut y) = operand_and_output(stage, &a, in_place)?;
+            stage.encoder.binary(kind, &a, &stage.input(&b)?, &mut y)
+        }
+        Operation::GatedActivation { activation, len, in_place } => {
+            let (gate, up) = (draw.floats(len), draw.plain(len));
+            let (gate, mut y) = operand_and_output(stage, &gate, in_place)?;
+            stage.encoder.gated_activation(activation, &gate, &stage.input(&up)?, &mut y)
+        }
+        Operation::SoftCap { len, in_place } => {
+            let x = draw.floats(len);
+            let (x, mut y) = operand_and_output(stage, &x, in_place)?;
+            stage.encoder.soft_cap(&x, &mut y, 1.5)
+        }
+        Operation::RmsNorm { params, residual } => rms_norm(stage, draw, &params, residual),
+        Operation::Rope { params, factors } => rope(stage, draw, &params, factors),
+        Operation::Softmax { rows, dim, scale } => {
+            let x = draw.rows(DType::F32, rows, dim);
+            let mut y = stage.output(DType::F32, rows * dim)?;
+            stage.encoder.softmax(&stage.input(&x)?, &mut y, dim, scale)
+        }
+        Operation::StoreKv { dtype, cache, start, n_tokens } => {
+            let x = draw.floats(n_tokens * cache.n_kv_heads * cache.head_dim);
+            let before = draw.plain(cache.n_kv_heads * cache.capacity * cache.head_dim);
+            let before: Vec<f32> = before.values().iter().map(|value| *value as f32).collect();
+            let mut y = stage.output_over(&Array::floats(dtype, &before))?;
+            stage.encoder.store_kv(&stage.input(&x)?, &mut y, &cache, start, n_tokens)
+        }
+        Operation::Attention { dtype, params } | Operation::TokensAlone { dtype, params } => {
+            let alone = matches!(operation, Operation::TokensAlone { .. });
+            let cached = params.cache.n_kv_heads * params.cache.capacity * params.cache.head_dim;
+            let width = params.n_heads * params.cache.head_dim;
+            let q = draw.rows(DType::F32, params.n_tokens, width);
+            let mut cache = || Array::floats(dtype, &normals(draw.rng, cached, 1.0));
+            let (keys, values) = (cache(), cache());
+            let (q, keys, values) = (stage.input(&q)?, stage.input(&keys)?, stage.input(&values)?);
+            let mut y = stage.output(DType::F32, params.n_tokens * width)?;
+            stage.encoder.attention(&q, &keys, &values, &mut y, &params)?;
+            for t in 0..if alone { params.n_tokens } else { 0 } {
+                let mut y = stage.output(DType::F32, width)?;
+                let row = q.try_slice_view((t * width * 4) as u64, width)?;
+                let params = mlx_native::AttentionParams { n_tokens: 1, start: params.start + t, ..params };
+                stage.encoder.attention(&row, &keys, &values, &mut y, &params)?;
+            }
+            Ok(())
+        }
+        Operation::ExpertGate(params) => {
+            let logits = draw.rows(DType::F32, params.n_tokens, params.n_experts);
+            let chosen = params.n_tokens * params.top_k;
+            let (mut ids, mut weights) = (stage.output(DType::U32, chosen)?, stage.output(DType::F32, chosen)?);
+            stage.encoder.expert_gate(&stage.input(&logits)?, &mut ids, &mut weights, &params)
+        }
+        Operation::ExpertSum { n_tokens, top_k, n } => {
+            let x = draw.rows(DType::F32, n_tokens * top_k, n);
+            let weights: Vec<f32> = (0..n_tokens * top_k).map(|_| 0.1 + draw.rng.f32()).collect();
+            let weights = stage.input(&Array::floats(DType::F32, &weights))?;
+            let mut y = stage.output(DType::F32, n_tokens * n)?;
+            stage.encoder.expert_sum(&stage.input(&x)?, &weights, &mut y, n_tokens, top_k, n)
+        }
+        Operation::ArgMax { rows, dim } => {
+            let mut x: Vec<f32> = draw.rows(DType::F32, rows, dim).values().iter().map(|value| *value as f32).collect();
+            // The largest value stands twice, so that the smaller index has to win.
+            for row in x.chunks_mut(dim) {
+                let (first, second) = (draw.rng.usize(..dim), draw.rng.usize(..dim));
+                (row[first], row[second]) = (9.0, 9.0);
+            }
+            let mut y = stage.output(DType::U32, rows)?;
+            stage.encoder.argmax(&stage.input(&Array::floats(DType::F32, &x))?, &mut y, dim)
+        }
+        Operation::Sample { dim, params, history } => {
+            let logits = draw.floats(dim);
+            let logits: Vec<f32> = logits.values().iter().map(|value| *value as f32 * 4.0).collect();
+            let history = if history > 0 { Some(stage.input(&draw.ids(history, dim, false))?) } else { None };
+            let mut y = stage.output(DType::U32, 1)?;
+            let logits = stage.input(&Array::floats(DType::F32, &logits))?;
+            stage.encoder.sample(&logits, history.as_ref(), &mut y, &params)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// An input and an output of the same size: two buffers, or two handles on one.
+fn operand_and_output(stage: &mut Stage<'_>, array: &Array, in_place: bool) -> Result<(MlxBuffer, MlxBuffer)> {
+    if in_place {
+        let y = stage.output_over(array)?;
+        return Ok((y.clone(), y));
+    }
+    Ok((stage.input(array)?, stage.output(array.dtype, array.len())?))
+}
+
+fn rms_norm(stage: &mut Stage<'_>, draw: &mut Draw<'_>, params: &RmsNormParams, residual: bool) -> Result<()> {
+    let (rows, dim) = (params.rows, params.dim);
+    let (x, added, weight) = (draw.rows(DType::F32, rows, dim), draw.plain(rows * dim), draw.plain(dim));
+    let mut y = stage.output(DType::F32, rows * dim)?;
+    let (x, weight) = (stage.input(&x)?, stage.input(&weight)?);
+    if residual {
+        let mut sum = stage.output(DType::F32, rows * dim)?;
+        let residual = (&stage.input(&added)?, &mut sum);
+        return stage.encoder.add_rms_norm(&x, residual, &weight, &mut y, params);
+    }
+    stage.encoder.rms_norm(&x, &weight, &mut y, params)
+}
+
+fn rope(stage: &mut Stage<'_>, draw: &mut Draw<'_>, params: &RopeParams, factors: bool) -> Result<()> {
+    let len = params.n_tokens * params.n_heads * params.head_dim;
+    let x = draw.floats(len);
+    // Positions across a long context, not in order.
+    let positions: Vec<u32> = (0..params.n_tokens).map(|t| (t as u32 * 4099 + 7) % 40_000).collect();
+    let spread: Vec<f32> = (0..params.n_rot / 2).map(|_| 1.0 + 7.0 * draw.rng.f32()).collect();
+    let factors = if factors { Some(stage.input(&Array::floats(DType::F32, &spread))?) } else { None };
+    let mut y = stage.output(DType::F32, len)?;
+    let (x, positions) = (stage.input(&x)?, stage.input(&Array::words(&positions))?);
+    stage.encoder.rope(&x, &positions, factors.as_ref(), &mut y, params)
+}

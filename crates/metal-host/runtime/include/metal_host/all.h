@@ -1,3 +1,0 @@
-#pragma once
-#include "entry.h"
-#include "compiler.h"

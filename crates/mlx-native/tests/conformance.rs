@@ -1,0 +1,55 @@
+//! The conformance table on every device that this machine has.
+
+use conformance::{Outcome, Reference, Report, Selection, Verdict, cases, cpu_devices, run, support_table};
+use mlx_native::{DeviceKind, MlxDevice};
+
+/// Changes the cases and their data: for looking further than the fixed sample.
+fn seed() -> u64 {
+    std::env::var("MLX_NATIVE_CONFORMANCE_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1)
+}
+
+fn run_sample(devices: &[MlxDevice], seed: u64) -> Report {
+    let failed = |outcome: &Outcome| {
+        if let Verdict::Failed(message) = &outcome.verdict {
+            eprintln!("{} on {} ({}): {message}", outcome.case, outcome.device, outcome.kernel);
+        }
+    };
+    run(devices, &Reference::new().unwrap(), cases(Selection::Sample { seed }), failed)
+}
+
+#[test]
+fn the_reference_passes_its_own_table() {
+    let report = run_sample(&[MlxDevice::reference().unwrap()], seed());
+    assert!(report.is_ok(), "{report}");
+    assert!(report.worst.values().all(|nmse| *nmse == 0.0));
+}
+
+#[test]
+#[ignore = "the CPU runs no operation yet"]
+fn every_instruction_set_passes_a_sample() {
+    let devices = cpu_devices().unwrap();
+    assert!(devices.iter().all(|device| device.kind() == DeviceKind::Cpu));
+    let report = run_sample(&devices, seed());
+    assert!(report.is_ok(), "{report}\n{}", report.worst_lines());
+}
+
+#[test]
+#[ignore = "minutes: run it with --release"]
+fn every_instruction_set_passes_the_full_table() {
+    let devices = cpu_devices().unwrap();
+    let report = run(&devices, &Reference::new().unwrap(), cases(Selection::Full), |_| {});
+    println!("{report}\n{}", report.worst_lines());
+    assert!(report.is_ok(), "{report}");
+}
+
+#[test]
+fn the_readme_shows_the_support_table() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../README.md");
+    let Ok(readme) = std::fs::read_to_string(path) else {
+        eprintln!("skipped: there is no README.md");
+        return;
+    };
+    let shown = readme.split("<!-- support-table -->").nth(1);
+    let shown = shown.expect("README.md has the support table between two lines `<!-- support-table -->`");
+    assert_eq!(shown.trim(), support_table().unwrap().trim());
+}
