@@ -128,3 +128,15 @@ fn no_importance_anywhere_is_equal_importance() {
         assert_eq!(round_trip(ty, &values, Some(&zeros)), round_trip(ty, &values, Some(&ones)), "{ty}");
     }
 }
+
+#[test]
+fn quantizing_again_changes_nothing_where_the_extreme_is_kept() {
+    use GgmlType::*;
+    for distribution in DISTRIBUTIONS {
+        let values = input(distribution);
+        for ty in [F32, F16, BF16, Q4_0, Q5_0, Q8_0, MXFP4] {
+            let once = round_trip(ty, &values, None);
+            assert_eq!(round_trip(ty, &once, None), once, "{distribution} {ty}");
+        }
+    }
+}

@@ -117,6 +117,21 @@ impl AffineFormat {
     /// A group keeps the edge of its range that is farther from zero exactly, and zero as well as it can. Scales and
     /// biases come out rounded to `scale_dtype`, the packed values are chosen before that rounding.
     ///
+    /// ```
+    /// use mlx_native::format::AffineFormat;
+    /// use mlx_native::format::affine::Groups;
+    ///
+    /// let format = AffineFormat::new(4, 64, mlx_native::DType::BF16)?;
+    /// let values: Vec<f32> = (0..128).map(|i| i as f32 / 16.0).collect();
+    /// let mut packed = vec![0; format.row_bytes(128)?];
+    /// let (mut scales, mut biases) = (vec![0.0; format.groups(128)?], vec![0.0; format.groups(128)?]);
+    /// format.quantize_row(&values, &mut packed, &mut scales, &mut biases)?;
+    /// let mut back = vec![0.0; 128];
+    /// format.dequantize_row(&packed, Groups { scales: &scales, biases: &biases }, &mut back)?;
+    /// assert!(values.iter().zip(&back).all(|(x, y)| (x - y).abs() <= 4.0 / 15.0));
+    /// # Ok::<(), mlx_native::MlxError>(())
+    /// ```
+    ///
     /// # Errors
     /// Those of [`row_bytes`](Self::row_bytes); InvalidArgument when an output has another size than the row's.
     pub fn quantize_row(

@@ -55,6 +55,15 @@ impl Language {
 ///
 /// A struct has the name, the fields and the bytes of the Rust one, `BlockQ4_K`, and asserts its size. Types whose
 /// blocks are single values get no struct. Codebooks are as [`codebook`] says.
+///
+/// ```
+/// use mlx_native::GgmlType;
+/// use mlx_native::format::{Language, render};
+///
+/// let text = render(Language::Msl, &[GgmlType::IQ4_NL]);
+/// assert!(text.starts_with("constant signed char IQ4_VALUES[16] = {"));
+/// assert!(text.contains("struct BlockIQ4_NL {\n    half d;\n    unsigned char qs[16];\n};"));
+/// ```
 pub fn render(language: Language, types: &[GgmlType]) -> String {
     let mut seen: Vec<&str> = Vec::new();
     let mut first = |name| {

@@ -124,6 +124,19 @@ pub fn can_quantize(ty: GgmlType) -> bool {
 
 /// Encodes a row: `values` into exactly their blocks' bytes.
 ///
+/// ```
+/// use mlx_native::GgmlType;
+/// use mlx_native::format::{dequantize_row, quantize_row};
+///
+/// let values: Vec<f32> = (0..64).map(|i| (i - 32) as f32 / 4.0).collect();
+/// let mut bytes = vec![0; GgmlType::Q8_0.row_bytes(64)?];
+/// quantize_row(GgmlType::Q8_0, &values, &mut bytes)?;
+/// let mut back = vec![0.0; 64];
+/// dequantize_row(GgmlType::Q8_0, &bytes, &mut back)?;
+/// assert!(values.iter().zip(&back).all(|(x, y)| (x - y).abs() <= 8.0 / 127.0 / 2.0 + 1e-3));
+/// # Ok::<(), mlx_native::MlxError>(())
+/// ```
+///
 /// # Errors
 /// InvalidArgument when the library cannot write the type ([`can_quantize`]), `values` is not whole blocks, `out` has another
 /// size, or the type is none of the plain ones and a value is NaN or too large for the block's scale.
