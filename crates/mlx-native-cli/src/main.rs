@@ -33,6 +33,7 @@ enum Command {
     Pull(commands::pull::Args),
     List(commands::list::Args),
     Rm(commands::rm::Args),
+    Info(commands::info::Args),
     Tokenize(commands::tokenize::Args),
 }
 
@@ -42,6 +43,7 @@ impl Command {
             Command::Pull(args) => commands::pull::run(args),
             Command::List(args) => commands::list::run(args),
             Command::Rm(args) => commands::rm::run(args),
+            Command::Info(args) => commands::info::run(args),
             Command::Tokenize(args) => commands::tokenize::run(args),
         }
     }

@@ -2,6 +2,7 @@
 //!
 //! [`Model`] puts a file's weights on a device, a [`Session`] is one context with its key-value cache, and [`tokenizer`] turns text into tokens and back.
 
+pub mod chat_template;
 mod config;
 mod error;
 mod kv_cache;

@@ -61,6 +61,12 @@ impl CommandEncoder {
         self.list.ops().is_empty()
     }
 
+    /// What has been recorded since the last commit.
+    #[cfg(test)]
+    pub(crate) fn ops(&self) -> impl Iterator<Item = &Op> {
+        self.list.ops().iter().map(|recorded| &recorded.op)
+    }
+
     /// Accepted and never required: the encoder places barriers itself, from the buffers that operations read and write.
     pub fn memory_barrier(&mut self) {}
 

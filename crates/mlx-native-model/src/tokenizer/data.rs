@@ -41,7 +41,8 @@ impl TokenKind {
 pub struct TokenizerData {
     /// The algorithm: `gpt2` (byte-level BPE) or `llama` (SentencePiece).
     pub model: String,
-    /// The pre-tokenizer's name (byte-level BPE only).
+    /// The pre-tokenizer's name (`gpt2` only). A file that names none gets the rules called `default`, which cut some texts in other
+    /// places than the model was trained with; a name that is not known is an error.
     pub pre: Option<String>,
     /// Each token's text as the file stores it: with GGUF's byte alphabet for `gpt2`, with `▁` for spaces for `llama`.
     pub tokens: Vec<Vec<u8>>,

@@ -105,10 +105,20 @@ impl AffineFormat {
         check_len(self, "packed bytes", packed.len(), self.row_bytes(k)?)?;
         check_len(self, "scales", groups.scales.len(), self.groups(k)?)?;
         check_len(self, "biases", groups.biases.len(), self.groups(k)?)?;
-        for (i, out) in out.iter_mut().enumerate() {
-            let group = i / self.group_size as usize;
-            *out = groups.scales[group] * bits_at(self.bits, packed, i) as f32 + groups.biases[group];
-        }
+        let group_size = self.group_size as usize;
+        for_each_octet(self.bits, packed, out, |first, codes, out| {
+            let (group, last) = (first / group_size, (first + out.len() - 1) / group_size);
+            if group == last {
+                let (scale, bias) = (groups.scales[group], groups.biases[group]);
+                for (out, code) in out.iter_mut().zip(codes) {
+                    *out = scale * code as f32 + bias;
+                }
+            } else {
+                for ((i, out), code) in (first..).zip(out).zip(codes) {
+                    *out = groups.scales[i / group_size] * code as f32 + groups.biases[i / group_size];
+                }
+            }
+        });
         Ok(())
     }
 
@@ -221,9 +231,9 @@ pub fn pack(bits: u32, values: &[u8], out: &mut [u8]) -> Result<()> {
 /// InvalidArgument for a width outside 1..=8, or when `row` is too short.
 pub fn unpack(bits: u32, row: &[u8], out: &mut [u8]) -> Result<()> {
     check_stream(bits, out.len(), row.len())?;
-    for (i, out) in out.iter_mut().enumerate() {
-        *out = bits_at(bits, row, i);
-    }
+    for_each_octet(bits, row, out, |_, codes, out| {
+        out.copy_from_slice(&codes[..out.len()]);
+    });
     Ok(())
 }
 
@@ -238,8 +248,42 @@ fn check_stream(bits: u32, values: usize, bytes: usize) -> Result<()> {
     }
 }
 
+/// Calls `each(first, codes, out)` for every eight values of a bit stream that holds `out.len()` of them: `out` is their
+/// part of the output, shorter than eight at its end.
+pub(super) fn for_each_octet<T>(bits: u32, row: &[u8], out: &mut [T], each: impl FnMut(usize, [u8; 8], &mut [T])) {
+    // The width as a constant makes the shifts constants; eight values begin at a byte at every width.
+    fn run<const BITS: usize, T>(row: &[u8], out: &mut [T], mut each: impl FnMut(usize, [u8; 8], &mut [T])) {
+        let octet = |word: [u8; 8]| {
+            let word = u64::from_le_bytes(word);
+            std::array::from_fn(|lane| (word >> (BITS * lane)) as u8 & (0xff >> (8 - BITS)))
+        };
+        let (octets, tail) = out.as_chunks_mut::<8>();
+        for ((i, out), bytes) in octets.iter_mut().enumerate().zip(row.as_chunks::<BITS>().0) {
+            let mut word = [0; 8];
+            word[..BITS].copy_from_slice(bytes);
+            each(8 * i, octet(word), out);
+        }
+        if !tail.is_empty() {
+            let mut word = [0; 8];
+            let used = octets.len() * BITS;
+            word.iter_mut().zip(&row[used..]).for_each(|(byte, &stored)| *byte = stored);
+            each(8 * octets.len(), octet(word), tail);
+        }
+    }
+    match bits {
+        1 => run::<1, T>(row, out, each),
+        2 => run::<2, T>(row, out, each),
+        3 => run::<3, T>(row, out, each),
+        4 => run::<4, T>(row, out, each),
+        5 => run::<5, T>(row, out, each),
+        6 => run::<6, T>(row, out, each),
+        7 => run::<7, T>(row, out, each),
+        _ => run::<8, T>(row, out, each),
+    }
+}
+
 /// Value `index`, which lies in `row` (1 ≤ `bits` ≤ 8): it takes bits of at most two bytes.
-pub(super) fn bits_at(bits: u32, row: &[u8], index: usize) -> u8 {
+fn bits_at(bits: u32, row: &[u8], index: usize) -> u8 {
     let bit = index * bits as usize;
     let next = row.get(bit / 8 + 1).copied().unwrap_or(0);
     let window = u16::from_le_bytes([row[bit / 8], next]);

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::affine::{bits_at, check_len, round_to, set_bits_at};
+use super::affine::{check_len, for_each_octet, round_to, set_bits_at};
 use super::weight_format::packed_row_bytes;
 use crate::{DType, MlxError, Result};
 
@@ -92,10 +92,13 @@ impl FpMode {
         let k = out.len();
         check_len(&self, "packed bytes", packed.len(), self.row_bytes(k)?)?;
         check_len(&self, "scales", scales.len(), self.groups(k))?;
-        for (i, out) in out.iter_mut().enumerate() {
-            let scale = self.scale(scales[i / self.group_size() as usize]);
-            *out = scale * self.code(bits_at(self.bits(), packed, i));
-        }
+        for_each_octet(self.bits(), packed, out, |first, codes, out| {
+            // A group is a multiple of eight values.
+            let scale = self.scale(scales[first / self.group_size() as usize]);
+            for (out, code) in out.iter_mut().zip(codes) {
+                *out = scale * self.code(code);
+            }
+        });
         Ok(())
     }
 

@@ -6,6 +6,8 @@ mod kernel;
 #[allow(dead_code)] // until the executor calls it
 mod matmul;
 mod pool;
+#[allow(dead_code)] // until the executor calls it
+mod vector;
 
 use super::{Backend, Capability, CapabilityQuery, CommandList, Completed, Submission};
 use crate::device::{DeviceKind, DeviceOptions};

@@ -120,31 +120,27 @@ field_types!(f64: F64, f32: F32, f16: F16, bf16: BF16, u16: U16, u8: U8, i64: I6
 pub trait Block<const N: usize>: Pod {
     /// Decodes the block: the definition of what its bytes mean.
     fn dequantize(&self, out: &mut [f32; N]);
+
+    /// [`DequantizeRow`]: block after block, whose bytes may lie at any address.
+    fn dequantize_row(blocks: &[u8], out: &mut [f32]) {
+        for (bytes, out) in blocks.chunks_exact(size_of::<Self>()).zip(out.as_chunks_mut::<N>().0) {
+            bytemuck::pod_read_unaligned::<Self>(bytes).dequantize(out);
+        }
+    }
 }
 
 /// A block of `N` values that can be made from values.
 pub trait Quantize<const N: usize>: Block<N> {
     /// The block that is close to `values`, by squared error weighted with `importance` where the format's search can use it.
     fn quantize(values: &[f32; N], importance: Option<&[f32; N]>) -> Self;
-}
 
-/// [`DequantizeRow`] of a block type. The bytes may lie at any address.
-pub(super) fn dequantize_blocks<B: Block<N>, const N: usize>(blocks: &[u8], out: &mut [f32]) {
-    for (bytes, out) in blocks.chunks_exact(size_of::<B>()).zip(out.as_chunks_mut::<N>().0) {
-        bytemuck::pod_read_unaligned::<B>(bytes).dequantize(out);
-    }
-}
-
-/// [`QuantizeRow`] of a block type. The bytes may lie at any address.
-pub(super) fn quantize_blocks<B: Quantize<N>, const N: usize>(
-    values: &[f32],
-    importance: Option<&[f32]>,
-    out: &mut [u8],
-) {
-    let mut importance = importance.map(|weights| weights.as_chunks::<N>().0.iter());
-    for (values, bytes) in values.as_chunks::<N>().0.iter().zip(out.chunks_exact_mut(size_of::<B>())) {
-        let importance = importance.as_mut().and_then(Iterator::next);
-        bytes.copy_from_slice(bytemuck::bytes_of(&B::quantize(values, importance)));
+    /// [`QuantizeRow`]: block after block, whose bytes may lie at any address.
+    fn quantize_row(values: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
+        let mut importance = importance.map(|weights| weights.as_chunks::<N>().0.iter());
+        for (values, bytes) in values.as_chunks::<N>().0.iter().zip(out.chunks_exact_mut(size_of::<Self>())) {
+            let importance = importance.as_mut().and_then(Iterator::next);
+            bytes.copy_from_slice(bytemuck::bytes_of(&Self::quantize(values, importance)));
+        }
     }
 }
 

@@ -26,7 +26,6 @@ mod search;
 pub mod ternary;
 
 pub use block::{Block, BlockFormat, DequantizeRow, Field, Quantize, QuantizeRow, Scalar};
-use block::{dequantize_blocks, quantize_blocks};
 pub use fp4::{BlockMXFP4, BlockNVFP4};
 pub use iq1::{BlockIQ1_M, BlockIQ1_S};
 pub use iq2::{BlockIQ2_S, BlockIQ2_XS, BlockIQ2_XXS};
@@ -61,8 +60,8 @@ macro_rules! row {
         }
     };
     (@dequantize copied, $block:ident, $values:literal) => { None };
-    (@dequantize $ability:ident, $block:ident, $values:literal) => { Some(dequantize_blocks::<$block, $values>) };
-    (@quantize read_write, $block:ident, $values:literal) => { Some(quantize_blocks::<$block, $values>) };
+    (@dequantize $ability:ident, $block:ident, $values:literal) => { Some(<$block as Block<$values>>::dequantize_row) };
+    (@quantize read_write, $block:ident, $values:literal) => { Some(<$block as Quantize<$values>>::quantize_row) };
     (@quantize $ability:ident, $block:ident, $values:literal) => { None };
 }
 

@@ -1,5 +1,6 @@
 //! The types whose blocks are single values.
 
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 use super::block::{Block, Quantize, block};
@@ -60,6 +61,14 @@ impl Quantize<1> for BlockF32 {
 impl Block<1> for BlockF16 {
     fn dequantize(&self, out: &mut [f32; 1]) {
         *out = [self.x.to_f32()];
+    }
+
+    fn dequantize_row(blocks: &[u8], out: &mut [f32]) {
+        match bytemuck::try_cast_slice::<u8, f16>(blocks) {
+            // Uses the processor's conversion where it has one.
+            Ok(halves) => halves.convert_to_f32_slice(out),
+            Err(_) => blocks.as_chunks().0.iter().zip(out).for_each(|(x, out)| *out = f16::from_le_bytes(*x).to_f32()),
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 //! the same for every m.
 
 use super::prepare::{FLOAT_PAD, Layout};
-use super::simd::{MAX_LANES, Simd};
+use super::simd::{MAX_LANES, Simd, array, four};
 use super::source::Choice;
 use super::{Config, Job, Weight};
 use crate::backend::cpu::isa::Isa;
@@ -122,7 +122,7 @@ unsafe fn run<S: Simd>(job: &Job) {
         let scratch = job.scratch.add(job.scratch.align_offset(64)).cast::<f32>();
         let sums = scratch.add(ROWS * K_BLOCK);
         for first in job.n.clone().step_by(ROWS) {
-            let rows: [usize; ROWS] = std::array::from_fn(|r| (first + r).min(job.n.end - 1));
+            let rows: [usize; ROWS] = four!(|r| (first + r).min(job.n.end - 1));
             for c0 in (0..job.rows.len()).step_by(MAX_COLUMNS) {
                 let columns = (job.rows.len() - c0).min(MAX_COLUMNS);
                 for place in 0..columns * ROWS {
@@ -168,9 +168,9 @@ unsafe fn dots<S: Simd, const C: usize>(len: usize, panel: *const f32, x: [*cons
     // SAFETY: the panel and x are readable up to `len` rounded up to FLOAT_PAD.
     unsafe {
         let mut sum: [[S::Floats; ROWS]; C] =
-            std::array::from_fn(|c| std::array::from_fn(|r| S::load_floats(sums.add((c * ROWS + r) * width))));
+            array!(C, |c| four!(|r| S::load_floats(sums.add((c * ROWS + r) * width))));
         for l in (0..len).step_by(width) {
-            let w: [S::Floats; ROWS] = std::array::from_fn(|r| S::load_floats(panel.add(r * K_BLOCK + l)));
+            let w: [S::Floats; ROWS] = four!(|r| S::load_floats(panel.add(r * K_BLOCK + l)));
             for c in 0..C {
                 let x = S::load_floats(x[c].add(l));
                 for r in 0..ROWS {

@@ -17,6 +17,8 @@ mod prepare;
 mod simd;
 mod source;
 #[cfg(test)]
+mod speed;
+#[cfg(test)]
 mod tests;
 mod tiles;
 

@@ -238,14 +238,21 @@ unsafe fn quantize(work: &Work, i: usize, step: usize) {
         // SAFETY: row i is below m, elements from k on are not read.
         unsafe { read(&work.x, i, (step * lanes + lane) * 32, k, &mut x) };
         let (mut scale, inverse) = scales(&x);
-        let mut rest = x.map(|x| x * inverse);
-        if scale.is_nan() {
-            rest = [0.0; 32];
+        let mut rest = [0.0; 32];
+        if !scale.is_nan() {
+            for (rest, x) in rest.iter_mut().zip(x) {
+                *rest = x * inverse;
+            }
         }
         for plane in 0..planes {
-            let codes = rest.map(round);
-            let bytes = codes.map(|c| c as i8 as u8);
-            let half_sums = [codes[..16].iter().sum::<i32>(), codes[16..].iter().sum::<i32>()];
+            let mut codes = [0; 32];
+            let mut bytes = [0; 32];
+            let mut half_sums = [0; 2];
+            for j in 0..32 {
+                codes[j] = round(rest[j]);
+                bytes[j] = codes[j] as u8;
+                half_sums[j / 16] += codes[j];
+            }
             // SAFETY: the record of (i·planes + plane, step) lies in the prepared buffer, and `lane < lanes`.
             unsafe {
                 let column = work.prepared.add((i * planes + plane) * work.layout.column_bytes());

@@ -61,6 +61,28 @@ impl Owned {
         Owned { format, packed, scales, biases }
     }
 
+    /// Some random rows over and over: quick to make in any size.
+    pub(super) fn random_repeated(format: WeightFormat, n: usize, k: usize, random: &mut Random) -> Owned {
+        let rows = 64.min(n);
+        let some = Owned::random(format, rows, k, random);
+        let repeat = |bytes: &[u8]| bytes.iter().copied().cycle().take(bytes.len() / rows * n).collect();
+        Owned { format, packed: repeat(&some.packed), scales: repeat(&some.scales), biases: repeat(&some.biases) }
+    }
+
+    pub(super) fn format(&self) -> WeightFormat {
+        self.format
+    }
+
+    /// The codes, for blocks with their scales.
+    pub(super) fn packed(&self) -> &[u8] {
+        &self.packed
+    }
+
+    /// Bytes of the whole weight.
+    pub(super) fn bytes(&self) -> usize {
+        self.packed.len() + self.scales.len() + self.biases.len()
+    }
+
     pub(super) fn weight(&self) -> Weight<'_> {
         match self.format {
             WeightFormat::Ggml(ty) => Weight::Ggml { ty, blocks: &self.packed },

@@ -12,7 +12,7 @@
 //!   first-level cache run over it.
 
 use super::Job;
-use super::simd::Simd;
+use super::simd::{Simd, array, four};
 use super::source::{Scales, Source};
 
 /// Columns that share a pass over codes in the first-level cache.
@@ -99,7 +99,7 @@ unsafe fn one<S: Simd, F: Source<S>>(job: &Job) {
         let y = job.y.data.add(y_row * job.y.stride);
         for t in 0..band {
             // The last band may be shorter: its row is then the last one once more.
-            let features: [usize; 4] = std::array::from_fn(|r| job.n.start + (t + r * band).min(count - 1));
+            let features = four!(|r| job.n.start + (t + r * band).min(count - 1));
             let rows = source.rows(features);
             let mut total = S::splat(0.0);
             let mut record = column;
@@ -197,8 +197,8 @@ unsafe fn columns_step<S: Simd, F: Source<S>, const T: usize>(
 unsafe fn transposed<S: Simd, F: Source<S>>(source: &F, stage: &F::Stage, s: usize) -> Codes<S> {
     // SAFETY: the caller's promise.
     unsafe {
-        let rows: [[S::Bytes; 2]; 4] = std::array::from_fn(|r| source.codes(stage, r, s));
-        [S::transpose(rows.map(|codes| codes[0])), S::transpose(rows.map(|codes| codes[1]))]
+        let rows = four!(|r| source.codes(stage, r, s));
+        [S::transpose(four!(|r| rows[r][0])), S::transpose(four!(|r| rows[r][1]))]
     }
 }
 
@@ -214,7 +214,7 @@ unsafe fn column(job: &Job, c: usize) -> *const u8 {
 /// Weight rows `first..first + 4` within the job, the last one repeated past the end.
 #[inline(always)]
 fn neighbours(job: &Job, first: usize) -> [usize; 4] {
-    std::array::from_fn(|r| (first + r).min(job.n.end - 1))
+    four!(|r| (first + r).min(job.n.end - 1))
 }
 
 /// Folds the partial sums of columns `c..` of the job, 4·T weight rows from `first` on, and writes the outputs.
@@ -267,20 +267,20 @@ unsafe fn few<S: Simd, F: Source<S>, const T: usize>(job: &Job) {
             for place in 0..count * T {
                 S::store_floats(sums.add(place * 4 * S::LANES), S::splat(0.0));
             }
-            let rows: [F::Rows; T] = std::array::from_fn(|t| source.rows(neighbours(job, first + 4 * t)));
+            let rows: [F::Rows; T] = array!(T, |t| source.rows(neighbours(job, first + 4 * t)));
             for step in (0..full).step_by(F::STEPS) {
-                let stages: [F::Stage; T] = std::array::from_fn(|t| source.stage::<true>(&rows[t], step));
+                let stages: [F::Stage; T] = array!(T, |t| source.stage::<true>(&rows[t], step));
                 for s in 0..F::STEPS {
-                    let codes = std::array::from_fn(|t| transposed::<S, F>(&source, &stages[t], s));
-                    let scales = std::array::from_fn(|t| source.scales(&stages[t], s));
+                    let codes: [Codes<S>; T] = array!(T, |t| transposed::<S, F>(&source, &stages[t], s));
+                    let scales: [Scales<S>; T] = array!(T, |t| source.scales(&stages[t], s));
                     columns_step::<S, F, T>(&codes, &scales, columns, (step + s) * record_bytes, sums);
                 }
             }
             if full < steps {
-                let stages: [F::Stage; T] = std::array::from_fn(|t| source.stage::<false>(&rows[t], full));
+                let stages: [F::Stage; T] = array!(T, |t| source.stage::<false>(&rows[t], full));
                 for s in 0..steps - full {
-                    let codes = std::array::from_fn(|t| transposed::<S, F>(&source, &stages[t], s));
-                    let scales = std::array::from_fn(|t| source.scales(&stages[t], s));
+                    let codes: [Codes<S>; T] = array!(T, |t| transposed::<S, F>(&source, &stages[t], s));
+                    let scales: [Scales<S>; T] = array!(T, |t| source.scales(&stages[t], s));
                     columns_step::<S, F, T>(&codes, &scales, columns, (full + s) * record_bytes, sums);
                 }
             }
@@ -334,17 +334,23 @@ impl<S: Simd, const T: usize> Panel<S, T> {
         // SAFETY: as in `write`.
         unsafe {
             let p = self.base.add(at * Self::STEP_BYTES);
-            std::array::from_fn(|h| std::array::from_fn(|s| S::load(p.add((8 * t + 4 * h + s) * 16 * S::LANES))))
+            let half = |h: usize| p.add((8 * t + 4 * h) * 16 * S::LANES);
+            let (lo, hi) = (half(0), half(1));
+            [four!(|s| S::load(lo.add(s * 16 * S::LANES))), four!(|s| S::load(hi.add(s * 16 * S::LANES)))]
         }
     }
 
     #[inline(always)]
-    unsafe fn scales<F: Source<S>>(&self, at: usize, t: usize) -> Scales<S> {
+    unsafe fn scales(&self, at: usize, t: usize) -> Scales<S> {
         // SAFETY: as in `write`; what the source does not have is not read.
         unsafe {
             let f = self.base.add(at * Self::STEP_BYTES + Self::CODE_BYTES + 4 * t * Self::FLOATS_BYTES).cast::<f32>();
-            let get = |used: bool, i: usize| if used { S::load_floats(f.add(i * 4 * S::LANES)) } else { S::splat(0.0) };
-            Scales { scale: [get(true, 0), get(F::HALVES, 1)], min: [get(F::MINS, 2), get(F::MINS && F::HALVES, 3)] }
+            // Places that the source does not use hold whatever the buffer held.
+            let place = |i: usize| f.add(i * 4 * S::LANES);
+            Scales {
+                scale: [S::load_floats(place(0)), S::load_floats(place(1))],
+                min: [S::load_floats(place(2)), S::load_floats(place(3))],
+            }
         }
     }
 }
@@ -399,8 +405,8 @@ unsafe fn many<S: Simd, F: Source<S>, const T: usize>(job: &Job) {
                             let sums = sums.add(g * group_sums + c1 * T * 4 * S::LANES);
                             for step in k0..k1 {
                                 let at = g * block + step - k0;
-                                let codes = std::array::from_fn(|t| panel.codes(at, t));
-                                let scales = std::array::from_fn(|t| panel.scales::<F>(at, t));
+                                let codes: [Codes<S>; T] = array!(T, |t| panel.codes(at, t));
+                                let scales: [Scales<S>; T] = array!(T, |t| panel.scales(at, t));
                                 let offset = step * record_bytes;
                                 columns_step::<S, F, T>(&codes, &scales, &pointers[..width], offset, sums);
                             }

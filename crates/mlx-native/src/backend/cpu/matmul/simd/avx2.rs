@@ -4,7 +4,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{MAX_LANES, Simd};
+use super::{MAX_LANES, Simd, four};
 
 /// See the module's comment.
 #[derive(Clone, Copy)]
@@ -76,7 +76,7 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn pick(v: __m256i, mask: [u8; MAX_LANES], value: u8) -> __m256i {
-        let [a, b, ..] = mask.map(|m| (m as u64 * 0x0101_0101_0101_0101) as i64);
+        let [a, b, ..] = four!(|i| (mask[i] as u64 * 0x0101_0101_0101_0101) as i64);
         let clear = _mm256_cmpeq_epi8(_mm256_and_si256(v, _mm256_set_epi64x(b, b, a, a)), _mm256_setzero_si256());
         _mm256_andnot_si256(clear, _mm256_set1_epi8(value as i8))
     }

@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{MAX_LANES, Simd};
+use super::{MAX_LANES, Simd, four};
 
 /// See the module's comment.
 #[derive(Clone, Copy)]
@@ -90,7 +90,7 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn shr(v: __m512i, count: [u32; MAX_LANES]) -> __m512i {
-        let [a, b, c, d] = count.map(|n| n as i64);
+        let [a, b, c, d] = four!(|i| count[i] as i64);
         _mm512_srlv_epi64(v, _mm512_set_epi64(d, d, c, c, b, b, a, a))
     }
     #[inline(always)]
@@ -103,13 +103,13 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn pick(v: __m512i, mask: [u8; MAX_LANES], value: u8) -> __m512i {
-        let [a, b, c, d] = mask.map(|m| (m as u64 * 0x0101_0101_0101_0101) as i64);
+        let [a, b, c, d] = four!(|i| (mask[i] as u64 * 0x0101_0101_0101_0101) as i64);
         let set = _mm512_test_epi8_mask(v, _mm512_set_epi64(d, d, c, c, b, b, a, a));
         _mm512_maskz_mov_epi8(set, _mm512_set1_epi8(value as i8))
     }
     #[inline(always)]
     unsafe fn spread(bits: [u16; MAX_LANES], value: u8) -> __m512i {
-        let [a, b, c, d] = bits.map(|b| b as u64);
+        let [a, b, c, d] = four!(|i| bits[i] as u64);
         _mm512_maskz_mov_epi8(a | (b << 16) | (c << 32) | (d << 48), _mm512_set1_epi8(value as i8))
     }
 
@@ -194,7 +194,7 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn f16_lanes(words: [u64; MAX_LANES]) -> __m512 {
-        let [a, b, c, d] = words.map(|w| w as i64);
+        let [a, b, c, d] = four!(|i| words[i] as i64);
         _mm512_cvtph_ps(_mm256_set_epi64x(d, c, b, a))
     }
     #[inline(always)]

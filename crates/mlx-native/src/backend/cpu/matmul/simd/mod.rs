@@ -17,6 +17,61 @@ pub(super) mod avx512;
 pub(super) mod neon;
 pub(super) mod portable;
 
+/// `[e(0), e(1), e(2), e(3)]`. The standard library's array functions take closures, which do not have the caller's
+/// instruction set and so are not inlined for certain.
+macro_rules! four {
+    (|$i:ident| $e:expr) => {
+        [
+            {
+                let $i = 0usize;
+                $e
+            },
+            {
+                let $i = 1usize;
+                $e
+            },
+            {
+                let $i = 2usize;
+                $e
+            },
+            {
+                let $i = 3usize;
+                $e
+            },
+        ]
+    };
+}
+
+/// `[e(0), e(16)]`: for the first and the second halves of blocks. No closures, see [`four`].
+macro_rules! both_halves {
+    (|$half:ident| $e:expr) => {
+        [
+            {
+                let $half = 0usize;
+                $e
+            },
+            {
+                let $half = 16usize;
+                $e
+            },
+        ]
+    };
+}
+
+/// `[e(0), …, e(n − 1)]` in an `unsafe` block. No closures, see [`four`].
+macro_rules! array {
+    ($n:ident, |$i:ident| $e:expr) => {{
+        let mut places = [const { std::mem::MaybeUninit::uninit() }; $n];
+        for $i in 0..$n {
+            places[$i].write($e);
+        }
+        // Every place is initialized.
+        std::mem::transmute_copy::<_, [_; $n]>(&std::mem::ManuallyDrop::new(places))
+    }};
+}
+
+pub(super) use {array, both_halves, four};
+
 /// Widest vector's lanes: bounds arrays that have one entry a lane.
 pub(super) const MAX_LANES: usize = 4;
 

@@ -2,7 +2,7 @@
 #![allow(non_camel_case_types)]
 
 use super::super::Weight;
-use super::super::simd::{MAX_LANES, Simd};
+use super::super::simd::{MAX_LANES, Simd, both_halves, four};
 use super::{Scales, Source};
 use crate::format::ggml::codebooks::{E2M1_DOUBLED, IQ4_VALUES};
 use crate::format::ggml::fp4::e8m0_half;
@@ -29,7 +29,7 @@ impl Rows {
     #[inline(always)]
     pub(super) unsafe fn at(&self, rows: [usize; 4]) -> [*const u8; 4] {
         // SAFETY: the rows exist.
-        rows.map(|row| unsafe { self.base.add(row * self.row_bytes) })
+        unsafe { four!(|r| self.base.add(rows[r] * self.row_bytes)) }
     }
 }
 
@@ -50,7 +50,7 @@ unsafe fn bytes<S: Simd, const STRIDE: usize>(p: *const u8, blocks: usize) -> S:
         if blocks >= S::LANES {
             S::strided::<STRIDE>(p)
         } else {
-            S::gather(std::array::from_fn(|i| if i < blocks { p.add(i * STRIDE) } else { ZEROS.as_ptr() }))
+            S::gather(four!(|i| if i < blocks { p.add(i * STRIDE) } else { ZEROS.as_ptr() }))
         }
     }
 }
@@ -59,9 +59,11 @@ unsafe fn bytes<S: Simd, const STRIDE: usize>(p: *const u8, blocks: usize) -> S:
 #[inline(always)]
 unsafe fn words<S: Simd, const STRIDE: usize>(p: *const u8, blocks: usize, offset: usize) -> [u16; MAX_LANES] {
     // SAFETY: the first `blocks` blocks of the row exist.
-    std::array::from_fn(|i| unsafe {
-        if i < S::LANES && i < blocks { p.add(i * STRIDE + offset).cast::<u16>().read_unaligned() } else { 0 }
-    })
+    unsafe {
+        four!(|i| {
+            if i < S::LANES && i < blocks { p.add(i * STRIDE + offset).cast::<u16>().read_unaligned() } else { 0 }
+        })
+    }
 }
 
 /// The f16 at byte `offset` of each block of four rows, 0 beyond k.
@@ -69,8 +71,8 @@ unsafe fn words<S: Simd, const STRIDE: usize>(p: *const u8, blocks: usize, offse
 unsafe fn halves<S: Simd, const STRIDE: usize>(stage: &Stage, offset: usize) -> S::Floats {
     // SAFETY: the staged blocks exist.
     unsafe {
-        let rows = stage.p.map(|p| words::<S, STRIDE>(p, stage.blocks, offset).map(u64::from));
-        S::f16_lanes(std::array::from_fn(|i| rows[0][i] | (rows[1][i] << 16) | (rows[2][i] << 32) | (rows[3][i] << 48)))
+        let rows = four!(|r| words::<S, STRIDE>(stage.p[r], stage.blocks, offset));
+        S::f16_lanes(four!(|i| joined(four!(|r| rows[r][i]))))
     }
 }
 
@@ -79,6 +81,22 @@ unsafe fn halves<S: Simd, const STRIDE: usize>(stage: &Stage, offset: usize) -> 
 pub(super) unsafe fn nibbles<S: Simd>(v: S::Bytes) -> [S::Bytes; 2] {
     // SAFETY: the caller runs on S's instruction set.
     unsafe { [S::and(v, 15), S::and(S::shr(v, [4; MAX_LANES]), 15)] }
+}
+
+/// The table's values for the low and the high nibbles.
+#[inline(always)]
+unsafe fn looked_up<S: Simd>(v: S::Bytes, table: &[u8; 16]) -> [S::Bytes; 2] {
+    // SAFETY: the caller runs on S's instruction set.
+    unsafe {
+        let [lo, hi] = nibbles::<S>(v);
+        [S::lookup(lo, table), S::lookup(hi, table)]
+    }
+}
+
+/// Four u16, the first one lowest.
+#[inline(always)]
+pub(super) fn joined(words: [u16; 4]) -> u64 {
+    words[0] as u64 | ((words[1] as u64) << 16) | ((words[2] as u64) << 32) | ((words[3] as u64) << 48)
 }
 
 /// Sixteen signed values as wide codes of an instruction set.
@@ -112,7 +130,7 @@ macro_rules! block_source {
             let block = step * S::LANES;
             let blocks = if FULL { S::LANES } else { self.blocks - block };
             // SAFETY: the step begins within the row.
-            Stage { p: rows.map(|p| unsafe { p.add(block * $bytes) }), blocks }
+            Stage { p: unsafe { four!(|r| rows[r].add(block * $bytes)) }, blocks }
         }
     };
 }
@@ -237,7 +255,7 @@ impl<S: Simd> Source<S> for Q8_0 {
         // SAFETY: the staged blocks exist. Adding 128 to a byte is flipping its highest bit.
         unsafe {
             let p = stage.p[r];
-            [2, 18].map(|at| S::xor(bytes::<S, 34>(p.add(at), stage.blocks), S::WIDE_OFFSET))
+            both_halves!(|half| S::xor(bytes::<S, 34>(p.add(2 + half), stage.blocks), S::WIDE_OFFSET))
         }
     }
 }
@@ -253,7 +271,7 @@ impl<S: Simd> Iq4Table<S> {
 #[inline(always)]
 pub(super) unsafe fn iq4_codes<S: Simd>(v: S::Bytes) -> [S::Bytes; 2] {
     // SAFETY: the caller runs on S's instruction set.
-    unsafe { nibbles::<S>(v).map(|v| S::lookup(v, &Iq4Table::<S>::CODES)) }
+    unsafe { looked_up::<S>(v, &Iq4Table::<S>::CODES) }
 }
 
 impl<S: Simd> Source<S> for IQ4_NL {
@@ -294,6 +312,6 @@ impl<S: Simd> Source<S> for MXFP4 {
     #[inline(always)]
     unsafe fn codes(&self, stage: &Stage, r: usize, _: usize) -> [S::Bytes; 2] {
         // SAFETY: the staged blocks exist.
-        unsafe { nibbles::<S>(bytes::<S, 17>(stage.p[r].add(1), stage.blocks)).map(|v| S::lookup(v, &MXFP4_CODES)) }
+        unsafe { looked_up::<S>(bytes::<S, 17>(stage.p[r].add(1), stage.blocks), &MXFP4_CODES) }
     }
 }

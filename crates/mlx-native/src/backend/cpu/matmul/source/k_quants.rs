@@ -3,15 +3,15 @@
 #![allow(non_camel_case_types)]
 
 use super::super::Weight;
-use super::super::simd::{MAX_LANES, Simd};
-use super::blocks::{Rows, iq4_codes};
+use super::super::simd::{MAX_LANES, Simd, both_halves, four};
+use super::blocks::{Rows, iq4_codes, joined};
 use super::{Scales, Source};
 
 /// Four rows at a block, with what is decoded for the block as a whole: for each row, a byte for each
 /// 32 values (or two, see [`Source::HALVES`]).
 pub(in super::super) struct Stage<const N: usize> {
     p: [*const u8; 4],
-    scales: [[u64; 4]; N],
+    scales: [[u64; N]; 4],
 }
 
 /// Lane i's sub-block at step s.
@@ -20,33 +20,30 @@ fn sub_block<S: Simd>(s: usize, i: usize) -> usize {
     s * S::LANES + i
 }
 
-/// For each row, the bytes of the s-th step.
+/// For each row, the bytes of the s-th step out of the stage's n-th eight.
 #[inline(always)]
-fn step_bytes<S: Simd>(rows: &[u64; 4], s: usize) -> [u32; 4] {
-    rows.map(|bytes| (bytes >> (8 * S::LANES * s)) as u32)
+fn step_bytes<S: Simd, const N: usize>(stage: &Stage<N>, n: usize, s: usize) -> [u32; 4] {
+    four!(|r| (stage.scales[r][n] >> (8 * S::LANES * s)) as u32)
 }
 
 /// 16 bytes for each lane, at what `offset` gives for the lane's sub-block.
 #[inline(always)]
 unsafe fn gather<S: Simd>(p: *const u8, s: usize, offset: impl Fn(usize) -> usize) -> S::Bytes {
     // SAFETY: offsets lie within the block; lanes from LANES on are not read.
-    unsafe { S::gather(std::array::from_fn(|i| p.wrapping_add(offset(sub_block::<S>(s, i) % 8)))) }
+    unsafe { S::gather(four!(|i| p.wrapping_add(offset(sub_block::<S>(s, i) % 8)))) }
 }
 
 /// `f(sub-block)` for each lane.
 #[inline(always)]
 fn per_lane<S: Simd, T>(s: usize, f: impl Fn(usize) -> T) -> [T; MAX_LANES] {
-    std::array::from_fn(|i| f(sub_block::<S>(s, i) % 8))
+    four!(|i| f(sub_block::<S>(s, i) % 8))
 }
 
 /// The f16 at byte `offset` of four rows' blocks, in every lane.
 #[inline(always)]
 unsafe fn block_scale<S: Simd>(p: &[*const u8; 4], offset: usize) -> S::Floats {
     // SAFETY: the field lies within the block.
-    unsafe {
-        let bits = p.map(|p| p.add(offset).cast::<u16>().read_unaligned() as u64);
-        S::f16_lanes([bits[0] | (bits[1] << 16) | (bits[2] << 32) | (bits[3] << 48); MAX_LANES])
-    }
+    unsafe { S::f16_lanes([joined(four!(|r| p[r].add(offset).cast::<u16>().read_unaligned())); MAX_LANES]) }
 }
 
 /// Little-endian u64 at `p`.
@@ -76,10 +73,8 @@ macro_rules! block_source {
         unsafe fn stage<const FULL: bool>(&self, rows: &Self::Rows, step: usize) -> Self::Stage {
             // SAFETY: the block lies within the row, and `$decode` reads fields of it.
             unsafe {
-                let p = rows.map(|p| p.add(step / (8 / S::LANES) * $bytes));
-                let decode = $decode;
-                let decoded: [[u64; $decoded]; 4] = p.map(|p| decode(p));
-                Stage { p, scales: std::array::from_fn(|n| decoded.map(|row| row[n])) }
+                let p = four!(|r| rows[r].add(step / (8 / S::LANES) * $bytes));
+                Stage { p, scales: four!(|r| $decode(p[r])) }
             }
         }
     };
@@ -122,7 +117,7 @@ unsafe fn q2_k_scales(p: *const u8) -> [u64; 4] {
 impl<S: Simd> Source<S> for Q2_K {
     const HALVES: bool = true;
     const MINS: bool = true;
-    block_source!(Q2_K, 84, 4, |p| q2_k_scales(p));
+    block_source!(Q2_K, 84, 4, q2_k_scales);
 
     #[inline(always)]
     unsafe fn scales(&self, stage: &Self::Stage, s: usize) -> Scales<S> {
@@ -130,7 +125,7 @@ impl<S: Simd> Source<S> for Q2_K {
         unsafe {
             let (d, min) = (block_scale::<S>(&stage.p, 80), block_scale::<S>(&stage.p, 82));
             let min = S::mul(min, S::splat(-1.0));
-            let times = |n: usize, d| S::mul(S::u8_rows(step_bytes::<S>(&stage.scales[n], s)), d);
+            let times = |n: usize, d| S::mul(S::u8_rows(step_bytes::<S, _>(stage, n, s)), d);
             Scales { scale: [times(0, d), times(1, d)], min: [times(2, min), times(3, min)] }
         }
     }
@@ -139,7 +134,7 @@ impl<S: Simd> Source<S> for Q2_K {
         // SAFETY: the staged blocks exist.
         unsafe {
             let p = stage.p[r].add(16);
-            [0, 16].map(|half| {
+            both_halves!(|half| {
                 let bytes = gather::<S>(p, s, |j| 32 * (j / 4) + half);
                 S::and(S::shr(bytes, per_lane::<S, _>(s, |j| 2 * (j % 4) as u32)), 3)
             })
@@ -164,14 +159,14 @@ unsafe fn q3_k_scales(p: *const u8) -> [u64; 2] {
 impl<S: Simd> Source<S> for Q3_K {
     const HALVES: bool = true;
     const OFFSET: i32 = 4;
-    block_source!(Q3_K, 110, 2, |p| q3_k_scales(p));
+    block_source!(Q3_K, 110, 2, q3_k_scales);
 
     #[inline(always)]
     unsafe fn scales(&self, stage: &Self::Stage, s: usize) -> Scales<S> {
         // SAFETY: the staged blocks exist.
         unsafe {
             let d = block_scale::<S>(&stage.p, 108);
-            let times = |n: usize| S::mul(S::i8_rows(step_bytes::<S>(&stage.scales[n], s)), d);
+            let times = |n: usize| S::mul(S::i8_rows(step_bytes::<S, _>(stage, n, s)), d);
             Scales { scale: [times(0), times(1)], min: [S::splat(0.0); 2] }
         }
     }
@@ -180,7 +175,7 @@ impl<S: Simd> Source<S> for Q3_K {
         // SAFETY: the staged blocks exist.
         unsafe {
             let p = stage.p[r];
-            [0, 16].map(|half| {
+            both_halves!(|half| {
                 let bytes = gather::<S>(p.add(32), s, |j| 32 * (j / 4) + half);
                 let low = S::and(S::shr(bytes, per_lane::<S, _>(s, |j| 2 * (j % 4) as u32)), 3);
                 let high = S::pick(S::repeat(p.add(half)), per_lane::<S, _>(s, |j| 1 << j), 4);
@@ -194,7 +189,8 @@ impl<S: Simd> Source<S> for Q3_K {
 #[inline(always)]
 unsafe fn q4_k_scales(p: *const u8) -> [u64; 2] {
     // SAFETY: twelve bytes of scales stand at 4.
-    let [a, b, c] = [4, 8, 12].map(|at| unsafe { p.add(at).cast::<u32>().read_unaligned() });
+    let (ab, c) = unsafe { (word(p.add(4)), p.add(12).cast::<u32>().read_unaligned()) };
+    let (a, b) = (ab as u32, (ab >> 32) as u32);
     let six = 0x3F3F_3F3F;
     let four = 0x0F0F_0F0F;
     let scales_high = (c & four) | ((a >> 2) & 0x3030_3030);
@@ -210,7 +206,7 @@ unsafe fn q4_k_step<S: Simd>(stage: &Stage<2>, s: usize) -> Scales<S> {
     unsafe {
         let (d, min) = (block_scale::<S>(&stage.p, 0), block_scale::<S>(&stage.p, 2));
         let min = S::mul(min, S::splat(-1.0));
-        let times = |n: usize, d| S::mul(S::u8_rows(step_bytes::<S>(&stage.scales[n], s)), d);
+        let times = |n: usize, d| S::mul(S::u8_rows(step_bytes::<S, _>(stage, n, s)), d);
         Scales::with_min(times(0, d), times(1, min))
     }
 }
@@ -227,7 +223,7 @@ unsafe fn q4_k_nibbles<S: Simd>(p: *const u8, s: usize, half: usize) -> S::Bytes
 
 impl<S: Simd> Source<S> for Q4_K {
     const MINS: bool = true;
-    block_source!(Q4_K, 144, 2, |p| q4_k_scales(p));
+    block_source!(Q4_K, 144, 2, q4_k_scales);
 
     #[inline(always)]
     unsafe fn scales(&self, stage: &Self::Stage, s: usize) -> Scales<S> {
@@ -237,13 +233,13 @@ impl<S: Simd> Source<S> for Q4_K {
     #[inline(always)]
     unsafe fn codes(&self, stage: &Self::Stage, r: usize, s: usize) -> [S::Bytes; 2] {
         // SAFETY: the staged blocks exist.
-        [0, 16].map(|half| unsafe { q4_k_nibbles::<S>(stage.p[r].add(16), s, half) })
+        unsafe { both_halves!(|half| q4_k_nibbles::<S>(stage.p[r].add(16), s, half)) }
     }
 }
 
 impl<S: Simd> Source<S> for Q5_K {
     const MINS: bool = true;
-    block_source!(Q5_K, 176, 2, |p| q4_k_scales(p));
+    block_source!(Q5_K, 176, 2, q4_k_scales);
 
     #[inline(always)]
     unsafe fn scales(&self, stage: &Self::Stage, s: usize) -> Scales<S> {
@@ -253,7 +249,7 @@ impl<S: Simd> Source<S> for Q5_K {
     #[inline(always)]
     unsafe fn codes(&self, stage: &Self::Stage, r: usize, s: usize) -> [S::Bytes; 2] {
         // SAFETY: the staged blocks exist.
-        [0, 16].map(|half| unsafe {
+        both_halves!(|half| unsafe {
             let low = q4_k_nibbles::<S>(stage.p[r].add(48), s, half);
             let high = S::pick(S::repeat(stage.p[r].add(16 + half)), per_lane::<S, _>(s, |j| 1 << j), 16);
             S::or(low, high)
@@ -261,24 +257,31 @@ impl<S: Simd> Source<S> for Q5_K {
     }
 }
 
+/// Signed scales of first and second halves.
+#[inline(always)]
+unsafe fn q6_k_scales(p: *const u8) -> [u64; 2] {
+    // SAFETY: sixteen bytes of scales stand at 192.
+    by_halves(unsafe { [word(p.add(192)), word(p.add(200))] })
+}
+
 impl<S: Simd> Source<S> for Q6_K {
     const HALVES: bool = true;
     const OFFSET: i32 = 32;
-    block_source!(Q6_K, 210, 2, |p: *const u8| by_halves([word(p.add(192)), word(p.add(200))]));
+    block_source!(Q6_K, 210, 2, q6_k_scales);
 
     #[inline(always)]
     unsafe fn scales(&self, stage: &Self::Stage, s: usize) -> Scales<S> {
         // SAFETY: the staged blocks exist.
         unsafe {
             let d = block_scale::<S>(&stage.p, 208);
-            let times = |n: usize| S::mul(S::i8_rows(step_bytes::<S>(&stage.scales[n], s)), d);
+            let times = |n: usize| S::mul(S::i8_rows(step_bytes::<S, _>(stage, n, s)), d);
             Scales { scale: [times(0), times(1)], min: [S::splat(0.0); 2] }
         }
     }
     #[inline(always)]
     unsafe fn codes(&self, stage: &Self::Stage, r: usize, s: usize) -> [S::Bytes; 2] {
         // SAFETY: the staged blocks exist.
-        [0, 16].map(|half| unsafe {
+        both_halves!(|half| unsafe {
             let p = stage.p[r];
             let low = gather::<S>(p, s, |j| 64 * (j / 4) + 32 * (j % 2) + half);
             let low = S::and(S::shr(low, per_lane::<S, _>(s, |j| 4 * (j % 4 / 2) as u32)), 15);
@@ -294,24 +297,25 @@ impl<S: Simd> Source<S> for Q6_K {
 unsafe fn iq4_xs_scales(p: *const u8) -> [u64; 1] {
     // SAFETY: two bytes of high bits and four bytes of nibbles stand at 2.
     let (high, low) = unsafe { (p.add(2).cast::<u16>().read_unaligned(), p.add(4).cast::<u32>().read_unaligned()) };
-    let scale = |j: usize| {
+    let mut scales = 0;
+    for j in 0..8 {
         let four = (low >> (4 * j)) as u8 & 15;
         let two = (high >> (2 * j)) as u8 & 3;
-        (four | (two << 4)).wrapping_sub(32)
-    };
-    [u64::from_le_bytes(std::array::from_fn(scale))]
+        scales |= ((four | (two << 4)).wrapping_sub(32) as u64) << (8 * j);
+    }
+    [scales]
 }
 
 impl<S: Simd> Source<S> for IQ4_XS {
     const WIDE: bool = true;
-    block_source!(IQ4_XS, 136, 1, |p| iq4_xs_scales(p));
+    block_source!(IQ4_XS, 136, 1, iq4_xs_scales);
 
     #[inline(always)]
     unsafe fn scales(&self, stage: &Self::Stage, s: usize) -> Scales<S> {
         // SAFETY: the staged blocks exist.
         unsafe {
             let d = block_scale::<S>(&stage.p, 0);
-            Scales::plain(S::mul(S::i8_rows(step_bytes::<S>(&stage.scales[0], s)), d))
+            Scales::plain(S::mul(S::i8_rows(step_bytes::<S, _>(stage, 0, s)), d))
         }
     }
     #[inline(always)]

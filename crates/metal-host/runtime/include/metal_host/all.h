@@ -1,0 +1,3 @@
+#pragma once
+#include "entry.h"
+#include "compiler.h"

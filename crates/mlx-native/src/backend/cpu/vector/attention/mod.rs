@@ -1,0 +1,228 @@
+//! Attention over a key-value cache.
+//!
+//! The positions are cut into chunks at multiples of [`CHUNK`], whatever the number of threads. A chunk of a row gives a [partial result](Partial): the
+//! largest score, the sum of the exponentials, and the sum of the values that they weigh; partial results are merged in the order of
+//! the chunks. So chunks can be shared between threads, and the result does not depend on how.
+// SAFETY of every unsafe block here: the rules of `vector`; positions are below the cache's capacity, and scratch is written by one unit of work.
+#![allow(clippy::undocumented_unsafe_blocks)]
+
+mod rows;
+
+use std::cell::UnsafeCell;
+use std::mem::MaybeUninit;
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::elementwise::{load, store};
+use super::simd::Simd;
+use super::{Mem, Task, math};
+use crate::backend::cpu::isa::Isa;
+use crate::backend::cpu::kernel::{Resolver, Share};
+use crate::device::DeviceOptions;
+use crate::ops::{Attention, AttentionParams};
+use crate::{DType, MlxError, Result};
+
+/// Positions of a chunk.
+const CHUNK: usize = 256;
+
+/// Element of a cache.
+trait Cached: Copy {
+    /// `n` ≤ LANES elements at `p`, widened, then zeros.
+    unsafe fn load<S: Simd>(s: S, p: *const Self, n: usize) -> S::F;
+}
+
+impl Cached for f32 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, p: *const f32, n: usize) -> S::F {
+        unsafe { load(s, p, n) }
+    }
+}
+
+/// The bits of an f16.
+impl Cached for u16 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, p: *const u16, n: usize) -> S::F {
+        unsafe { if n == S::LANES { s.load_f16(p) } else { s.load_f16_n(p, n) } }
+    }
+}
+
+pub(super) struct AttentionTask {
+    q: Mem<f32>,
+    k: Mem<u8>,
+    v: Mem<u8>,
+    output: Mem<f32>,
+    f16: bool,
+    params: AttentionParams,
+    /// Query heads of a cache head.
+    group: usize,
+    /// Chunks that some token sees.
+    chunks: Range<usize>,
+    /// Partial results `[n_tokens, n_heads, chunks]`; empty when there is only one chunk.
+    partials: Scratch,
+    /// The next unit of work that nobody has taken.
+    next: AtomicUsize,
+}
+
+impl AttentionTask {
+    pub(super) fn new(
+        op: &Attention,
+        resolver: &mut Resolver,
+        _isa: Isa,
+        _options: &DeviceOptions,
+    ) -> Result<AttentionTask> {
+        let params = op.params;
+        let first = visible(&params, 0).start / CHUNK;
+        let chunks = first..(params.start + params.n_tokens).div_ceil(CHUNK);
+        let rows = params.n_tokens * params.n_heads;
+        let partials = if chunks.len() > 1 { rows * chunks.len() } else { 0 };
+        Ok(AttentionTask {
+            q: Mem::new(resolver, &op.q)?,
+            k: Mem::new(resolver, &op.k_cache)?,
+            v: Mem::new(resolver, &op.v_cache)?,
+            output: Mem::new(resolver, &op.output)?,
+            f16: op.k_cache.dtype == DType::F16,
+            params,
+            group: params.n_heads / params.cache.n_kv_heads,
+            partials: Scratch::new(partials, params.cache.head_dim + 2)?,
+            chunks,
+            next: AtomicUsize::new(0),
+        })
+    }
+
+    /// Where the partial result of a query row, token · n_heads + head, for a chunk is.
+    #[inline(always)]
+    unsafe fn partial(&self, row: usize, chunk: usize) -> Partial {
+        let head_dim = self.params.cache.head_dim;
+        let index = row * self.chunks.len() + chunk - self.chunks.start;
+        unsafe { Partial { values: self.partials.at(index * (head_dim + 2)), head_dim } }
+    }
+
+    /// Merges the row's partial results into its output.
+    #[inline(always)]
+    unsafe fn merge<S: Simd>(&self, s: S, row: usize) {
+        let head_dim = self.params.cache.head_dim;
+        let sees = visible(&self.params, row / self.params.n_heads);
+        let chunks = sees.start / CHUNK..sees.end.div_ceil(CHUNK);
+        unsafe {
+            let output = self.output.at(row * head_dim);
+            let first = self.partial(row, chunks.start);
+            let (mut max, mut sum) = first.max_and_sum();
+            output.cast::<u8>().copy_from_nonoverlapping(first.values.cast(), 4 * head_dim);
+            for chunk in chunks.start + 1..chunks.end {
+                let other = self.partial(row, chunk);
+                let (other_max, other_sum) = other.max_and_sum();
+                let new_max = if max > other_max { max } else { other_max };
+                let ours = math::exp_negative(s, s.splat(max - new_max));
+                let theirs = math::exp_negative(s, s.splat(other_max - new_max));
+                (max, sum) = (new_max, sum * s.to_array(ours)[0] + other_sum * s.to_array(theirs)[0]);
+                let mut i = 0;
+                while i < head_dim {
+                    let n = (head_dim - i).min(S::LANES);
+                    let kept = s.mul(load(s, output.add(i), n), ours);
+                    store(s, output.add(i), s.mul_add(load(s, other.values.add(i), n), theirs, kept), n);
+                    i += n;
+                }
+            }
+            scale(s, output, head_dim, 1.0 / sum);
+        }
+    }
+}
+
+/// The positions that a token sees.
+fn visible(params: &AttentionParams, token: usize) -> Range<usize> {
+    let end = params.start + token + 1;
+    end.saturating_sub(params.window.unwrap_or(end))..end
+}
+
+/// Multiplies `n` values at `p`.
+#[inline(always)]
+unsafe fn scale<S: Simd>(s: S, p: *mut f32, len: usize, factor: f32) {
+    let mut i = 0;
+    while i < len {
+        let n = (len - i).min(S::LANES);
+        unsafe { store(s, p.add(i), s.mul(load(s, p.add(i), n), s.splat(factor)), n) };
+        i += n;
+    }
+}
+
+impl Task for AttentionTask {
+    fn phases(&self) -> usize {
+        2
+    }
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(&self, s: S, phase: usize, share: &Share<'_>) {
+        if phase == 1 {
+            if share.part == 0 {
+                self.next.store(0, Ordering::Relaxed);
+            }
+            if self.chunks.len() > 1 {
+                for row in share.range(self.params.n_tokens * self.params.n_heads, 1) {
+                    unsafe { self.merge(s, row) };
+                }
+            }
+            return;
+        }
+        let units = self.params.cache.n_kv_heads * self.chunks.len();
+        loop {
+            let unit = self.next.fetch_add(1, Ordering::Relaxed);
+            if unit >= units {
+                return;
+            }
+            let (head, chunk) = (unit / self.chunks.len(), unit % self.chunks.len() + self.chunks.start);
+            unsafe {
+                if self.f16 {
+                    self.chunk_rows::<S, u16>(s, head, chunk);
+                } else {
+                    self.chunk_rows::<S, f32>(s, head, chunk);
+                }
+            }
+        }
+    }
+}
+
+/// One row's result for one chunk: head_dim sums, then the largest score, then the sum of the exponentials.
+#[derive(Clone, Copy)]
+struct Partial {
+    values: *mut f32,
+    head_dim: usize,
+}
+
+impl Partial {
+    #[inline(always)]
+    unsafe fn max_and_sum(self) -> (f32, f32) {
+        unsafe { (self.values.add(self.head_dim).read(), self.values.add(self.head_dim + 1).read()) }
+    }
+
+    #[inline(always)]
+    unsafe fn set_max_and_sum(self, max: f32, sum: f32) {
+        unsafe {
+            self.values.add(self.head_dim).write(max);
+            self.values.add(self.head_dim + 1).write(sum);
+        }
+    }
+}
+
+/// f32 values that the shares of a phase write, each its own.
+struct Scratch(Vec<UnsafeCell<MaybeUninit<f32>>>);
+// SAFETY: shares write disjoint values, and read them after the phase.
+unsafe impl Sync for Scratch {}
+
+impl Scratch {
+    /// `count` · `each` values that nobody has written yet.
+    fn new(count: usize, each: usize) -> Result<Scratch> {
+        let len = count.saturating_mul(each);
+        let mut values = Vec::new();
+        values.try_reserve_exact(len).map_err(|_| MlxError::BufferAllocationError { bytes: len.saturating_mul(4) })?;
+        // SAFETY: the capacity is there, and MaybeUninit needs no value.
+        unsafe { values.set_len(len) };
+        Ok(Scratch(values))
+    }
+
+    /// # Safety
+    /// Value `i` or its end is inside.
+    #[inline(always)]
+    unsafe fn at(&self, i: usize) -> *mut f32 {
+        unsafe { UnsafeCell::raw_get(self.0.as_ptr().add(i)).cast() }
+    }
+}

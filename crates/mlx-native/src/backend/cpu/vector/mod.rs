@@ -1,0 +1,197 @@
+//! Kernels of every operation but the matrix products: norms, activations, rotations, attention, sampling.
+//!
+//! A [`Task`] is written once, generic over an instruction set's vectors; [`OnIsa`] compiles it for each set and picks one at run time.
+//!
+//! # Safety
+//!
+//! A task holds [`Mem`] pointers, which say nothing about lifetimes or aliasing. What makes their use sound, everywhere in this module:
+//!
+//! * `ops/` has checked that every view is large enough for its operation's dimensions, and tasks touch only elements inside these.
+//! * The executor's [`Resolver`] keeps the memory alive and the host away from it while a list runs, and the executor
+//!   separates operations of which one writes what the other touches.
+//! * Shares of a phase write disjoint elements, and none reads what another writes, except through atomics.
+//! * An output is an input's very bytes or disjoint from it, so every task reads an element before it writes the one at the same index.
+//! * Nothing is assumed about alignment: a view may start at any byte.
+
+mod attention;
+mod elementwise;
+mod embedding;
+mod experts;
+mod math;
+mod norm;
+mod rope;
+mod sampling;
+mod simd;
+mod store_kv;
+
+use super::isa::Isa;
+use super::kernel::{Kernel, Resolver, Share};
+use crate::buffer::View;
+use crate::device::DeviceOptions;
+use crate::ops::Op;
+use crate::{MlxError, Result};
+use simd::Simd;
+
+/// Elements below which a second thread costs more than it saves: a few microseconds of work.
+const GRAIN: usize = 4096;
+
+/// An operand's memory. See the module's text for what makes its use sound.
+#[derive(Debug)]
+struct Mem<T>(*mut T);
+
+impl<T> Clone for Mem<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for Mem<T> {}
+// SAFETY: a pointer to memory that the module's rules share between threads.
+unsafe impl<T> Send for Mem<T> {}
+// SAFETY: as above.
+unsafe impl<T> Sync for Mem<T> {}
+
+impl<T: Copy> Mem<T> {
+    fn new(resolver: &mut Resolver, view: &View) -> Result<Mem<T>> {
+        Ok(Mem(resolver.ptr(view)?.cast()))
+    }
+
+    fn optional(resolver: &mut Resolver, view: &Option<View>) -> Result<Option<Mem<T>>> {
+        view.as_ref().map(|view| Mem::new(resolver, view)).transpose()
+    }
+
+    /// # Safety
+    /// Element `i` or its end is inside the operand.
+    #[inline(always)]
+    unsafe fn at(self, i: usize) -> *mut T {
+        // SAFETY: the caller's promise.
+        unsafe { self.0.add(i) }
+    }
+
+    /// # Safety
+    /// Element `i` is inside the operand, and nobody writes it meanwhile.
+    #[inline(always)]
+    unsafe fn get(self, i: usize) -> T {
+        // SAFETY: the caller's promise.
+        unsafe { self.0.add(i).read_unaligned() }
+    }
+
+    /// # Safety
+    /// Element `i` is inside the operand, and this share's alone.
+    #[inline(always)]
+    unsafe fn set(self, i: usize, value: T) {
+        // SAFETY: the caller's promise.
+        unsafe { self.0.add(i).write_unaligned(value) }
+    }
+}
+
+/// An operation's work, generic over the instruction set.
+trait Task: Send + Sync {
+    /// As [`Kernel::phases`].
+    fn phases(&self) -> usize {
+        1
+    }
+
+    /// As [`Kernel::run`]. Implementations are `#[inline(always)]`, so that they are compiled for the set of `s`.
+    ///
+    /// # Safety
+    /// The module's rules on operands hold.
+    unsafe fn run<S: Simd>(&self, s: S, phase: usize, share: &Share<'_>);
+}
+
+/// A task on the instruction set that it was planned for.
+struct OnIsa<T> {
+    task: T,
+    isa: Isa,
+}
+
+impl<T: Task> Kernel for OnIsa<T> {
+    fn phases(&self) -> usize {
+        self.task.phases()
+    }
+
+    fn run(&self, phase: usize, share: &Share<'_>) {
+        match self.isa {
+            // SAFETY: the portable set needs nothing; the executor upholds the module's rules.
+            Isa::Portable => unsafe { self.task.run(simd::Portable, phase, share) },
+            // SAFETY: `kernel` has checked that the set is available; the executor upholds the module's rules.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => unsafe { run_avx2(&self.task, phase, share) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => unsafe { run_avx512(&self.task, phase, share) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => unsafe { run_neon(&self.task, phase, share) },
+        }
+    }
+}
+
+/// # Safety
+/// `Isa::Avx2` is available, and the module's rules hold.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn run_avx2<T: Task>(task: &T, phase: usize, share: &Share<'_>) {
+    // SAFETY: the caller's promise.
+    unsafe { task.run(simd::Avx2::new(), phase, share) }
+}
+
+/// # Safety
+/// `Isa::Avx512` is available, and the module's rules hold.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]
+unsafe fn run_avx512<T: Task>(task: &T, phase: usize, share: &Share<'_>) {
+    // SAFETY: the caller's promise.
+    unsafe { task.run(simd::Avx512::new(), phase, share) }
+}
+
+/// # Safety
+/// `Isa::Neon` is available, and the module's rules hold.
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon")]
+unsafe fn run_neon<T: Task>(task: &T, phase: usize, share: &Share<'_>) {
+    // SAFETY: the caller's promise.
+    unsafe { task.run(simd::Neon::new(), phase, share) }
+}
+
+/// The kernel of an operation that is no matrix product. `index` is the operation's position in its list, for faults.
+///
+/// # Errors
+///
+/// DeviceNotFound when the machine lacks `isa`; CommandBufferError for a matrix product; what resolving an operand gives.
+pub(crate) fn kernel(
+    op: &Op,
+    index: usize,
+    resolver: &mut Resolver,
+    isa: Isa,
+    options: &DeviceOptions,
+) -> Result<Box<dyn Kernel>> {
+    if !isa.is_available() {
+        return Err(MlxError::DeviceNotFound(format!("cpu: this machine has no {}", isa.name())));
+    }
+    Ok(match op {
+        Op::Matmul(_) | Op::MatmulId(_) => {
+            return Err(MlxError::CommandBufferError(format!("{} is not a vector kernel", op.name())));
+        }
+        Op::Cast(op) => boxed(isa, elementwise::CastTask::new(op, resolver)?),
+        Op::Binary(op) => boxed(isa, elementwise::BinaryTask::new(op, resolver)?),
+        Op::GatedActivation(op) => boxed(isa, elementwise::GatedTask::new(op, resolver)?),
+        Op::SoftCap(op) => boxed(isa, elementwise::SoftCapTask::new(op, resolver)?),
+        Op::RmsNorm(op) => boxed(isa, norm::RmsNormTask::new(op, resolver)?),
+        Op::Rope(op) => boxed(isa, rope::RopeTask::new(op, resolver)?),
+        Op::Embedding(op) => boxed(isa, embedding::EmbeddingTask::new(op, index, resolver)?),
+        Op::Softmax(op) => boxed(isa, norm::SoftmaxTask::new(op, resolver)?),
+        Op::StoreKv(op) => boxed(isa, store_kv::StoreKvTask::new(op, resolver)?),
+        Op::Attention(op) => boxed(isa, attention::AttentionTask::new(op, resolver, isa, options)?),
+        Op::ExpertGate(op) => boxed(isa, experts::ExpertGateTask::new(op, resolver)?),
+        Op::ExpertSum(op) => boxed(isa, experts::ExpertSumTask::new(op, resolver)?),
+        Op::ArgMax(op) => boxed(isa, sampling::ArgMaxTask::new(op, resolver)?),
+        Op::Sample(op) => boxed(isa, sampling::SampleTask::new(op, index, resolver)?),
+    })
+}
+
+fn boxed<T: Task + 'static>(isa: Isa, task: T) -> Box<dyn Kernel> {
+    Box::new(OnIsa { task, isa })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,86 @@
+//! Attention: masks, groups, chunks, both caches.
+
+use super::*;
+use crate::{AttentionParams, KvCacheParams};
+
+struct Case {
+    n_heads: usize,
+    n_kv_heads: usize,
+    head_dim: usize,
+    start: usize,
+    n_tokens: usize,
+    window: Option<usize>,
+    soft_cap: Option<f32>,
+}
+
+fn operands(case: &Case, dtype: DType) -> (Vec<Operand>, AttentionParams) {
+    let &Case { n_heads, n_kv_heads, head_dim, start, n_tokens, window, soft_cap } = case;
+    let capacity = start + n_tokens + 3;
+    let cache = KvCacheParams { n_kv_heads, capacity, head_dim };
+    let params =
+        AttentionParams { cache, n_heads, n_tokens, start, scale: 1.0 / (head_dim as f32).sqrt(), window, soft_cap };
+    let filled = |seed| {
+        let mut values = random(seed, n_kv_heads * capacity * head_dim);
+        // What lies behind the last position is not looked at.
+        for head in values.chunks_mut(capacity * head_dim) {
+            head[(start + n_tokens) * head_dim..].fill(f32::NAN);
+        }
+        if dtype == DType::F16 { f16s(&values) } else { f32s(&values) }
+    };
+    let rows = n_tokens * n_heads * head_dim;
+    (vec![f32s(&random(21, rows)), filled(22), filled(23), poison(rows, DType::F32)], params)
+}
+
+fn check_case(case: &Case) {
+    for dtype in [DType::F16, DType::F32] {
+        let (operands, params) = operands(case, dtype);
+        check(&operands, &[3], EXACT, &|encoder, buffers| {
+            let [q, k, v, output] = buffers else { unreachable!() };
+            encoder.attention(q, k, v, output, &params)
+        });
+    }
+}
+
+#[test]
+fn one_token_over_every_context() {
+    for (n_heads, n_kv_heads) in [(1, 1), (9, 3), (4, 2), (8, 2), (7, 1)] {
+        for start in [0, 2, 254, 255, 256, 700] {
+            check_case(&Case { n_heads, n_kv_heads, head_dim: 64, start, n_tokens: 1, window: None, soft_cap: None });
+        }
+    }
+}
+
+#[test]
+fn heads_of_every_size() {
+    for head_dim in [1, 3, 31, 64, 65, 80, 128, 256] {
+        for n_tokens in [1, 5, 19] {
+            check_case(&Case {
+                n_heads: 6,
+                n_kv_heads: 2,
+                head_dim,
+                start: 250,
+                n_tokens,
+                window: None,
+                soft_cap: None,
+            });
+        }
+    }
+}
+
+#[test]
+fn windows_and_caps() {
+    for window in [Some(1), Some(7), Some(256), Some(300), Some(10_000), None] {
+        for soft_cap in [None, Some(0.7)] {
+            for (start, n_tokens) in [(0, 1), (600, 1), (0, 40), (500, 40)] {
+                check_case(&Case { n_heads: 6, n_kv_heads: 2, head_dim: 32, start, n_tokens, window, soft_cap });
+            }
+        }
+    }
+}
+
+#[test]
+fn a_prompt_of_several_chunks() {
+    for (start, n_tokens) in [(0, 300), (250, 270)] {
+        check_case(&Case { n_heads: 4, n_kv_heads: 2, head_dim: 64, start, n_tokens, window: None, soft_cap: None });
+    }
+}
