@@ -172,3 +172,50 @@ fn gguf_metadata_describes_a_tokenizer() {
     let error = Tokenizer::from_gguf(&GgufFile::from_bytes(bytes).unwrap()).unwrap_err();
     assert!(matches!(error, TokenizerError::Missing { key: "tokenizer.ggml.model" }), "{error}");
 }
+
+/// Vocabularies of random bytes, with broken characters, duplicates and empty tokens: ids stay in range and texts that byte tokens
+/// cover come back whole.
+#[test]
+fn no_vocabulary_breaks_the_tokenizer() {
+    let mut state = 7u64;
+    let mut below = |n: usize| {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 33) as usize % n
+    };
+    let alphabet = ["a", "b", "Ġ", "é", "▁", " ", "\n", "<", "日", "🙂", "\u{E6}", "1"];
+    let kinds = [1, 1, 1, 1, 2, 3, 4, 5, 6, 9].map(TokenKind::from_gguf);
+    for round in 0..300 {
+        let mut data = if round % 2 == 0 { spm_data() } else { bpe_data() };
+        let reversible = data.model == "llama";
+        for _ in 0..below(40) {
+            let mut text: Vec<u8> = (0..below(4)).flat_map(|_| alphabet[below(alphabet.len())].bytes()).collect();
+            if below(8) == 0 {
+                text.push(0x80 + below(0x80) as u8);
+            }
+            if !text.is_empty() {
+                data.merges.push([&text[..], b" a"].concat());
+            }
+            data.tokens.push(text);
+            data.kinds.push(kinds[below(kinds.len())]);
+            data.scores.push(below(9) as f32);
+        }
+        if !reversible {
+            data.scores.clear();
+        }
+        let plain = data.kinds[259.min(data.kinds.len())..].iter().all(|kind| matches!(kind, TokenKind::Normal));
+        let tokenizer = Tokenizer::new(&data).unwrap();
+        for options in [PLAIN, PARSED] {
+            let text: String = (0..below(30)).map(|_| alphabet[below(alphabet.len())]).collect();
+            let ids = tokenizer.encode(&text, options).unwrap();
+            assert!(ids.iter().all(|&id| (id as usize) < tokenizer.n_tokens()));
+            let back = tokenizer.decode(&ids, SpecialText::Show).unwrap();
+            if reversible && plain && options == PLAIN {
+                assert_eq!(back, text.replace('▁', " "));
+            }
+            let mut detokenizer = Detokenizer::new(SpecialText::Show);
+            for &id in &ids {
+                detokenizer.push(&tokenizer, id).unwrap();
+            }
+        }
+    }
+}

@@ -11,6 +11,7 @@ use foldhash::fast::RandomState;
 use super::data::metadata;
 use super::merge::{Merged, Merger};
 use super::pre::PreTokenizer;
+use super::texts::TextNumbers;
 use super::{TokenizerData, TokenizerError};
 
 /// The bytes that stand for themselves in the alphabet.
@@ -18,30 +19,37 @@ fn is_plain(byte: u8) -> bool {
     matches!(byte, 0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF)
 }
 
-/// The byte that a character of the alphabet stands for.
-fn byte_of(c: char) -> Option<u8> {
-    let code = u32::from(c);
-    match u8::try_from(code) {
-        Ok(byte) => is_plain(byte).then_some(byte),
-        Err(_) => (0..=u8::MAX).filter(|&b| !is_plain(b)).nth((code - 0x100) as usize),
-    }
-}
+/// The characters of the alphabet: 188 bytes stand for themselves, 68 are numbered from U+0100.
+const N_CHARS: usize = 0x100 + 68;
 
-/// [`byte_of`] as a table.
+/// The byte that each character of the alphabet stands for.
 pub(super) struct ByteAlphabet {
-    bytes: HashMap<char, u8, RandomState>,
+    bytes: [Option<u8>; N_CHARS],
 }
 
 impl ByteAlphabet {
     pub fn new() -> Self {
-        // 188 bytes stand for themselves and 68 do not.
-        let chars = (0..0x100 + 68).filter_map(char::from_u32);
-        ByteAlphabet { bytes: chars.filter_map(|c| Some((c, byte_of(c)?))).collect() }
+        let mut bytes = [None; N_CHARS];
+        let mut numbered = 0x100;
+        for byte in 0..=u8::MAX {
+            let char = if is_plain(byte) { byte as usize } else { numbered };
+            numbered += usize::from(!is_plain(byte));
+            bytes[char] = Some(byte);
+        }
+        ByteAlphabet { bytes }
+    }
+
+    fn byte(&self, c: char) -> Option<u8> {
+        self.bytes.get(c as usize).copied().flatten()
     }
 
     /// The bytes that `text` stands for; `None` if a character is not in the alphabet.
     pub fn decode(&self, text: &[u8]) -> Option<Vec<u8>> {
-        std::str::from_utf8(text).ok()?.chars().map(|c| self.bytes.get(&c).copied()).collect()
+        let mut out = Vec::with_capacity(text.len());
+        for c in std::str::from_utf8(text).ok()?.chars() {
+            out.push(self.byte(c)?);
+        }
+        Some(out)
     }
 
     /// The same, but characters outside the alphabet stand for themselves.
@@ -49,8 +57,8 @@ impl ByteAlphabet {
         let Ok(text) = std::str::from_utf8(text) else { return text.to_vec() };
         let mut out = Vec::with_capacity(text.len());
         for c in text.chars() {
-            match self.bytes.get(&c) {
-                Some(&byte) => out.push(byte),
+            match self.byte(c) {
+                Some(byte) => out.push(byte),
                 None => out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
             }
         }
@@ -67,8 +75,8 @@ pub(super) struct Bpe {
     byte_ids: Vec<u32>,
     /// What a pair of ids merges to.
     merges: HashMap<(u32, u32), (u32, u32), RandomState>,
-    /// The id of each token's bytes, where words that are tokens stay whole.
-    words: Option<HashMap<Vec<u8>, u32, RandomState>>,
+    /// The id of each token's bytes, kept where words that are tokens stay whole.
+    words: Option<TextNumbers>,
 }
 
 impl Bpe {
@@ -78,23 +86,15 @@ impl Bpe {
         if data.merges.is_empty() {
             return Err(TokenizerError::Missing { key: "tokenizer.ggml.merges" });
         }
-        let mut ids: HashMap<Vec<u8>, u32, RandomState> = HashMap::default();
-        ids.reserve(data.tokens.len());
-        for (id, token) in data.tokens.iter().enumerate() {
-            if let Some(bytes) = alphabet.decode(token) {
-                ids.entry(bytes).or_insert(id as u32);
+        let mut ids = TextNumbers::with_capacity(data.tokens.len() + data.merges.len() / 8);
+        for token in &data.tokens {
+            match alphabet.decode(token) {
+                Some(bytes) => ids.push(&bytes),
+                None => ids.skip(),
             }
         }
         let n_tokens = data.tokens.len() as u32;
-        let words = pre.whole_words.then(|| ids.clone());
-        let mut next_id = n_tokens;
-        let mut intern = |bytes: Vec<u8>| {
-            *ids.entry(bytes).or_insert_with(|| {
-                next_id += 1;
-                next_id - 1
-            })
-        };
-        let byte_ids = (0..=u8::MAX).map(|b| intern(vec![b])).collect();
+        let byte_ids = (0..=u8::MAX).map(|byte| ids.get_or_push(&[byte])).collect();
         let mut merges: HashMap<_, _, RandomState> = HashMap::default();
         merges.reserve(data.merges.len());
         for (rank, line) in data.merges.iter().enumerate() {
@@ -102,13 +102,15 @@ impl Bpe {
                 let found = format!("`{}` at index {rank}", String::from_utf8_lossy(line));
                 return Err(metadata("tokenizer.ggml.merges", "two tokens with a space between them", found));
             };
-            let (Some(left), Some(right)) = (alphabet.decode(&line[..space]), alphabet.decode(&line[space + 1..]))
+            let (Some(mut left), Some(right)) = (alphabet.decode(&line[..space]), alphabet.decode(&line[space + 1..]))
             else {
                 continue; // Bytes never become these characters: the pair cannot occur.
             };
-            let merged = intern([&left[..], &right[..]].concat());
-            merges.entry((intern(left), intern(right))).or_insert((rank as u32, merged));
+            let pair = (ids.get_or_push(&left), ids.get_or_push(&right));
+            left.extend_from_slice(&right);
+            merges.entry(pair).or_insert((rank as u32, ids.get_or_push(&left)));
         }
+        let words = pre.whole_words.then_some(ids);
         Ok(Bpe { pre, n_tokens, byte_ids, merges, words })
     }
 
@@ -123,7 +125,7 @@ impl Bpe {
         let mut merger = Merger::default();
         for word in self.pre.split(text) {
             let bytes = &text.as_bytes()[word];
-            if let Some(&id) = self.words.as_ref().and_then(|words| words.get(bytes)) {
+            if let Some(id) = self.words.as_ref().and_then(|words| words.get(bytes)).filter(|&id| id < self.n_tokens) {
                 out.push(id);
                 continue;
             }
@@ -154,8 +156,7 @@ mod tests {
     #[test]
     fn the_alphabet_is_a_bijection() {
         let alphabet = ByteAlphabet::new();
-        assert_eq!(alphabet.bytes.len(), 256);
-        let mut bytes: Vec<u8> = alphabet.bytes.values().copied().collect();
+        let mut bytes: Vec<u8> = alphabet.bytes.iter().copied().flatten().collect();
         bytes.sort_unstable();
         assert_eq!(bytes, (0..=255).collect::<Vec<u8>>());
         assert_eq!(alphabet.decode("Ġa".as_bytes()), Some(b" a".to_vec()));

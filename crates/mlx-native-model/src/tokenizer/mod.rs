@@ -23,6 +23,7 @@ mod roles;
 mod special;
 mod spm;
 mod stop;
+mod texts;
 
 use std::collections::BTreeSet;
 
@@ -35,6 +36,7 @@ use bpe::{Bpe, ByteAlphabet};
 use roles::Roles;
 use special::{Fragment, Special, SpecialSplitter};
 use spm::Spm;
+use texts::Texts;
 
 /// What [`Tokenizer::encode`] does beside tokenizing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,17 +70,13 @@ enum Algorithm {
     Spm(Spm),
 }
 
-/// What a token decodes to.
-struct Piece {
-    bytes: Box<[u8]>,
-    kind: TokenKind,
-}
-
 /// A vocabulary, and the algorithm that cuts text into it.
 pub struct Tokenizer {
     algorithm: Algorithm,
     special: SpecialSplitter,
-    pieces: Vec<Piece>,
+    /// What each token decodes to.
+    pieces: Texts,
+    kinds: Vec<TokenKind>,
     bos: Option<u32>,
     eos: Option<u32>,
     eot: Option<u32>,
@@ -133,20 +131,22 @@ impl Tokenizer {
                 Some((&text[..], Special { id: id as u32, always, strips_right: strips_right && !keeps_space }))
             }))?;
 
-        let piece = |text: &[u8], kind| match kind {
-            TokenKind::Normal if is_spm => text_of_spm(text),
-            TokenKind::Normal => alphabet.decode_lossy(text),
-            TokenKind::Unknown | TokenKind::Control | TokenKind::UserDefined => text.to_vec(),
-            TokenKind::Byte => spm::byte_named(text).into_iter().collect(),
-            TokenKind::Unused => Vec::new(),
-        };
-        let pieces = data.tokens.iter().zip(roles.kinds);
-        let pieces = pieces.map(|(text, kind)| Piece { bytes: piece(text, kind).into_boxed_slice(), kind }).collect();
+        let mut pieces = Texts::with_capacity(data.tokens.len());
+        for (text, kind) in data.tokens.iter().zip(&roles.kinds) {
+            match kind {
+                TokenKind::Normal if is_spm => pieces.push(&text_of_spm(text)),
+                TokenKind::Normal => pieces.push(&alphabet.decode_lossy(text)),
+                TokenKind::Unknown | TokenKind::Control | TokenKind::UserDefined => pieces.push(text),
+                TokenKind::Byte => pieces.push(spm::byte_named(text).as_slice()),
+                TokenKind::Unused => pieces.push(&[]),
+            }
+        }
 
         Ok(Tokenizer {
             algorithm,
             special,
             pieces,
+            kinds: roles.kinds,
             bos: data.bos,
             eos: data.eos,
             eot: roles.eot,
@@ -198,10 +198,10 @@ impl Tokenizer {
     /// # Errors
     /// [`TokenizerError::UnknownId`].
     pub fn piece(&self, id: u32, special: SpecialText) -> Result<&[u8], TokenizerError> {
-        let piece =
-            self.pieces.get(id as usize).ok_or(TokenizerError::UnknownId { id, n_tokens: self.pieces.len() })?;
-        let hidden = special == SpecialText::Hide && matches!(piece.kind, TokenKind::Control | TokenKind::Unknown);
-        Ok(if hidden { &[] } else { &piece.bytes })
+        let unknown = || TokenizerError::UnknownId { id, n_tokens: self.pieces.len() };
+        let bytes = self.pieces.get(id).ok_or_else(unknown)?;
+        let hidden = matches!(self.kind(id), Some(TokenKind::Control | TokenKind::Unknown));
+        Ok(if hidden && special == SpecialText::Hide { &[] } else { bytes })
     }
 
     /// The bytes of a whole text. Where the tokenizer puts a space before every text, that space is taken away again.
@@ -240,7 +240,7 @@ impl Tokenizer {
 
     /// The role of a token; `None` outside the vocabulary.
     pub fn kind(&self, id: u32) -> Option<TokenKind> {
-        self.pieces.get(id as usize).map(|piece| piece.kind)
+        self.kinds.get(id as usize).copied()
     }
 
     /// Begin of sequence.

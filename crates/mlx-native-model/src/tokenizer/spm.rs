@@ -2,12 +2,9 @@
 //!
 //! Spaces are written `▁` (U+2581). A character without a token becomes one token per byte.
 
-use std::collections::HashMap;
-
-use foldhash::fast::RandomState;
-
 use super::data::metadata;
 use super::merge::{Merged, Merger};
+use super::texts::TextNumbers;
 use super::{TokenizerData, TokenizerError};
 
 /// What stands for a space in the vocabulary.
@@ -27,7 +24,7 @@ pub(super) fn byte_named(text: &[u8]) -> Option<u8> {
 /// The vocabulary by text.
 pub(super) struct Spm {
     /// Each token's id.
-    ids: HashMap<Vec<u8>, u32, RandomState>,
+    ids: TextNumbers,
     /// Each token's place in the order of falling scores; equal scores share a place.
     ranks: Vec<u32>,
     /// The token of each byte, for characters without one.
@@ -39,14 +36,11 @@ pub(super) struct Spm {
 impl Spm {
     /// Reads tokens and scores; `data` is valid.
     pub fn new(data: &TokenizerData) -> Result<Self, TokenizerError> {
-        let mut ids: HashMap<Vec<u8>, u32, RandomState> = HashMap::default();
-        ids.reserve(data.tokens.len());
-        for (id, token) in data.tokens.iter().enumerate() {
-            ids.entry(token.clone()).or_insert(id as u32);
-        }
+        let mut ids = TextNumbers::with_capacity(data.tokens.len());
+        data.tokens.iter().for_each(|token| ids.push(token));
         let byte_ids = (0..=u8::MAX).map(|byte| {
-            let named = ids.get(format!("<0x{byte:02X}>").as_bytes()).or_else(|| ids.get(&[byte][..]));
-            named.copied().or(data.unk).ok_or(TokenizerError::ByteWithoutToken(byte))
+            let named = ids.get(format!("<0x{byte:02X}>").as_bytes()).or_else(|| ids.get(&[byte]));
+            named.or(data.unk).ok_or(TokenizerError::ByteWithoutToken(byte))
         });
         let byte_ids = byte_ids.collect::<Result<_, _>>()?;
         let max_len = data.tokens.iter().map(Vec::len).max().unwrap_or(0);
@@ -59,7 +53,7 @@ impl Spm {
         let mut merger = Merger::default();
         for (start, c) in text.char_indices() {
             let len = c.len_utf8();
-            let id = self.ids.get(&bytes[start..start + len]).copied().unwrap_or(NO_TOKEN);
+            let id = self.ids.get(&bytes[start..start + len]).unwrap_or(NO_TOKEN);
             merger.push(len as u32, id);
         }
         let symbols = merger.run(|left, right| {
@@ -68,7 +62,7 @@ impl Spm {
                 return None;
             }
             let start = left.start as usize;
-            let &id = self.ids.get(&bytes[start..start + len])?;
+            let id = self.ids.get(&bytes[start..start + len])?;
             Some(Merged { rank: self.ranks[id as usize], id })
         });
         for symbol in symbols {
