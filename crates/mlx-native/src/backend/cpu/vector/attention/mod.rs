@@ -7,6 +7,7 @@
 #![allow(clippy::undocumented_unsafe_blocks)]
 
 mod rows;
+mod tile;
 
 use std::cell::UnsafeCell;
 use std::mem::MaybeUninit;
@@ -29,12 +30,29 @@ const CHUNK: usize = 256;
 trait Cached: Copy {
     /// `n` ≤ LANES elements at `p`, widened, then zeros.
     unsafe fn load<S: Simd>(s: S, p: *const Self, n: usize) -> S::F;
+
+    /// `len` elements at `p` as f32: where they are, or in `buffer`.
+    #[inline(always)]
+    unsafe fn block<S: Simd>(s: S, p: *const Self, buffer: *mut f32, len: usize) -> *const f32 {
+        let mut i = 0;
+        while i < len {
+            let n = (len - i).min(S::LANES);
+            unsafe { store(s, buffer.add(i), Self::load(s, p.add(i), n), n) };
+            i += n;
+        }
+        buffer
+    }
 }
 
 impl Cached for f32 {
     #[inline(always)]
     unsafe fn load<S: Simd>(s: S, p: *const f32, n: usize) -> S::F {
         unsafe { load(s, p, n) }
+    }
+
+    #[inline(always)]
+    unsafe fn block<S: Simd>(_s: S, p: *const f32, _buffer: *mut f32, _len: usize) -> *const f32 {
+        p
     }
 }
 
@@ -45,6 +63,13 @@ impl Cached for u16 {
         unsafe { if n == S::LANES { s.load_f16(p) } else { s.load_f16_n(p, n) } }
     }
 }
+
+/// Query rows of a cache head from which on they are computed as tiles: the two ways take the same time at about this many.
+const TILE_FROM: usize = 12;
+/// Units of work from which on no tile is shared between threads.
+const ENOUGH_UNITS: usize = 64;
+/// Partial results may take this many values: 64 MiB.
+const MAX_PARTIALS: usize = 1 << 24;
 
 pub(super) struct AttentionTask {
     q: Mem<f32>,
@@ -57,24 +82,49 @@ pub(super) struct AttentionTask {
     group: usize,
     /// Chunks that some token sees.
     chunks: Range<usize>,
-    /// Partial results `[n_tokens, n_heads, chunks]`; empty when there is only one chunk.
+    way: Way,
+    /// Whether the chunks of a row are computed apart and merged in a second phase.
+    split: bool,
+    /// Partial results `[n_tokens, n_heads, chunks]`; empty when they are not split.
     partials: Scratch,
     /// The next unit of work that nobody has taken.
     next: AtomicUsize,
+}
+
+/// How rows are computed; the two differ in the order of their sums.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// Row by row: for a few of them.
+    Rows,
+    /// The rows of a cache head, counted token by token, so many at once.
+    Tiles { rows: usize, tiles: usize },
 }
 
 impl AttentionTask {
     pub(super) fn new(
         op: &Attention,
         resolver: &mut Resolver,
-        _isa: Isa,
-        _options: &DeviceOptions,
+        isa: Isa,
+        options: &DeviceOptions,
     ) -> Result<AttentionTask> {
         let params = op.params;
-        let first = visible(&params, 0).start / CHUNK;
-        let chunks = first..(params.start + params.n_tokens).div_ceil(CHUNK);
-        let rows = params.n_tokens * params.n_heads;
-        let partials = if chunks.len() > 1 { rows * chunks.len() } else { 0 };
+        let (heads, head_dim) = (params.cache.n_kv_heads, params.cache.head_dim);
+        let group = params.n_heads / heads;
+        let chunks = visible(&params, 0).start / CHUNK..(params.start + params.n_tokens).div_ceil(CHUNK);
+        let rows = params.n_tokens * group;
+        // The way must not depend on the other rows if the results must not.
+        let way = if rows >= TILE_FROM || options.batch_invariant {
+            let size = tile::rows(isa);
+            Way::Tiles { rows: size, tiles: rows.div_ceil(size) }
+        } else {
+            Way::Rows
+        };
+        let partials = (rows * heads).saturating_mul(chunks.len()).saturating_mul(head_dim + 2);
+        let split = chunks.len() > 1
+            && match way {
+                Way::Rows => true,
+                Way::Tiles { tiles, .. } => heads * tiles < ENOUGH_UNITS && partials <= MAX_PARTIALS,
+            };
         Ok(AttentionTask {
             q: Mem::new(resolver, &op.q)?,
             k: Mem::new(resolver, &op.k_cache)?,
@@ -82,11 +132,35 @@ impl AttentionTask {
             output: Mem::new(resolver, &op.output)?,
             f16: op.k_cache.dtype == DType::F16,
             params,
-            group: params.n_heads / params.cache.n_kv_heads,
-            partials: Scratch::new(partials, params.cache.head_dim + 2)?,
+            group,
             chunks,
+            way,
+            split,
+            partials: Scratch::new(if split { partials } else { 0 })?,
             next: AtomicUsize::new(0),
         })
+    }
+
+    /// Takes units of work until there is none left.
+    #[inline(always)]
+    unsafe fn units<S: Simd, C: Cached>(&self, s: S) {
+        let heads = self.params.cache.n_kv_heads;
+        let chunks = if self.split { self.chunks.len() } else { 1 };
+        let mut buffers = tile::Buffers::default();
+        loop {
+            let unit = self.next.fetch_add(1, Ordering::Relaxed);
+            let (rest, chunk) = (unit / chunks, self.chunks.start + unit % chunks);
+            match self.way {
+                Way::Rows if rest < heads => unsafe { self.chunk_rows::<S, C>(s, rest, chunk) },
+                Way::Tiles { rows, tiles } if rest < heads * tiles => {
+                    // The last tiles see the most: they go first, so that the threads end together.
+                    let (tile, head) = (tiles - 1 - rest / heads, rest % heads);
+                    let range = if self.split { chunk..chunk + 1 } else { self.chunks.clone() };
+                    unsafe { self.tile::<S, C>(s, &mut buffers, head, tile * rows, range) };
+                }
+                _ => return,
+            }
+        }
     }
 
     /// Where the partial result of a query row, token · n_heads + head, for a chunk is.
@@ -156,26 +230,18 @@ impl Task for AttentionTask {
             if share.part == 0 {
                 self.next.store(0, Ordering::Relaxed);
             }
-            if self.chunks.len() > 1 {
+            if self.split {
                 for row in share.range(self.params.n_tokens * self.params.n_heads, 1) {
                     unsafe { self.merge(s, row) };
                 }
             }
             return;
         }
-        let units = self.params.cache.n_kv_heads * self.chunks.len();
-        loop {
-            let unit = self.next.fetch_add(1, Ordering::Relaxed);
-            if unit >= units {
-                return;
-            }
-            let (head, chunk) = (unit / self.chunks.len(), unit % self.chunks.len() + self.chunks.start);
-            unsafe {
-                if self.f16 {
-                    self.chunk_rows::<S, u16>(s, head, chunk);
-                } else {
-                    self.chunk_rows::<S, f32>(s, head, chunk);
-                }
+        unsafe {
+            if self.f16 {
+                self.units::<S, u16>(s);
+            } else {
+                self.units::<S, f32>(s);
             }
         }
     }
@@ -209,9 +275,8 @@ struct Scratch(Vec<UnsafeCell<MaybeUninit<f32>>>);
 unsafe impl Sync for Scratch {}
 
 impl Scratch {
-    /// `count` · `each` values that nobody has written yet.
-    fn new(count: usize, each: usize) -> Result<Scratch> {
-        let len = count.saturating_mul(each);
+    /// `len` values that nobody has written yet.
+    fn new(len: usize) -> Result<Scratch> {
         let mut values = Vec::new();
         values.try_reserve_exact(len).map_err(|_| MlxError::BufferAllocationError { bytes: len.saturating_mul(4) })?;
         // SAFETY: the capacity is there, and MaybeUninit needs no value.

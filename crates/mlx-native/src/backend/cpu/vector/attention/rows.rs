@@ -49,7 +49,7 @@ impl AttentionTask {
                         head_dim,
                     };
                     // Sums of four rows for four keys take half of 32 registers.
-                    done += match (left, S::MANY_REGISTERS) {
+                    done += match (left, S::REGISTERS >= 32) {
                         (1, _) => self.rows::<S, C, 1, 8>(s, &rows, row, chunk),
                         (2, true) => self.rows::<S, C, 2, 8>(s, &rows, row, chunk),
                         (3, true) => self.rows::<S, C, 3, 4>(s, &rows, row, chunk),
@@ -78,7 +78,7 @@ impl AttentionTask {
             let (max, sum) = self.exponentials(s, &mut scores[r], rows.len);
             sums[r] = sum;
             unsafe {
-                if self.chunks.len() > 1 {
+                if self.split {
                     results[r] = self.partial(first_row + r, chunk);
                     results[r].set_max_and_sum(max, sum);
                 } else {
@@ -97,7 +97,7 @@ impl AttentionTask {
                 rows.values::<S, R, 1>(s, &scores, &results, i, n);
                 i += n;
             }
-            if self.chunks.len() == 1 {
+            if !self.split {
                 for r in 0..R {
                     scale(s, results[r].values, rows.head_dim, 1.0 / sums[r]);
                 }

@@ -21,7 +21,7 @@ impl Avx2 {
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Simd for Avx2 {
     const LANES: usize = 8;
-    const MANY_REGISTERS: bool = false;
+    const REGISTERS: usize = 16;
     type F = __m256;
 
     #[inline(always)]

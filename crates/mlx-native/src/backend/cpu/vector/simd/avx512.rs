@@ -21,7 +21,7 @@ impl Avx512 {
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Simd for Avx512 {
     const LANES: usize = 16;
-    const MANY_REGISTERS: bool = true;
+    const REGISTERS: usize = 32;
     type F = __m512;
 
     #[inline(always)]

@@ -27,8 +27,8 @@ pub(super) const MAX_LANES: usize = 16;
 pub(super) trait Simd: Copy + Send + Sync + 'static {
     /// Places of a vector: 4, 8 or 16.
     const LANES: usize;
-    /// Whether there are 32 vector registers, not 16: how large a tile of sums stays in registers.
-    const MANY_REGISTERS: bool;
+    /// Vectors that stay in registers at once.
+    const REGISTERS: usize;
 
     /// A vector.
     type F: Copy;

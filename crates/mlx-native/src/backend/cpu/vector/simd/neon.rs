@@ -23,7 +23,7 @@ impl Neon {
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Simd for Neon {
     const LANES: usize = 4;
-    const MANY_REGISTERS: bool = true;
+    const REGISTERS: usize = 32;
     type F = float32x4_t;
 
     #[inline(always)]

@@ -21,7 +21,7 @@ fn widen(half: u16) -> f32 {
 
 impl Simd for Portable {
     const LANES: usize = 8;
-    const MANY_REGISTERS: bool = false;
+    const REGISTERS: usize = 8;
     type F = F8;
 
     #[inline(always)]

@@ -84,3 +84,59 @@ fn a_prompt_of_several_chunks() {
         check_case(&Case { n_heads: 4, n_kv_heads: 2, head_dim: 64, start, n_tokens, window: None, soft_cap: None });
     }
 }
+
+#[test]
+fn a_row_does_not_see_later_values() {
+    for (start, n_tokens) in [(0, 16), (240, 30)] {
+        let case = Case { n_heads: 4, n_kv_heads: 2, head_dim: 48, start, n_tokens, window: Some(200), soft_cap: None };
+        let (mut operands, params) = operands(&case, DType::F16);
+        let infinite = f16::INFINITY.to_le_bytes();
+        for head in 0..2 {
+            // One value of the third last token, of both heads.
+            let at = 2 * ((head * params.cache.capacity + start + n_tokens - 3) * 48 + 5);
+            operands[2].bytes[at..at + 2].copy_from_slice(&infinite);
+        }
+        check(&operands, &[3], f64::INFINITY, &|encoder, buffers| {
+            let [q, k, v, output] = buffers else { unreachable!() };
+            encoder.attention(q, k, v, output, &params)
+        });
+        let record: Record<'_> = &|encoder, buffers| {
+            let [q, k, v, output] = buffers else { unreachable!() };
+            encoder.attention(q, k, v, output, &params)
+        };
+        for isa in Isa::available() {
+            let (found, _) = run_kernel(isa, 2, &DeviceOptions::default(), &operands, record);
+            let infinite = values(&found[3]).iter().filter(|v| !v.is_finite()).count();
+            assert_eq!(infinite, 3 * case.n_heads, "{isa:?}");
+        }
+    }
+}
+
+#[test]
+fn batch_invariance_is_bit_for_bit() {
+    let options = DeviceOptions { batch_invariant: true, ..DeviceOptions::default() };
+    for window in [None, Some(90)] {
+        let case = Case { n_heads: 6, n_kv_heads: 2, head_dim: 40, start: 235, n_tokens: 50, window, soft_cap: None };
+        let (operands, params) = operands(&case, DType::F16);
+        let row = case.n_heads * case.head_dim * 4;
+        for isa in Isa::available() {
+            let record: Record<'_> = &|encoder, buffers| {
+                let [q, k, v, output] = buffers else { unreachable!() };
+                encoder.attention(q, k, v, output, &params)
+            };
+            let (together, _) = run_kernel(isa, 3, &options, &operands, record);
+            let together = together[3].as_slice::<u8>().unwrap();
+            for token in [0, 1, 20, 21, 22, 49] {
+                let params = AttentionParams { n_tokens: 1, start: case.start + token, ..params };
+                let alone: Record<'_> = &|encoder, buffers| {
+                    let [q, k, v, output] = buffers else { unreachable!() };
+                    let q = q.slice_view((token * row) as u64, row / 4);
+                    encoder.attention(&q, k, v, output, &params)
+                };
+                let (alone, _) = run_kernel(isa, 2, &options, &operands, alone);
+                let alone = &alone[3].as_slice::<u8>().unwrap()[..row];
+                assert_eq!(&together[token * row..(token + 1) * row], alone, "{isa:?}, token {token}");
+            }
+        }
+    }
+}
