@@ -2,6 +2,7 @@
 
 use mlx_native::MlxError;
 
+use crate::sampler::SamplerError;
 use crate::tokenizer::TokenizerError;
 
 /// The result of every fallible call of this crate that is not the tokenizer's own.
@@ -17,6 +18,9 @@ pub enum ModelError {
     /// Text and token ids.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
+    /// Choosing a token.
+    #[error(transparent)]
+    Sampler(#[from] SamplerError),
     /// The file's architecture is not one that this crate runs.
     #[error("architecture `{found}` is not supported; supported are {}", crate::config::ARCHITECTURES.join(", "))]
     UnsupportedArchitecture {

@@ -5,6 +5,7 @@
 pub mod chat_template;
 mod config;
 mod error;
+pub mod generation;
 mod kv_cache;
 mod model;
 pub mod sampler;
@@ -14,5 +15,6 @@ mod weights;
 
 pub use config::{ARCHITECTURES, ModelConfig, Rope, SlidingWindow};
 pub use error::{ModelError, Result};
+pub use generation::{Finish, Generated, GenerationOptions, generate};
 pub use model::{Model, SessionOptions};
 pub use session::Session;

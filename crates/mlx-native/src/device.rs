@@ -151,7 +151,7 @@ impl MlxDevice {
 
     /// The instruction sets that this machine's processor can run, the best first: `avx512`, `avx2`, `neon`, `portable`.
     pub fn cpu_instruction_sets() -> Vec<&'static str> {
-        backend::cpu::instruction_sets()
+        backend::cpu::Isa::available().map(backend::cpu::Isa::name).collect()
     }
 
     /// NVIDIA GPU number `index`.

@@ -7,9 +7,7 @@
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
-#[allow(dead_code)] // until both backends run every operation
 mod backend;
-#[allow(dead_code)]
 mod buffer;
 mod device;
 mod dtype;
@@ -18,7 +16,6 @@ mod error;
 pub mod format;
 pub mod io;
 mod kernel_registry;
-#[allow(dead_code)]
 pub mod ops;
 mod weight;
 

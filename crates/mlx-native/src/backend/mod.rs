@@ -150,7 +150,7 @@ impl Capability {
 /// assert!(capability(&query).why_not.is_some_and(|why| why.contains("256")));
 /// ```
 pub fn capability(query: &CapabilityQuery) -> Capability {
-    checked_capability(query, |query| cpu::capability(query, &DeviceOptions::default(), cpu::best_isa()))
+    checked_capability(query, |query| cpu::capability(query, &DeviceOptions::default(), cpu::Isa::best()))
 }
 
 /// Answers what follows from the contract alone, and asks `backend` for the rest.

@@ -12,4 +12,4 @@ pub use fp::FpMode;
 pub use ggml::{can_quantize, dequantize_row, quantize_row, quantize_row_weighted};
 pub use ggml_type::GgmlType;
 pub use render::{Language, render};
-pub use weight_format::WeightFormat;
+pub use weight_format::{WeightFormat, WeightRow};

@@ -4,9 +4,11 @@ use std::borrow::Cow;
 use std::fmt;
 
 use super::GgmlType;
-use super::affine::AffineFormat;
+use half::{bf16, f16};
+
+use super::affine::{AffineFormat, Groups};
 use super::fp::FpMode;
-use crate::{MlxError, Result};
+use crate::{DType, MlxError, Result};
 
 /// The format of a weight matrix `[n, k]`: `n` output features, each a row of `k` values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -82,4 +84,44 @@ pub(super) fn packed_row_bytes(
     k.div_ceil(values_per_unit).checked_mul(unit_bytes).ok_or_else(|| {
         MlxError::InvalidArgument(format!("{format}: the bytes of a row of {k} values exceed the address space"))
     })
+}
+
+/// The bytes of one row of a weight matrix; scales and biases are empty where the format has none.
+#[derive(Clone, Copy, Debug)]
+pub struct WeightRow<'a> {
+    /// Blocks or packed values.
+    pub data: &'a [u8],
+    /// Scales of the MLX formats.
+    pub scales: &'a [u8],
+    /// Biases of the affine format.
+    pub biases: &'a [u8],
+}
+
+impl WeightFormat {
+    /// Decodes a row of `out.len()` values.
+    ///
+    /// # Errors
+    /// InvalidArgument when the bytes are not those of a row of this length, or the format holds no values.
+    pub fn dequantize_row(&self, row: WeightRow<'_>, out: &mut [f32]) -> Result<()> {
+        match self {
+            WeightFormat::Ggml(ty) => super::dequantize_row(*ty, row.data, out),
+            WeightFormat::Fp(mode) => mode.dequantize_row(row.data, row.scales, out),
+            WeightFormat::Affine(affine) => {
+                let scales = widen(row.scales, affine.scale_dtype)?;
+                let biases = widen(row.biases, affine.scale_dtype)?;
+                affine.dequantize_row(row.data, Groups { scales: &scales, biases: &biases }, out)
+            }
+        }
+    }
+}
+
+/// Little-endian floats as f32.
+fn widen(bytes: &[u8], dtype: DType) -> Result<Vec<f32>> {
+    let halves = bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
+    match dtype {
+        DType::F16 => Ok(halves.map(|bits| f16::from_bits(bits).to_f32()).collect()),
+        DType::BF16 => Ok(halves.map(|bits| bf16::from_bits(bits).to_f32()).collect()),
+        DType::F32 => Ok(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()),
+        other => Err(MlxError::UnsupportedDtype(format!("affine scales of {other}"))),
+    }
 }

@@ -1,26 +1,44 @@
 //! The host's processor: SIMD kernels chosen at run time, and threads.
 
-#[allow(dead_code)] // until the executor calls them
+mod exec;
 mod isa;
 mod kernel;
-#[allow(dead_code)] // until the executor calls it
+#[allow(dead_code)] // its vectors have operations that a later kernel uses
 mod matmul;
 mod pool;
-#[allow(dead_code)] // until the executor calls it
+mod products;
 mod vector;
 
-use super::{Backend, Capability, CapabilityQuery, CommandList, Completed, Submission};
+use std::collections::HashSet;
+use std::sync::{LazyLock, Mutex, PoisonError};
+
+use exec::Executor;
+pub(crate) use isa::Isa;
+
+use super::{Backend, Capability, CapabilityQuery, CommandList, Completed, OpKind, Submission};
 use crate::device::{DeviceKind, DeviceOptions};
+use crate::format::WeightFormat;
 use crate::{MlxError, Result};
 
 /// The host's processor.
 pub(crate) struct CpuBackend {
-    pool: pool::Pool,
+    executor: Executor,
 }
 
 impl CpuBackend {
-    pub(crate) fn new(options: DeviceOptions, _isa: Option<&str>) -> Result<CpuBackend> {
-        Ok(CpuBackend { pool: pool::Pool::new(options.threads)? })
+    /// All of `options.threads`, with the named instruction set or the best.
+    pub(crate) fn new(options: DeviceOptions, isa: Option<&str>) -> Result<CpuBackend> {
+        let isa = match isa {
+            None => Isa::best(),
+            Some(name) => Isa::available().find(|isa| isa.name() == name).ok_or_else(|| {
+                let present: Vec<&str> = Isa::available().map(Isa::name).collect();
+                MlxError::DeviceNotFound(format!(
+                    "cpu: no instruction set `{name}` here; there are {}",
+                    present.join(", ")
+                ))
+            })?,
+        };
+        Ok(CpuBackend { executor: Executor::new(isa, options)? })
     }
 }
 
@@ -30,27 +48,44 @@ impl Backend for CpuBackend {
     }
 
     fn name(&self) -> String {
-        format!("cpu ({} threads)", self.pool.threads())
+        format!("cpu ({}, {} threads)", self.executor.isa.name(), self.executor.pool.threads())
     }
 
     fn submit(&self, list: CommandList) -> Box<dyn Submission> {
-        let message = list.ops().first().map(|recorded| format!("{} has no CPU kernel yet", recorded.op.name()));
-        Box::new(Completed(message.map_or(Ok(()), |message| Err(MlxError::CommandBufferError(message)))))
+        Box::new(Completed(self.executor.run(&list)))
     }
 
-    fn capability(&self, _query: &CapabilityQuery) -> Capability {
-        Capability::no("no CPU kernels yet")
+    fn capability(&self, query: &CapabilityQuery) -> Capability {
+        capability(query, &self.executor.options, self.executor.isa)
     }
 }
 
-pub(crate) fn instruction_sets() -> Vec<&'static str> {
-    vec!["portable"]
+/// The kernel that a device with these options uses.
+pub(crate) fn capability(query: &CapabilityQuery, options: &DeviceOptions, isa: Isa) -> Capability {
+    let CapabilityQuery { op, format, m, n, k } = *query;
+    if op == OpKind::Embedding {
+        let kernel = format!("{}/embedding", isa.name());
+        return Capability { supported: true, kernel, scratch_bytes: 0, why_not: None };
+    }
+    let plan = matmul::Plan::new(exec::config(isa, options), format, m, n, k);
+    Capability {
+        supported: true,
+        kernel: plan.kernel().into(),
+        scratch_bytes: plan.x_bytes() + plan.thread_bytes(),
+        why_not: None,
+    }
 }
 
-pub(crate) fn best_isa() -> &'static str {
-    "portable"
-}
-
-pub(crate) fn capability(_query: &CapabilityQuery, _options: &DeviceOptions, _isa: &str) -> Capability {
-    Capability::no("no CPU kernels yet")
+/// Prints a routing decision once, where `MLX_NATIVE_LOG=kernels` asks for it.
+fn log_kernel(kernel: &'static str, format: WeightFormat, [m, n, k]: [usize; 3]) {
+    static ENABLED: LazyLock<bool> =
+        LazyLock::new(|| std::env::var("MLX_NATIVE_LOG").is_ok_and(|value| value.split(',').any(|v| v == "kernels")));
+    static SEEN: Mutex<Option<HashSet<(&'static str, WeightFormat)>>> = Mutex::new(None);
+    if !*ENABLED {
+        return;
+    }
+    let mut seen = SEEN.lock().unwrap_or_else(PoisonError::into_inner);
+    if seen.get_or_insert_default().insert((kernel, format)) {
+        eprintln!("mlx-native: matmul {format} [{m}, {k}] · [{n}, {k}]ᵀ: {kernel}");
+    }
 }
