@@ -3,7 +3,7 @@
 //! * [`MlxDevice`] opens a device, allocates [`MlxBuffer`]s and hands out [`CommandEncoder`]s.
 //! * [`Weight`] is a weight in any [`WeightFormat`]; [`CommandEncoder::matmul`] and its neighbours record operations, and a commit runs them.
 //! * [`ops`] has the published long-signature functions ([`quantized_matmul_ggml`], …), which record the same operations.
-//! * [`format`] says what the bytes of a weight mean; [`io`] reads and writes files.
+//! * [`mod@format`] says what the bytes of a weight mean; [`io`] reads and writes files.
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
