@@ -16,8 +16,14 @@ struct fiber : mh_thread {
   uint32_t flags;
   const char* what;
   mh_site site;
+  uint64_t call;                               // tells calls apart: what is called, and where
   void* payload;
   mh_combine combine;
+  // Operations that need the whole simdgroup but move no data between lanes do not wait; what each lane has gone
+  // through is compared when the simdgroup meets next.
+  uint64_t path;
+  const char* path_what;
+  mh_site path_site;
 };
 
 // The barriers that order an access: of the threadgroup, and of the thread's simdgroup.
@@ -26,6 +32,10 @@ struct mh_cell { stamp write, read; };
 static_assert(sizeof(mh_cell) == 24, "src/arena.rs reserves 24 bytes per byte");
 // Values of `who` beside an index: nobody, several simdgroups, several lanes of the simdgroup in the low bits.
 static const uint16_t NOBODY = 0x7fff, MANY = 0x7ffe, MANY_LANES = 0x4000, ATOMIC = 0x8000;
+
+static inline uint64_t call_of(const char* what, mh_site site) {
+  return ((uint64_t)what * 31 + (uint64_t)site.file) * 31 + (uint64_t)site.line;
+}
 
 static const uint32_t MAX_THREADS = 1024, MAX_REGIONS = 256;
 static const uint64_t STACK = 256 << 10;
@@ -86,6 +96,7 @@ static void place(mh_finding& f, uint64_t at, uint64_t bytes) {
   uint64_t distance = 1 << 20;
   for (uint32_t i = 0; i < region_count; i++) {
     const mh_region& r = regions[i];
+    if (r.kind == MH_REGION_UNBOUND && (at < r.begin || at >= r.end)) continue;
     uint64_t d = at < r.begin ? r.begin - at : at >= r.end ? at - r.end + 1 : 0;
     if (d < distance) { distance = d; best = &r; }
   }

@@ -24,18 +24,37 @@ static void shuffle(uint16_t* v, uint32_t n) {
   for (uint32_t i = n; i > 1; i--) { uint32_t j = random_below(i); uint16_t t = v[i - 1]; v[i - 1] = v[j]; v[j] = t; }
 }
 
+// The simdgroup that runs: its threads, the order of its lanes, and how far this round has come.
+static uint32_t round_begin, round_end, round_at;
+static uint16_t lane_order[32];
+
+// The next thread of this round that can run.
+static fiber* next_ready() {
+  while (round_at < 32) {
+    uint32_t i = round_begin + lane_order[round_at++];
+    if (i < round_end && fibers[i].state == READY) return &fibers[i];
+  }
+  return nullptr;
+}
+
 static void suspend() {
   launch->switches++;
   if (second_write.waiting) { quietly q; settle(); }
   int level = quiet;
-  quiet = 1;
-  mh_switch(&current->sp, scheduler_sp);
+  fiber* from = current;
+  if (fiber* to = stopped ? nullptr : next_ready()) {
+    current = to;
+    mh_self = to;
+    mh_switch(&from->sp, to->sp);
+  } else {
+    mh_switch(&from->sp, scheduler_sp);
+  }
   quiet = level;
 }
 
 static void (*entry)();
 static void fiber_main() {
-  quiet = 0;
+  quiet = launch->checks ? 0 : 1;
   entry();
   quiet = 1;
   settle();
@@ -46,26 +65,51 @@ static void fiber_main() {
 }
 
 static bool same_call(const fiber& a, const fiber& b) {
-  return a.state == b.state && a.scope == b.scope && a.what == b.what && a.site.line == b.site.line && a.site.file == b.site.file;
+  return a.state == b.state && a.call == b.call;
+}
+
+static void report_divergence(mh_kind kind, uint32_t begin, uint32_t end, fiber& at);
+
+// Whether the lanes of a simdgroup have come the same way; reports it where they have not.
+static void compare_paths(uint32_t begin, uint32_t end) {
+  fiber* odd = nullptr;
+  for (uint32_t i = begin + 1; i < end; i++) if (fibers[i].path != fibers[begin].path) odd = fibers[i].path ? &fibers[i] : &fibers[begin];
+  if (!odd) return;
+  fiber* was = current;
+  current = odd;
+  uint32_t with = 0;
+  for (uint32_t i = begin; i < end; i++) with += fibers[i].path == odd->path;
+  char text[160];
+  __builtin_snprintf(text, sizeof text, "%u of %u at %s, line %d", with, end - begin, odd->path_what, odd->path_site.line);
+  mh_finding f = finding(MH_SIMD_DIVERGENCE, nullptr, odd->path_site);
+  f.detail = text;
+  file(f);
+  current = was;
+  for (uint32_t i = begin; i < end; i++) fibers[i].path = 0;
 }
 
 // Completes a collective for the threads of [begin, end) that wait at the same call as `leader`.
 static void complete(fiber& leader, uint32_t begin, uint32_t end) {
   static void* payloads[MAX_THREADS];
-  const fiber key = leader;
-  uint32_t n = 0, lanes = key.scope == MH_SCOPE_SIMDGROUP ? 32 : end - begin;
-  for (uint32_t i = begin; i < end; i++) payloads[n++] = same_call(fibers[i], key) ? fibers[i].payload : nullptr;
+  const uint64_t call = leader.call;
+  uint32_t n = 0, lanes = leader.scope == MH_SCOPE_SIMDGROUP ? 32 : end - begin;
+  for (uint32_t i = begin; i < end; i++) {
+    fiber& f = fibers[i];
+    bool here = f.state == AT_COLLECTIVE && f.call == call;
+    payloads[n++] = here ? f.payload : nullptr;
+    if (here) f.state = READY;
+  }
   while (n < lanes) payloads[n++] = nullptr;
-  if (key.combine) {
+  if (leader.needs_all) for (uint32_t b = begin; b < end; b += 32) compare_paths(b, b + 32 < end ? b + 32 : end);
+  if (leader.combine) {
     fiber* was = current;
     current = &leader;
     mh_self = &leader;
     quietly q;
-    key.combine(payloads, lanes);
+    leader.combine(payloads, lanes);
     current = was;
     mh_self = was;
   }
-  for (uint32_t i = begin; i < end; i++) if (same_call(fibers[i], key)) fibers[i].state = READY;
 }
 
 static void scope_bounds(const fiber& f, mh_scope scope, uint32_t& begin, uint32_t& end) {
@@ -79,7 +123,15 @@ extern "C" void mh_barrier(mh_scope scope, uint32_t flags, mh_site site) {
   current->flags = flags;
   current->what = scope == MH_SCOPE_SIMDGROUP ? "simdgroup_barrier" : "threadgroup_barrier";
   current->site = site;
+  current->call = call_of(current->what, site);
   suspend();
+}
+
+extern "C" void mh_together(const char* what, mh_site site) {
+  fiber& f = *current;
+  f.path = f.path * 0x100000001b3 + call_of(what, site);
+  f.path_what = what;
+  f.path_site = site;
 }
 
 extern "C" void mh_collective(mh_scope scope, const char* what, void* payload, mh_combine combine, bool needs_all, mh_site site) {
@@ -90,6 +142,7 @@ extern "C" void mh_collective(mh_scope scope, const char* what, void* payload, m
   f.payload = payload;
   f.combine = combine;
   f.needs_all = needs_all;
+  f.call = call_of(what, site);
   if (scope == MH_SCOPE_THREAD) {
     if (!combine) return;
     quietly q;
@@ -131,11 +184,20 @@ static void report_divergence(mh_kind kind, uint32_t begin, uint32_t end, fiber&
   current = nullptr;
 }
 
-static void resume(fiber& f) {
-  current = &f;
-  mh_self = &f;
-  mh_switch(&scheduler_sp, f.sp);
-  quiet = 1;
+// Runs each thread of a simdgroup that can run until it waits. False when there was none.
+static bool run_round(uint32_t begin, uint32_t end) {
+  round_begin = begin;
+  round_end = end;
+  round_at = 0;
+  bool any = false;
+  while (fiber* f = stopped ? nullptr : next_ready()) {
+    any = true;
+    current = f;
+    mh_self = f;
+    mh_switch(&scheduler_sp, f->sp);
+    quiet = 1;
+  }
+  return any;
 }
 
 // Lets go of one simdgroup's threads that wait for each other; false when there are none.
@@ -153,8 +215,9 @@ static bool release_simdgroup(uint32_t begin, uint32_t end) {
     uint32_t s = begin / 32;
     if (waiting->flags & 1) simd_barriers[s][0]++;
     if (waiting->flags & 2) simd_barriers[s][1]++;
-    const fiber key = *waiting;
-    for (uint32_t i = begin; i < end; i++) if (same_call(fibers[i], key)) fibers[i].state = READY;
+    compare_paths(begin, end);
+    const uint64_t call = waiting->call;
+    for (uint32_t i = begin; i < end; i++) if (fibers[i].state == AT_SIMD_BARRIER && fibers[i].call == call) fibers[i].state = READY;
     return true;
   }
   bool absent = false;
@@ -177,29 +240,24 @@ static void clear_group_memory() {
 
 static void run_group(uint32_t threads) {
   uint32_t simdgroups = (threads + 31) / 32;
-  static uint16_t order[32], lanes[32];
-  for (uint32_t i = 0; i < 32; i++) order[i] = lanes[i] = uint16_t(i);
+  uint16_t order[32];
+  for (uint32_t i = 0; i < 32; i++) order[i] = lane_order[i] = uint16_t(i);
   memset(barriers, 0, sizeof barriers);
   memset(simd_barriers, 0, sizeof simd_barriers);
   if (launch->checks) clear_group_memory();
   for (uint32_t i = 0; i < threads; i++) {
     fibers[i].state = READY;
+    fibers[i].path = 0;
     // Tops a cache line apart, so that the stacks do not all fall into one set of the cache.
     fibers[i].sp = fiber_stack(fibers[i].stack + STACK - i % 48 * 80, fiber_main);
   }
   while (!stopped) {
-    if (launch->seed) { shuffle(order, simdgroups); shuffle(lanes, 32); }
+    if (launch->seed) { shuffle(order, simdgroups); shuffle(lane_order, 32); }
     for (uint32_t k = 0; k < simdgroups && !stopped; k++) {
       uint32_t begin = order[k] * 32u, end = begin + 32 < threads ? begin + 32 : threads;
       bool to_the_end = !launch->seed || random_below(2);      // until it waits for other simdgroups, or one round only
       do {
-        for (bool any = true; any && !stopped;) {
-          any = false;
-          for (uint32_t l = 0; l < 32 && !stopped; l++) {
-            uint32_t i = begin + lanes[l];
-            if (i < end && fibers[i].state == READY) { any = true; resume(fibers[i]); }
-          }
-        }
+        while (run_round(begin, end)) {}
         if (stopped) break;
         bool stores = false;
         for (uint32_t i = begin; i < end; i++) if (fibers[i].state == AT_STORE) { fibers[i].state = READY; stores = true; }
@@ -215,11 +273,16 @@ static void run_group(uint32_t threads) {
       at_barrier += same_call(fibers[i], fibers[0]) && fibers[i].state == AT_BARRIER;
       ready += fibers[i].state == READY;
     }
-    if (done == threads) return;
+    if (done == threads) {
+      for (uint32_t b = 0; b < threads; b += 32) compare_paths(b, b + 32 < threads ? b + 32 : threads);
+      current = nullptr;
+      return;
+    }
     if (ready) continue;
     if (at_barrier == threads) {
       if (fibers[0].flags & 1) barriers[0]++;
       if (fibers[0].flags & 2) barriers[1]++;
+      for (uint32_t b = 0; b < threads; b += 32) compare_paths(b, b + 32 < threads ? b + 32 : threads);
       for (uint32_t i = 0; i < threads; i++) fibers[i].state = READY;
       continue;
     }
@@ -236,7 +299,13 @@ extern "C" void mh_quiet(int step) { quiet += step; }
 extern "C" uint64_t mh_seed() { return launch->seed; }
 extern "C" void mh_note(mh_kind kind, const char* detail, mh_site site) {
   quietly q;
-  mh_finding f = finding(kind, __builtin_return_address(0), site);
+  char text[160];
+  if (!site.file && current) {                 // from within a collective operation: its call is the place
+    site = current->site;
+    __builtin_snprintf(text, sizeof text, "%s: %s", current->what, detail);
+    detail = text;
+  }
+  mh_finding f = finding(kind, site.file ? __builtin_return_address(0) : nullptr, site);
   f.detail = detail;
   file(f);
   if (stopped) stop_dispatch();

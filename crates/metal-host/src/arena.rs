@@ -70,7 +70,7 @@ impl Arena {
         for size in SIZES {
             match (Region::reserve(size), Region::reserve(size), Region::reserve(size * CELL_BYTES)) {
                 (Ok(data), Ok(init), Ok(cells)) => {
-                    let start = PAGE + BUFFER_SLOTS * UNBOUND;
+                    let start = PAGE + BUFFER_SLOTS * UNBOUND + GAP;
                     return Ok(Arena { data, init, cells, free: Mutex::new(vec![(start, size - start)]) });
                 }
                 (Err(e), ..) | (_, Err(e), _) | (.., Err(e)) => last = e,

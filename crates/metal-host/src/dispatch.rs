@@ -501,7 +501,9 @@ impl Collector {
     fn into_report(mut self, pipeline: &Pipeline, launch: &abi::Launch) -> Report {
         // A place in this crate's own headers says less than where the shader called them.
         let shader = |r: &Raw| r.file.as_deref().is_some_and(|f| !f.contains("metal_host/"));
-        let unknown: Vec<u64> = self.found.iter().filter(|r| !shader(r) && r.pc != 0).map(|r| r.pc).collect();
+        let mut unknown: Vec<u64> = self.found.iter().filter(|r| !shader(r) && r.pc != 0).map(|r| r.pc).collect();
+        unknown.sort_unstable();
+        unknown.dedup();
         let places: HashMap<u64, Option<String>> =
             unknown.iter().copied().zip(locate(&pipeline.loaded.path, &unknown)).collect();
         for raw in &mut self.found {

@@ -85,8 +85,7 @@ impl Toolchain {
         flags.extend(processor_flags());
         if checks {
             flags.extend([
-                "-O1",
-                "-fno-inline-small-functions",
+                "-O2",
                 "-ftrivial-auto-var-init=pattern",
                 "-fsanitize=thread,alignment,bounds,shift-exponent,integer-divide-by-zero,signed-integer-overflow",
             ]);

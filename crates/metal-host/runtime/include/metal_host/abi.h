@@ -124,6 +124,8 @@ void mh_barrier(mh_scope scope, uint32_t flags, mh_site site);
 // Waits until the scope's threads have arrived; the last one calls combine(payloads, count), null for absent threads.
 typedef void (*mh_combine)(void** payloads, uint32_t count);
 void mh_collective(mh_scope scope, const char* what, void* payload, mh_combine combine, bool needs_all, mh_site site);
+// Notes that the whole simdgroup has to come by here, without waiting for it.
+void mh_together(const char* what, mh_site site);
 // Files an access as done by thread `index` of the running threadgroup.
 void mh_access(uint32_t index, const void* p, size_t bytes, bool write, bool atomic, mh_site site);
 void mh_note(mh_kind kind, const char* detail, mh_site site);

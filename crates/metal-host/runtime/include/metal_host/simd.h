@@ -44,7 +44,7 @@ template <class Combine, class T> inline T reduce_lanes(const char* what, T v, i
 template <class T> inline T lane_in(lane_value<T>** lanes, int lane, int source) {
   if (source < 0 || source > 31) return lanes[lane]->in;
   if (lanes[source]) return lanes[source]->in;
-  mh_note(MH_SIMD_DIVERGENCE, "a shuffle reads a lane that takes no part", mh_site::here());
+  mh_note(MH_SIMD_DIVERGENCE, "a lane reads one that takes no part", mh_site{nullptr, 0});
   return lanes[lane]->in;
 }
 
@@ -144,7 +144,7 @@ template <class T, int Cols, int Rows> inline simdgroup_matrix<T, Cols, Rows> ma
 template <class T> struct matrix_walk {
   size_t position[2];
   matrix_walk(const char* what, ulong stride, ulong2 origin, bool transposed, mh_site site) {
-    mh_collective(MH_SCOPE_SIMDGROUP, what, nullptr, nullptr, true, site);
+    mh_together(what, site);
     ulong row = ulong(matrix_row(int(mh_self->lane))), column = ulong(matrix_column(int(mh_self->lane)));
     for (ulong i = 0; i < 2; i++)
       position[i] = transposed ? (origin.y + column + i) * stride + origin.x + row : (origin.y + row) * stride + origin.x + column + i;
