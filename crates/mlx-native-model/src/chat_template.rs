@@ -196,7 +196,8 @@ impl ChatTemplate {
     }
 
     /// The ids of the conversation up to where the answer begins. The begin of the sequence is there once, whether the template
-    /// writes it or the tokenizer adds it.
+    /// writes it or the tokenizer adds it. The text of a control token counts as that token inside a message too, as it does in
+    /// llama.cpp: templates give no way to tell the two apart.
     ///
     /// # Errors
     /// As [`Self::render`], and [`ChatTemplateError::Tokenizer`].

@@ -5,9 +5,9 @@
 //!
 //! Text passes through these stages:
 //!
-//! 1. [`special`]: tokens that are recognised by their text are cut out. User-defined tokens always are; control tokens such as
+//! 1. `special`: tokens that are recognised by their text are cut out. User-defined tokens always are; control tokens such as
 //!    `<|im_end|>` only with [`EncodeOptions::parse_special`], so that what a user types cannot pretend to be structure.
-//! 2. What is left between them goes to [`bpe`] or [`spm`], which share the merging in [`merge`].
+//! 2. What is left between them goes to `bpe` or `spm`, which share the merging in `merge`.
 //! 3. Begin and end of sequence are added as the file demands, with [`EncodeOptions::add_special`].
 //!
 //! [`Tokenizer::decode`] goes the way back at once, [`Detokenizer`] token by token, and [`StopMatcher`] ends a generation.
