@@ -9,6 +9,7 @@
 use half::{bf16, f16};
 
 use super::XRows;
+use super::simd::{self, Simd};
 use crate::DType;
 use crate::backend::cpu::isa::Isa;
 
@@ -119,7 +120,7 @@ pub(super) unsafe fn prepare(
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => avx512(&work),
             #[cfg(target_arch = "aarch64")]
-            Isa::Neon => portable(&work),
+            Isa::Neon => neon(&work),
         }
     }
 }
@@ -135,39 +136,52 @@ struct Work {
 
 unsafe fn portable(work: &Work) {
     // SAFETY: the caller's promise is the same.
-    unsafe { generic(work) }
+    unsafe { generic::<simd::portable::Portable>(work) }
+}
+
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon,dotprod")]
+unsafe fn neon(work: &Work) {
+    // SAFETY: the caller's promise is the same.
+    unsafe { generic::<simd::neon::Neon>(work) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn avx2(work: &Work) {
     // SAFETY: the caller's promise is the same.
-    unsafe { generic(work) }
+    unsafe { generic::<simd::avx2::Avx2>(work) }
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vnni,avx2,fma,f16c")]
 unsafe fn avx512(work: &Work) {
     // SAFETY: the caller's promise is the same.
-    unsafe { generic(work) }
+    unsafe { generic::<simd::avx512::Avx512>(work) }
 }
 
-/// Plain Rust that the compiler vectorizes for the caller's instruction set.
+/// One thread's share: whole steps of rows.
 #[inline(always)]
-unsafe fn generic(work: &Work) {
+unsafe fn generic<S: Simd>(work: &Work) {
     let units = match work.layout {
         Layout::Floats { row, .. } => row.div_ceil(UNIT),
         Layout::Codes { .. } => work.layout.steps(),
     };
     let all = work.m * units;
     let share = |part: usize| (all / work.parts) * part + (all % work.parts).min(part);
-    for unit in share(work.part)..share(work.part + 1) {
+    let (first, end) = (share(work.part), share(work.part + 1));
+    let (mut row, mut unit) = (first / units.max(1), first % units.max(1));
+    for _ in first..end {
         // SAFETY: row and unit lie inside x and the prepared buffer, which the caller has promised to be valid.
         unsafe {
             match work.layout {
-                Layout::Floats { k, row } => widen(work, unit / units, unit % units * UNIT, k, row),
-                Layout::Codes { .. } => quantize(work, unit / units, unit % units),
+                Layout::Floats { k, row: stride } => widen(work, row, unit * UNIT, k, stride),
+                Layout::Codes { .. } => quantize::<S>(work, row, unit),
             }
+        }
+        unit += 1;
+        if unit == units {
+            (row, unit) = (row + 1, 0);
         }
     }
 }
@@ -196,7 +210,7 @@ unsafe fn read<const N: usize>(x: &XRows, i: usize, first: usize, k: usize, valu
     while done < count {
         let l = first + done;
         let (head, within) = if x.head_dim >= k { (0, l) } else { (l / x.head_dim, l % x.head_dim) };
-        let run = (count - done).min(x.head_dim.max(1) - within.min(x.head_dim.max(1) - 1));
+        let run = if x.head_dim >= k { count } else { (count - done).min(x.head_dim - within) };
         let at = i * x.row_stride + head * x.head_stride + within;
         // SAFETY: elements l..l + run of row i lie contiguously at `at`; the caller has promised that they are readable.
         unsafe {
@@ -231,79 +245,61 @@ unsafe fn read<const N: usize>(x: &XRows, i: usize, first: usize, k: usize, valu
 /// A block of 32 values x is c₀·d + c₁·d/254 + c₂·d/254² with d = max|x| / 127 and integers −127 ≤ c ≤ 127: each is the rounded rest of the
 /// one before, whose error is at most half a unit. Q8 stops after c₀.
 #[inline(always)]
-unsafe fn quantize(work: &Work, i: usize, step: usize) {
-    let Layout::Codes { k, lanes, halves, sums, planes } = work.layout else { return };
-    for lane in 0..lanes {
+unsafe fn quantize<S: Simd>(work: &Work, i: usize, step: usize) {
+    let Layout::Codes { k, halves, sums, planes, .. } = work.layout else { return };
+    let (column_bytes, record_bytes) = (work.layout.column_bytes(), work.layout.record_bytes());
+    for lane in 0..S::LANES {
         let mut x = [0.0f32; 32];
-        // SAFETY: row i is below m, elements from k on are not read.
-        unsafe { read(&work.x, i, (step * lanes + lane) * 32, k, &mut x) };
-        let (mut scale, inverse) = scales(&x);
-        let mut rest = [0.0; 32];
-        if !scale.is_nan() {
-            for (rest, x) in rest.iter_mut().zip(x) {
-                *rest = x * inverse;
+        let mut codes = [0u8; 32];
+        // SAFETY: row i is below m, and elements from k on are not read; the record of (i·planes + plane, step) lies in the prepared buffer; the
+        // caller runs on S's instruction set.
+        unsafe {
+            read(&work.x, i, (step * S::LANES + lane) * 32, k, &mut x);
+            let (mut scale, inverse) = scales(S::largest(&x));
+            for x in &mut x {
+                *x *= inverse;
             }
-        }
-        for plane in 0..planes {
-            let mut codes = [0; 32];
-            let mut bytes = [0; 32];
-            let mut half_sums = [0; 2];
-            for j in 0..32 {
-                codes[j] = round(rest[j]);
-                bytes[j] = codes[j] as u8;
-                half_sums[j / 16] += codes[j];
+            if scale.is_nan() {
+                x = [0.0; 32];
             }
-            // SAFETY: the record of (i·planes + plane, step) lies in the prepared buffer, and `lane < lanes`.
-            unsafe {
-                let column = work.prepared.add((i * planes + plane) * work.layout.column_bytes());
-                let record = column.add(step * work.layout.record_bytes());
-                let (lo, hi) = bytes.split_at(16);
-                record.add(16 * lane).copy_from_nonoverlapping(lo.as_ptr(), 16);
-                record.add(16 * (lanes + lane)).copy_from_nonoverlapping(hi.as_ptr(), 16);
-                let quads = record.add(32 * lanes).cast::<[u32; 4]>();
+            for plane in 0..planes {
+                let half_sums = S::round(&mut x, &mut codes);
+                let record = work.prepared.add((i * planes + plane) * column_bytes + step * record_bytes);
+                record.add(16 * lane).copy_from_nonoverlapping(codes.as_ptr(), 16);
+                record.add(16 * (S::LANES + lane)).copy_from_nonoverlapping(codes.as_ptr().add(16), 16);
+                let quads = record.add(32 * S::LANES).cast::<[u32; 4]>();
                 quads.add(lane).write_unaligned([scale.to_bits(); 4]);
                 let note = |sum: i32| match sums {
                     Sums::Offset(offset) => [(-offset * sum) as u32; 4],
                     Sums::Plain => [(sum as f32).to_bits(); 4],
                 };
                 if halves {
-                    quads.add(lanes + lane).write_unaligned(note(half_sums[0]));
-                    quads.add(2 * lanes + lane).write_unaligned(note(half_sums[1]));
+                    quads.add(S::LANES + lane).write_unaligned(note(half_sums[0]));
+                    quads.add(2 * S::LANES + lane).write_unaligned(note(half_sums[1]));
                 } else {
-                    quads.add(lanes + lane).write_unaligned(note(half_sums[0] + half_sums[1]));
+                    quads.add(S::LANES + lane).write_unaligned(note(half_sums[0] + half_sums[1]));
+                }
+                if plane + 1 < planes {
+                    for x in &mut x {
+                        *x *= 254.0;
+                    }
+                    scale /= 254.0;
                 }
             }
-            for (rest, code) in rest.iter_mut().zip(codes) {
-                *rest = (*rest - code as f32) * 254.0;
-            }
-            scale /= 254.0;
         }
     }
 }
 
-/// The nearest integer of |v| ≤ 127.5, ties to even: adding 1.5·2²³ leaves it in the low bits.
+/// (largest / 127, 127 / largest); NaN for the scale when a value is not finite, so that the whole row's results become NaN.
 #[inline(always)]
-fn round(v: f32) -> i32 {
-    const MAGIC: f32 = 12_582_912.0;
-    (v + MAGIC).to_bits() as i32 - MAGIC.to_bits() as i32
-}
-
-/// (max|x| / 127, 127 / max|x|); NaN for the scale when a value is not finite, so that the whole row's results become NaN.
-#[inline(always)]
-fn scales(x: &[f32; 32]) -> (f32, f32) {
-    let magnitude = |x: f32| x.to_bits() & 0x7FFF_FFFF;
-    let mut largest = [0u32; 16];
-    for (j, largest) in largest.iter_mut().enumerate() {
-        *largest = magnitude(x[j]).max(magnitude(x[j + 16]));
-    }
-    let largest = f32::from_bits(largest.iter().copied().fold(0, u32::max));
-    /// The largest power of two whose inverse is not subnormal: below it, 127 / max|x| would overflow.
+fn scales(largest: f32) -> (f32, f32) {
+    /// The largest power of two whose inverse is not subnormal: for smaller values 127 / largest would overflow.
     const INVERSE_MAX: f32 = 8.507_059e37;
     if !largest.is_finite() {
         (f32::NAN, 0.0)
     } else if largest * INVERSE_MAX < 127.0 {
         (1.0 / INVERSE_MAX, INVERSE_MAX)
     } else {
-        (largest / 127.0, 127.0 / largest)
+        (largest * (1.0 / 127.0), 127.0 / largest)
     }
 }

@@ -189,6 +189,12 @@ fn measure(
         }
     };
     let (best, median) = team.time(repeat, work);
+    let (phase_1, _) = team.time(repeat, |thread, _| {
+        let x = XRows { data: x as *const u8, dtype: DType::F32, row_stride: k, head_dim: k, head_stride: 0 };
+        // SAFETY: as above.
+        unsafe { plan.prepare(x, prepared as *mut u8, thread, team.threads) }
+    });
+    let phase_1 = 100.0 * phase_1 / best;
     let flops = 2.0 * (m * n * k) as f64;
     let bytes = w.bytes() as f64;
     if m == 1 {
@@ -199,7 +205,7 @@ fn measure(
             std::hint::black_box(unsafe { read_all(&packed[t * half..(t + 1) * half]) });
         });
         print!(
-            " | m=1 {:.1} µs {:.0} GF {:.1} GB/s = {:.0} % of reading (median {:.1}, {:.0} %)",
+            " | m=1 {:.1} µs {:.0} GF {:.1} GB/s = {:.0} % of reading (median {:.1}, {:.0} %), x {phase_1:.0} %",
             best * 1e6,
             flops / best / 1e9,
             bytes / best / 1e9,
@@ -209,7 +215,7 @@ fn measure(
         );
     } else {
         print!(
-            " | m={m} {:.0} GF = {:.0} % (median {:.0})",
+            " | m={m} {:.0} GF = {:.0} % (median {:.0}), x {phase_1:.0} %",
             flops / best / 1e9,
             100.0 * flops / best / peak,
             flops / median / 1e9

@@ -44,36 +44,44 @@ pub(super) unsafe fn run<S: Simd, F: Source<S>, const T: usize>(job: &Job) {
     }
 }
 
-/// The places of one step: ints to floats, weight scales and minimums.
+/// One half's (or both halves') sums as floats, times the weights' scales: `ints · scale + v`, where there is a `v` yet.
 #[inline(always)]
-unsafe fn scaled<S: Simd, F: Source<S>>(ints: [S::Ints; 2], scales: &Scales<S>, record: *const u8) -> S::Floats {
-    // SAFETY: `record` is a whole record; the sums follow the activation scales.
+unsafe fn scaled<S: Simd>(ints: S::Ints, scale: S::Floats, v: Option<S::Floats>) -> S::Floats {
+    // SAFETY: the caller runs on S's instruction set.
     unsafe {
-        let sums = record.add(48 * S::LANES).cast::<f32>();
-        let mut v = S::mul(S::to_floats(ints[0]), scales.scale[0]);
-        if F::HALVES {
-            v = S::mul_add(S::to_floats(ints[1]), scales.scale[1], v);
+        match v {
+            None => S::mul(S::to_floats(ints), scale),
+            Some(v) => S::mul_add(S::to_floats(ints), scale, v),
         }
-        if F::MINS {
+    }
+}
+
+/// Adds minimums times sums of activations.
+#[inline(always)]
+unsafe fn with_mins<S: Simd, F: Source<S>>(mut v: S::Floats, scales: &Scales<S>, record: *const u8) -> S::Floats {
+    if F::MINS {
+        // SAFETY: `record` is a whole record; the sums follow the activation scales.
+        unsafe {
+            let sums = record.add(48 * S::LANES).cast::<f32>();
             v = S::mul_add(S::load_floats(sums), scales.min[0], v);
             if F::HALVES {
                 v = S::mul_add(S::load_floats(sums.add(4 * S::LANES)), scales.min[1], v);
             }
         }
-        v
     }
+    v
 }
 
-/// What integer sums start with: minus the weight codes' offset times the sum of activations.
+/// What integer sums of a half (0 or 1) start with: minus the weight codes' offset times the sum of activations.
 #[inline(always)]
-unsafe fn start<S: Simd, F: Source<S>>(record: *const u8) -> [S::Ints; 2] {
+unsafe fn start<S: Simd, F: Source<S>>(record: *const u8, half: usize) -> S::Ints {
     // SAFETY: `record` is a whole record; the sums follow the activation scales.
     unsafe {
-        let sums = record.add(48 * S::LANES).cast::<i32>();
-        let offset = F::OFFSET != 0;
-        let first = if offset { S::load_ints(sums) } else { S::zero_ints() };
-        let second = if offset && F::HALVES { S::load_ints(sums.add(4 * S::LANES)) } else { S::zero_ints() };
-        [first, second]
+        if F::OFFSET != 0 && (half == 0 || F::HALVES) {
+            S::load_ints(record.add((48 + 16 * half) * S::LANES).cast())
+        } else {
+            S::zero_ints()
+        }
     }
 }
 
@@ -150,11 +158,12 @@ unsafe fn dot_step<S: Simd, F: Source<S>>(
                 lo[r] = S::dot(F::WIDE, lo[r], codes[1], x_hi);
             }
         }
-        let start = start::<S, F>(record);
-        let first = S::add_ints(S::sum_each(lo), start[0]);
-        let second = if F::HALVES { S::add_ints(S::sum_each(hi), start[1]) } else { start[1] };
-        let v = scaled::<S, F>([first, second], &source.scales(stage, s), record);
-        S::mul_add(v, x_scale::<S>(record), total)
+        let scales = source.scales(stage, s);
+        let mut v = scaled::<S>(S::add_ints(S::sum_each(lo), start::<S, F>(record, 0)), scales.scale[0], None);
+        if F::HALVES {
+            v = scaled::<S>(S::add_ints(S::sum_each(hi), start::<S, F>(record, 1)), scales.scale[1], Some(v));
+        }
+        S::mul_add(with_mins::<S, F>(v, &scales, record), x_scale::<S>(record), total)
     }
 }
 
@@ -172,21 +181,73 @@ unsafe fn columns_step<S: Simd, F: Source<S>, const T: usize>(
     offset: usize,
     sums: *mut f32,
 ) {
-    for (c, &column) in columns.iter().enumerate() {
-        // SAFETY: each column has a record at `offset`, and partial sums; the rest is the caller's promise.
-        unsafe {
-            let record = column.add(offset);
-            let (x_lo, x_hi) = (S::load(record), S::load(record.add(16 * S::LANES)));
-            let start = start::<S, F>(record);
-            let x_scale = x_scale::<S>(record);
+    let (fours, rest) = columns.as_chunks::<4>();
+    // SAFETY: the caller's promise, for some of the columns.
+    unsafe {
+        for (i, four) in fours.iter().enumerate() {
+            some_columns_step::<S, F, T, 4>(codes, scales, four, offset, sums.add(16 * i * T * S::LANES));
+        }
+        let sums = sums.add(16 * fours.len() * T * S::LANES);
+        match *rest {
+            [a] => some_columns_step::<S, F, T, 1>(codes, scales, &[a], offset, sums),
+            [a, b] => some_columns_step::<S, F, T, 2>(codes, scales, &[a, b], offset, sums),
+            [a, b, c] => some_columns_step::<S, F, T, 3>(codes, scales, &[a, b, c], offset, sums),
+            _ => {}
+        }
+    }
+}
+
+/// [`columns_step`] for C columns, whose dots are interleaved: a dot waits for the one before it in its sum.
+#[inline(always)]
+unsafe fn some_columns_step<S: Simd, F: Source<S>, const T: usize, const C: usize>(
+    codes: &[Codes<S>; T],
+    scales: &[Scales<S>; T],
+    columns: &[*const u8; C],
+    offset: usize,
+    sums: *mut f32,
+) {
+    // SAFETY: each column has a record at `offset`, and partial sums; the rest is the caller's promise.
+    unsafe {
+        let records = array!(C, |c| columns[c].add(offset));
+        let mut ints = array!(C, |c| [start::<S, F>(records[c], 0); T]);
+        dots::<S, F, T, C>(&mut ints, codes, &records, 0);
+        let mut v: [[S::Floats; T]; C];
+        if F::HALVES {
+            v = array!(C, |c| array!(T, |t| scaled::<S>(ints[c][t], scales[t].scale[0], None)));
+            ints = array!(C, |c| [start::<S, F>(records[c], 1); T]);
+            dots::<S, F, T, C>(&mut ints, codes, &records, 1);
+            v = array!(C, |c| array!(T, |t| scaled::<S>(ints[c][t], scales[t].scale[1], Some(v[c][t]))));
+        } else {
+            dots::<S, F, T, C>(&mut ints, codes, &records, 1);
+            v = array!(C, |c| array!(T, |t| scaled::<S>(ints[c][t], scales[t].scale[0], None)));
+        }
+        for c in 0..C {
+            let x_scale = x_scale::<S>(records[c]);
             for t in 0..T {
-                let mut ints = start;
-                ints[0] = S::dot_each(F::WIDE, ints[0], &codes[t][0], x_lo);
-                let second = F::HALVES as usize;
-                ints[second] = S::dot_each(F::WIDE, ints[second], &codes[t][1], x_hi);
-                let v = scaled::<S, F>(ints, &scales[t], record);
                 let sum = sums.add((c * T + t) * 4 * S::LANES);
+                let v = with_mins::<S, F>(v[c][t], &scales[t], records[c]);
                 S::store_floats(sum, S::mul_add(v, x_scale, S::load_floats(sum)));
+            }
+        }
+    }
+}
+
+/// Adds the products of one half (0 or 1) of the blocks.
+#[inline(always)]
+unsafe fn dots<S: Simd, F: Source<S>, const T: usize, const C: usize>(
+    ints: &mut [[S::Ints; T]; C],
+    codes: &[Codes<S>; T],
+    records: &[*const u8; C],
+    half: usize,
+) {
+    // SAFETY: the records are whole; the caller runs on S's instruction set.
+    unsafe {
+        let x: [S::Bytes; C] = array!(C, |c| S::load(records[c].add(16 * half * S::LANES)));
+        for s in 0..4 {
+            for (ints, x) in ints.iter_mut().zip(x) {
+                for (sum, codes) in ints.iter_mut().zip(codes) {
+                    *sum = S::dot_dword(F::WIDE, *sum, codes[half][s], x, s);
+                }
             }
         }
     }

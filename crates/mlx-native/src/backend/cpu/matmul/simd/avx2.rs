@@ -103,11 +103,14 @@ impl Simd for Avx2 {
         _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
     }
     #[inline(always)]
-    unsafe fn dot_each(wide: bool, sum: __m256i, codes: &[__m256i; 4], x: __m256i) -> __m256i {
-        let sum = Self::dot(wide, sum, codes[0], _mm256_shuffle_epi32::<0x00>(x));
-        let sum = Self::dot(wide, sum, codes[1], _mm256_shuffle_epi32::<0x55>(x));
-        let sum = Self::dot(wide, sum, codes[2], _mm256_shuffle_epi32::<0xAA>(x));
-        Self::dot(wide, sum, codes[3], _mm256_shuffle_epi32::<0xFF>(x))
+    unsafe fn dot_dword(wide: bool, sum: __m256i, codes: __m256i, x: __m256i, s: usize) -> __m256i {
+        let x = match s {
+            0 => _mm256_shuffle_epi32::<0x00>(x),
+            1 => _mm256_shuffle_epi32::<0x55>(x),
+            2 => _mm256_shuffle_epi32::<0xAA>(x),
+            _ => _mm256_shuffle_epi32::<0xFF>(x),
+        };
+        Self::dot(wide, sum, codes, x)
     }
     #[inline(always)]
     unsafe fn transpose(v: [__m256i; 4]) -> [__m256i; 4] {
@@ -203,5 +206,30 @@ impl Simd for Avx2 {
     unsafe fn sum(v: __m256) -> f32 {
         let [a, b, c, d] = Self::fold(v);
         (a + c) + (b + d)
+    }
+    #[inline(always)]
+    unsafe fn largest(x: &[f32; 32]) -> f32 {
+        let magnitude = _mm256_set1_epi32(0x7FFF_FFFF);
+        let part = four!(|i| _mm256_and_si256(_mm256_loadu_si256(x.as_ptr().add(8 * i).cast()), magnitude));
+        let v = _mm256_max_epu32(_mm256_max_epu32(part[0], part[1]), _mm256_max_epu32(part[2], part[3]));
+        let v = _mm_max_epu32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
+        let v = _mm_max_epu32(v, _mm_shuffle_epi32::<0x4E>(v));
+        let v = _mm_max_epu32(v, _mm_shuffle_epi32::<0xB1>(v));
+        f32::from_bits(_mm_cvtsi128_si32(v) as u32)
+    }
+    #[inline(always)]
+    unsafe fn round(x: &mut [f32; 32], codes: &mut [u8; 32]) -> [i32; 2] {
+        let p = x.as_mut_ptr();
+        let v = four!(|i| _mm256_loadu_ps(p.add(8 * i)));
+        let n = four!(|i| _mm256_cvtps_epi32(v[i]));
+        let _ = four!(|i| _mm256_storeu_ps(p.add(8 * i), _mm256_sub_ps(v[i], _mm256_cvtepi32_ps(n[i]))));
+        // Packing works within halves of a vector: the dwords come out as 0 2 4 6 1 3 5 7.
+        let bytes = _mm256_packs_epi16(_mm256_packs_epi32(n[0], n[1]), _mm256_packs_epi32(n[2], n[3]));
+        let bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+        _mm256_storeu_si256(codes.as_mut_ptr().cast(), bytes);
+        let halves = _mm256_hadd_epi32(_mm256_add_epi32(n[0], n[1]), _mm256_add_epi32(n[2], n[3]));
+        let halves = _mm256_hadd_epi32(halves, halves);
+        let sum = _mm_add_epi32(_mm256_castsi256_si128(halves), _mm256_extracti128_si256::<1>(halves));
+        [_mm_cvtsi128_si32(sum), _mm_extract_epi32::<1>(sum)]
     }
 }

@@ -118,11 +118,14 @@ impl Simd for Avx512 {
         _mm512_dpbusd_epi32(sum, codes, x)
     }
     #[inline(always)]
-    unsafe fn dot_each(_wide: bool, sum: __m512i, codes: &[__m512i; 4], x: __m512i) -> __m512i {
-        let sum = _mm512_dpbusd_epi32(sum, codes[0], _mm512_shuffle_epi32::<0x00>(x));
-        let sum = _mm512_dpbusd_epi32(sum, codes[1], _mm512_shuffle_epi32::<0x55>(x));
-        let sum = _mm512_dpbusd_epi32(sum, codes[2], _mm512_shuffle_epi32::<0xAA>(x));
-        _mm512_dpbusd_epi32(sum, codes[3], _mm512_shuffle_epi32::<0xFF>(x))
+    unsafe fn dot_dword(wide: bool, sum: __m512i, codes: __m512i, x: __m512i, s: usize) -> __m512i {
+        let x = match s {
+            0 => _mm512_shuffle_epi32::<0x00>(x),
+            1 => _mm512_shuffle_epi32::<0x55>(x),
+            2 => _mm512_shuffle_epi32::<0xAA>(x),
+            _ => _mm512_shuffle_epi32::<0xFF>(x),
+        };
+        Self::dot(wide, sum, codes, x)
     }
     #[inline(always)]
     unsafe fn transpose(v: [__m512i; 4]) -> [__m512i; 4] {
@@ -221,5 +224,23 @@ impl Simd for Avx512 {
     unsafe fn sum(v: __m512) -> f32 {
         let [a, b, c, d] = Self::fold(v);
         (a + c) + (b + d)
+    }
+    #[inline(always)]
+    unsafe fn largest(x: &[f32; 32]) -> f32 {
+        let magnitude = _mm512_set1_epi32(0x7FFF_FFFF);
+        let a = _mm512_and_si512(_mm512_loadu_si512(x.as_ptr().cast()), magnitude);
+        let b = _mm512_and_si512(_mm512_loadu_si512(x.as_ptr().add(16).cast()), magnitude);
+        f32::from_bits(_mm512_reduce_max_epu32(_mm512_max_epu32(a, b)))
+    }
+    #[inline(always)]
+    unsafe fn round(x: &mut [f32; 32], codes: &mut [u8; 32]) -> [i32; 2] {
+        let p = x.as_mut_ptr();
+        let (a, b) = (_mm512_loadu_ps(p), _mm512_loadu_ps(p.add(16)));
+        let (i, j) = (_mm512_cvtps_epi32(a), _mm512_cvtps_epi32(b));
+        _mm_storeu_si128(codes.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(i));
+        _mm_storeu_si128(codes.as_mut_ptr().add(16).cast(), _mm512_cvtepi32_epi8(j));
+        _mm512_storeu_ps(p, _mm512_sub_ps(a, _mm512_cvtepi32_ps(i)));
+        _mm512_storeu_ps(p.add(16), _mm512_sub_ps(b, _mm512_cvtepi32_ps(j)));
+        [_mm512_reduce_add_epi32(i), _mm512_reduce_add_epi32(j)]
     }
 }

@@ -9,6 +9,8 @@
 //! instruction set (the implementing type is reached through [`Isa`](super::super::isa::Isa) alone, inside a function compiled for that set),
 //! and pointers are valid for the bytes that the function's comment names.
 
+use std::mem::MaybeUninit;
+
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -65,9 +67,15 @@ macro_rules! array {
         for $i in 0..$n {
             places[$i].write($e);
         }
-        // Every place is initialized.
-        std::mem::transmute_copy::<_, [_; $n]>(&std::mem::ManuallyDrop::new(places))
+        $crate::backend::cpu::matmul::simd::initialized(places)
     }};
+}
+
+/// What [`array`] has written; every place is initialized.
+#[inline(always)]
+pub(super) unsafe fn initialized<V, const N: usize>(places: [MaybeUninit<V>; N]) -> [V; N] {
+    // SAFETY: the array has the same layout, and its values are moved out once.
+    unsafe { std::mem::transmute_copy(&places) }
 }
 
 pub(super) use {array, both_halves, four};
@@ -119,8 +127,8 @@ pub(super) trait Simd: Copy + 'static {
     /// Adds to each i32 the products of its four codes with its four activations. `wide` says that codes use all
     /// 256 values (signed + [`WIDE_OFFSET`](Simd::WIDE_OFFSET)), otherwise they are 0..=127. Activations are −127..=127.
     unsafe fn dot(wide: bool, sum: Self::Ints, codes: Self::Bytes, x: Self::Bytes) -> Self::Ints;
-    /// Four dots against the four dwords of each lane of `x`: sum + Σ_s codes[s] · (x's dword s, repeated in its lane).
-    unsafe fn dot_each(wide: bool, sum: Self::Ints, codes: &[Self::Bytes; 4], x: Self::Bytes) -> Self::Ints;
+    /// [`dot`](Simd::dot) of the codes and dword `s` of each lane of `x`, repeated in its lane.
+    unsafe fn dot_dword(wide: bool, sum: Self::Ints, codes: Self::Bytes, x: Self::Bytes, s: usize) -> Self::Ints;
     /// In each lane, a 4 × 4 transposition of dwords: dword r of result s is dword s of `v[r]`.
     unsafe fn transpose(v: [Self::Bytes; 4]) -> [Self::Bytes; 4];
     /// In each lane, place r: the sum of the four i32 of `v[r]`.
@@ -162,4 +170,31 @@ pub(super) trait Simd: Copy + 'static {
     unsafe fn fold(v: Self::Floats) -> [f32; 4];
     /// The sum of all places, always in the same order.
     unsafe fn sum(v: Self::Floats) -> f32;
+
+    /// The largest of |x|, infinite or NaN if one of them is.
+    #[inline(always)]
+    unsafe fn largest(x: &[f32; 32]) -> f32 {
+        // Magnitudes compare as integers; so do infinity and NaN, which are above all others.
+        let mut largest = [0; 8];
+        for (j, x) in x.iter().enumerate() {
+            largest[j % 8] = (x.to_bits() & 0x7FFF_FFFF).max(largest[j % 8]);
+        }
+        f32::from_bits(largest.into_iter().fold(0, u32::max))
+    }
+
+    /// Rounds |x| ≤ 127.5 to the nearest integers, ties to even: writes them as i8, leaves x − code in x, and returns the sums of the
+    /// first and last sixteen codes.
+    #[inline(always)]
+    unsafe fn round(x: &mut [f32; 32], codes: &mut [u8; 32]) -> [i32; 2] {
+        // Adding 1.5·2²³ leaves the integer in the low bits.
+        const MAGIC: f32 = 12_582_912.0;
+        let mut sums = [0; 2];
+        for (j, (x, code)) in x.iter_mut().zip(codes).enumerate() {
+            let integer = (*x + MAGIC).to_bits() as i32 - MAGIC.to_bits() as i32;
+            *code = integer as u8;
+            *x -= integer as f32;
+            sums[j / 16] += integer;
+        }
+        sums
+    }
 }

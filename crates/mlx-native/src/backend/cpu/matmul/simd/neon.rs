@@ -25,23 +25,17 @@ unsafe fn sdot(mut sum: int32x4_t, codes: uint8x16_t, x: uint8x16_t) -> int32x4_
     sum
 }
 
-/// `sdot` by each of the four dwords of x: Σ_s codes[s] · (dword s of x, repeated).
-#[inline(always)]
-unsafe fn sdot_each(mut sum: int32x4_t, codes: &[uint8x16_t; 4], x: uint8x16_t) -> int32x4_t {
-    asm!(
-        "sdot {sum:v}.4s, {a:v}.16b, {x:v}.4b[0]",
-        "sdot {sum:v}.4s, {b:v}.16b, {x:v}.4b[1]",
-        "sdot {sum:v}.4s, {c:v}.16b, {x:v}.4b[2]",
-        "sdot {sum:v}.4s, {d:v}.16b, {x:v}.4b[3]",
-        sum = inout(vreg) sum,
-        a = in(vreg) codes[0],
-        b = in(vreg) codes[1],
-        c = in(vreg) codes[2],
-        d = in(vreg) codes[3],
-        x = in(vreg) x,
-        options(pure, nomem, nostack, preserves_flags)
-    );
-    sum
+/// `sdot` by one dword of x.
+macro_rules! sdot_dword {
+    ($sum:ident, $codes:ident, $x:ident, $s:literal) => {
+        asm!(
+            concat!("sdot {sum:v}.4s, {codes:v}.16b, {x:v}.4b[", $s, "]"),
+            sum = inout(vreg) $sum,
+            codes = in(vreg) $codes,
+            x = in(vreg) $x,
+            options(pure, nomem, nostack, preserves_flags)
+        )
+    };
 }
 
 #[inline(always)]
@@ -117,8 +111,14 @@ impl Simd for Neon {
         sdot(sum, codes, x)
     }
     #[inline(always)]
-    unsafe fn dot_each(_wide: bool, sum: int32x4_t, codes: &[uint8x16_t; 4], x: uint8x16_t) -> int32x4_t {
-        sdot_each(sum, codes, x)
+    unsafe fn dot_dword(_wide: bool, mut sum: int32x4_t, codes: uint8x16_t, x: uint8x16_t, s: usize) -> int32x4_t {
+        match s {
+            0 => sdot_dword!(sum, codes, x, 0),
+            1 => sdot_dword!(sum, codes, x, 1),
+            2 => sdot_dword!(sum, codes, x, 2),
+            _ => sdot_dword!(sum, codes, x, 3),
+        }
+        sum
     }
     #[inline(always)]
     unsafe fn transpose(v: [uint8x16_t; 4]) -> [uint8x16_t; 4] {

@@ -87,11 +87,8 @@ impl Simd for Portable {
         })
     }
     #[inline(always)]
-    unsafe fn dot_each(wide: bool, mut sum: [i32; 4], codes: &[[u8; 16]; 4], x: [u8; 16]) -> [i32; 4] {
-        for (s, codes) in codes.iter().enumerate() {
-            sum = Self::dot(wide, sum, *codes, std::array::from_fn(|i| x[4 * s + i % 4]));
-        }
-        sum
+    unsafe fn dot_dword(wide: bool, sum: [i32; 4], codes: [u8; 16], x: [u8; 16], s: usize) -> [i32; 4] {
+        Self::dot(wide, sum, codes, std::array::from_fn(|i| x[4 * s + i % 4]))
     }
     #[inline(always)]
     unsafe fn transpose(v: [[u8; 16]; 4]) -> [[u8; 16]; 4] {
