@@ -14,8 +14,10 @@ use crate::{MlxError, Result};
 
 /// How long an idle worker spins before it sleeps: longer than the host takes between two tokens.
 const SPIN: Duration = Duration::from_micros(200);
-/// Turns at a barrier before a thread offers its processor to others.
+/// Turns at a barrier before a thread offers its processor to others: some 50 µs.
 const BARRIER_TURNS: u32 = 4_000;
+/// The same for a team that has more threads than processors: the one waited for may need this very processor.
+const CROWDED_TURNS: u32 = 16;
 
 /// A set of threads, the calling one included.
 pub(crate) struct Pool {
@@ -49,6 +51,8 @@ unsafe impl Send for JobPtr {}
 /// A sense-reversing barrier that a panicking thread breaks, so that nobody waits for it.
 struct Barrier {
     threads: usize,
+    /// Turns before a waiting thread offers its processor to others.
+    turns: u32,
     arrived: AtomicUsize,
     generation: AtomicUsize,
     broken: AtomicBool,
@@ -71,7 +75,7 @@ impl Barrier {
                 std::panic::resume_unwind(Box::new(Broken));
             }
             turns += 1;
-            if turns < BARRIER_TURNS {
+            if turns < self.turns {
                 std::hint::spin_loop();
             } else {
                 std::thread::yield_now();
@@ -118,6 +122,7 @@ impl Pool {
             wake: Condvar::new(),
             barrier: Barrier {
                 threads,
+                turns: if threads > available { CROWDED_TURNS } else { BARRIER_TURNS },
                 arrived: AtomicUsize::new(0),
                 generation: AtomicUsize::new(0),
                 broken: AtomicBool::new(false),
@@ -164,7 +169,7 @@ impl Pool {
         let mut turns = 0;
         while shared.done.load(Ordering::Acquire) < shared.threads {
             turns += 1;
-            if turns < BARRIER_TURNS {
+            if turns < shared.barrier.turns {
                 std::hint::spin_loop();
             } else {
                 std::thread::yield_now();
