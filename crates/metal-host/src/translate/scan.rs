@@ -86,7 +86,12 @@ impl Scanner<'_, '_> {
             } else if SPACES.contains(&s) || s == "kernel" {
                 self.edits[i] = Edit::Blank;
             } else if s == "constant" {
-                let text = if self.qualified_const(i) { Edit::Blank } else { Edit::Text("const".into()) };
+                // Behind a parameter list it says where the object lies.
+                let text = if self.qualified_const(i) || self.t.is(i - usize::from(i > 0), ")") {
+                    Edit::Blank
+                } else {
+                    Edit::Text("const".into())
+                };
                 self.edits[i] = text;
             }
             i += 1;
@@ -151,7 +156,7 @@ impl Scanner<'_, '_> {
         while k < end {
             match self.t.str(k) {
                 "(" | "[" => k = self.t.partner(k) + 1,
-                "=" if !self.t.is(k - 1, "operator") && !self.t.is(k + 1, "=") && !self.t.is(k - 1, "=") => {
+                "=" if !self.in_operator(k) && !self.t.is(k + 1, "=") && !self.t.is(k - 1, "=") => {
                     initialiser = true;
                     k += 1;
                 }
@@ -200,6 +205,12 @@ impl Scanner<'_, '_> {
         Ok(end)
     }
 
+    /// Whether the token is part of an operator's name, as in `operator<<=`.
+    fn in_operator(&self, k: usize) -> bool {
+        (1..=3)
+            .any(|back| k >= back && self.t.is(k - back, "operator") && (k + 1 - back..k).all(|i| !self.t.is_ident(i)))
+    }
+
     /// The `(` that opens a function's parameters in a declaration's head.
     fn parameter_list(&self, head: usize, end: usize) -> Option<usize> {
         let mut k = head;
@@ -210,8 +221,8 @@ impl Scanner<'_, '_> {
                     k = self.t.partner(k + 1)
                 }
                 "[" => k = self.t.partner(k),
-                "<" => {
-                    if let Some(after) = self.t.after_angle(k) {
+                "<" if !self.in_operator(k) => {
+                    if let Some(after) = self.t.after_angle(k).filter(|&after| after <= end) {
                         k = after - 1;
                     }
                 }
@@ -235,7 +246,7 @@ impl Scanner<'_, '_> {
         scope: usize,
     ) -> bool {
         let mut key = format!("{scope}:");
-        let push = |key: &mut String, begin: usize, end: usize| {
+        let push = |key: &mut String, begin: usize, end: usize, tail: bool| {
             let mut const_before = false;
             let mut k = begin;
             while k < end {
@@ -244,9 +255,11 @@ impl Scanner<'_, '_> {
                     continue;
                 }
                 let s = self.t.str(k);
-                let s = if s == "constant" { "const" } else { s };
-                let skip =
-                    SPACES.contains(&s) || self.t.is_directive(k) || matches!(s, "METAL_FUNC" | "inline" | "static");
+                let s = if s == "constant" && !tail { "const" } else { s };
+                let skip = s == "constant"
+                    || SPACES.contains(&s)
+                    || self.t.is_directive(k)
+                    || matches!(s, "METAL_FUNC" | "inline" | "static");
                 let repeated = s == "const" && const_before;
                 if !skip && !repeated {
                     key.push_str(s);
@@ -256,8 +269,8 @@ impl Scanner<'_, '_> {
                 k += 1;
             }
         };
-        push(&mut key, start, head);
-        push(&mut key, head, open);
+        push(&mut key, start, head, false);
+        push(&mut key, head, open, false);
         if let Some((begin, close)) = name_params {
             for (b, e) in self.t.split(begin, close) {
                 let e = (b..e).find(|&k| self.t.is(k, "=")).unwrap_or(e);
@@ -268,10 +281,10 @@ impl Scanner<'_, '_> {
                     })
                     .count();
                 let e = if words > 1 && self.t.is_ident(e - 1) { e - 1 } else { e };
-                push(&mut key, b, e);
+                push(&mut key, b, e, false);
                 key.push(',');
             }
-            push(&mut key, close, end);
+            push(&mut key, close, end, true);
         }
         let text = self.t.joined(start, end);
         match self.functions.get(&key) {
