@@ -50,7 +50,9 @@ static uint32_t group_number, findings;
 static uint16_t barriers[2], simd_barriers[32][2];  // counts per kind of memory: 0 device, 1 threadgroup
 static mh_region regions[MAX_REGIONS];
 static uint32_t region_count, hot_region;
-static uint64_t group_memory_used;
+static uint64_t group_memory_used, group_memory_wanted;
+// What a threadgroup has on Metal.
+static const uint64_t GROUP_MEMORY_LIMIT = 32 << 10;
 
 struct quietly {
   quietly() { quiet++; }

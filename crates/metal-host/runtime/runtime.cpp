@@ -88,6 +88,8 @@ static void compare_paths(uint32_t begin, uint32_t end) {
   for (uint32_t i = begin; i < end; i++) fibers[i].path = 0;
 }
 
+static bool combining;                           // a collective's work is being done for its threads
+
 // Completes a collective for the threads of [begin, end) that wait at the same call as `leader`.
 static void complete(fiber& leader, uint32_t begin, uint32_t end) {
   static void* payloads[MAX_THREADS];
@@ -106,7 +108,9 @@ static void complete(fiber& leader, uint32_t begin, uint32_t end) {
     current = &leader;
     mh_self = &leader;
     quietly q;
+    combining = true;
     leader.combine(payloads, lanes);
+    combining = false;
     current = was;
     mh_self = was;
   }
@@ -146,7 +150,9 @@ extern "C" void mh_collective(mh_scope scope, const char* what, void* payload, m
   if (scope == MH_SCOPE_THREAD) {
     if (!combine) return;
     quietly q;
+    combining = true;
     combine(&payload, 1);
+    combining = false;
     return;
   }
   f.state = AT_COLLECTIVE;
@@ -300,7 +306,7 @@ extern "C" uint64_t mh_seed() { return launch->seed; }
 extern "C" void mh_note(mh_kind kind, const char* detail, mh_site site) {
   quietly q;
   char text[160];
-  if (!site.file && current) {                 // from within a collective operation: its call is the place
+  if (!site.file && combining) {              // from within a collective operation: its call is the place
     site = current->site;
     __builtin_snprintf(text, sizeof text, "%s: %s", current->what, detail);
     detail = text;
@@ -351,6 +357,9 @@ static void* group_region(mh_region_kind kind, uint32_t index, const char* name,
     mh_note(MH_ARGUMENT, "threadgroup memory beyond what the host keeps", mh_site{nullptr, 0});
     stop_dispatch();
   }
+  bool fitted = group_memory_wanted <= GROUP_MEMORY_LIMIT;
+  group_memory_wanted += bytes;
+  if (fitted && group_memory_wanted > GROUP_MEMORY_LIMIT) mh_note(MH_ARGUMENT, "threadgroup arguments and variables together exceed 32 KiB", mh_site{nullptr, 0});
   group_memory_used = begin + bytes + 1024;    // what follows is far enough for a near miss to be seen
   uint64_t at = launch->group_memory + begin;
   regions[region_count++] = mh_region{at, at + bytes, kind, index, name, 1, 1, 1, 0};
@@ -507,10 +516,12 @@ extern "C" __attribute__((visibility("default"))) void mh_run(uint32_t kernel, m
   findings = 0;
   second_write.waiting = false;
   current = nullptr;
+  combining = false;
   rng = l->seed;
   region_count = l->region_count;
   hot_region = 0;
   group_memory_used = 4096;
+  group_memory_wanted = 0;
   memcpy(regions, l->regions, region_count * sizeof *regions);
   for (uint32_t i = 0; i < mh_constant_count; i++) {
     const mh_function_constant* v = nullptr;

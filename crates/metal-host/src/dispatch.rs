@@ -42,7 +42,7 @@ pub enum Binding<'a> {
         /// What it may do there.
         access: Access,
     },
-    /// A copy of a few bytes, as of a struct of arguments.
+    /// A copy of up to 4096 bytes, as of a struct of arguments.
     Bytes(&'a [u8]),
 }
 
@@ -113,7 +113,8 @@ impl Options {
 pub struct Dispatch<'a> {
     /// By buffer index.
     pub bindings: &'a [Binding<'a>],
-    /// Bytes of threadgroup memory by `[[threadgroup(n)]]` index.
+    /// Bytes of threadgroup memory by `[[threadgroup(n)]]` index, in multiples of 16. Together with the kernel's own
+    /// variables there are 32 KiB.
     pub threadgroup_bytes: &'a [usize],
     /// Size of the grid.
     pub grid: Grid,
@@ -129,6 +130,8 @@ static NEXT_GROUP: AtomicU32 = AtomicU32::new(1);
 
 /// Findings after which a dispatch is given up: with that many every thread is wrong.
 const FINDING_LIMIT: u32 = 20_000;
+/// What `setBytes` takes.
+const BYTES_LIMIT: usize = 4096;
 /// Threadgroup memory that a threadgroup has on Metal.
 const THREADGROUP_LIMIT: usize = 32 << 10;
 
@@ -271,6 +274,9 @@ impl<'a> Prepared<'a> {
                 format!("{threadgroup_bytes} bytes"),
             ));
         }
+        if let Some(odd) = dispatch.threadgroup_bytes.iter().find(|b| **b % 16 != 0) {
+            return Err(pipeline.refuse("threadgroup memory", "multiples of 16 bytes", format!("{odd} bytes")));
+        }
         if dispatch.bindings.len() > abi::BUFFER_SLOTS {
             return Err(pipeline.refuse(
                 "bindings",
@@ -313,6 +319,14 @@ impl<'a> Prepared<'a> {
                     prepared.slots.push(i);
                 }
                 Binding::Bytes(bytes) => {
+                    if bytes.len() > BYTES_LIMIT {
+                        let expected = format!("up to {BYTES_LIMIT} bytes; more belongs in a buffer");
+                        return Err(pipeline.refuse(
+                            &format!("bytes for buffer({i})"),
+                            &expected,
+                            format!("{} bytes", bytes.len()),
+                        ));
+                    }
                     let copy = Buffer::from_bytes("", bytes)?;
                     prepared.positions[i] = copy.position() as u64;
                     prepared.lengths[i] = bytes.len() as u64;

@@ -104,6 +104,8 @@ impl Toolchain {
             }
             Family::Clang => {
                 flags.extend([
+                    // binutils 2.40 misreads the file names of clang's DWARF 5.
+                    "-gdwarf-4",
                     "-Wno-unknown-warning-option",
                     "-Wno-user-defined-literals",
                     "-Xclang",
@@ -117,6 +119,8 @@ impl Toolchain {
                         "-fno-slp-vectorize",
                         "-mllvm",
                         "-tsan-instrument-func-entry-exit=0",
+                        "-mllvm",
+                        "-tsan-instrument-read-before-write=1",
                     ]);
                 }
             }

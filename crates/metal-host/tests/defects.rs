@@ -63,6 +63,7 @@ const DEFECTS: &[(&str, Kind, &[&str])] = &[
     ("short_arguments", Kind::Argument, &["\"args\"", "larger than what is bound"]),
     ("long_shift", Kind::Arithmetic, &["shift"]),
     ("overflow", Kind::Arithmetic, &["multiplication overflows"]),
+    ("too_much_threadgroup_memory", Kind::Argument, &["32 KiB"]),
     ("division_by_zero", Kind::Arithmetic, &["division by zero"]),
 ];
 

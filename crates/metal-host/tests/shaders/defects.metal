@@ -302,3 +302,15 @@ kernel void overflow_fixed(ARGS) { y[i] = float(long(n) * 100000000); }
 
 kernel void division_by_zero(ARGS) { y[i] = float(n / t); }
 kernel void division_by_zero_fixed(ARGS) { y[i] = float(n / (t + 1)); }
+
+// 32 KiB of variables and 256 bytes of an argument.
+kernel void too_much_threadgroup_memory(ARGS, threadgroup float* part [[threadgroup(0)]]) {
+    threadgroup float tile[8192];
+    tile[t] = part[t] = x[i];
+    y[i] = tile[t];
+}
+kernel void too_much_threadgroup_memory_fixed(ARGS, threadgroup float* part [[threadgroup(0)]]) {
+    threadgroup float tile[8128];
+    tile[t] = part[t] = x[i];
+    y[i] = tile[t];
+}

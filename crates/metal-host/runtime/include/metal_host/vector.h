@@ -48,10 +48,16 @@ template <class V, class T, int S, int... I> constexpr int width<swizzle<V, T, S
 
 #define MH_VEC_ASSIGN(op) \
   constexpr vec& operator op##=(const vec& b) { for (int i = 0; i < count; i++) d[i] = T(d[i] op b.d[i]); return *this; }
+// clang checks the alignment of what a constructor's reference is bound to, but not of what a trivial copy reads.
+#ifdef __clang__
+#define MH_VEC_COPY(N) constexpr vec(const vec& o) { *this = o; }
+#else
+#define MH_VEC_COPY(N) constexpr vec(const vec&) = default;
+#endif
 #define MH_VEC_BODY(N) \
   static constexpr int count = N; \
   constexpr vec() = default; \
-  constexpr vec(const vec&) = default; \
+  MH_VEC_COPY(N) \
   constexpr vec(T s) : d{} { for (int i = 0; i < N; i++) d[i] = s; } \
   template <class U> requires(!std::is_same_v<U, T>) constexpr explicit vec(const vec<U, N>& o) : d{} { \
     for (int i = 0; i < N; i++) d[i] = convert<T>(o.d[i]); } \
@@ -165,7 +171,10 @@ template <class To, class From> constexpr To as_type(From from) {
 }  // namespace metal
 
 using metal::as_type;
-#define MH_TYPES(t) typedef metal::vec<t, 2> t##2; typedef metal::vec<t, 3> t##3; typedef metal::vec<t, 4> t##4;
+// The names exist with and without the namespace.
+#define MH_TYPES(t) \
+  typedef metal::vec<t, 2> t##2; typedef metal::vec<t, 3> t##3; typedef metal::vec<t, 4> t##4; \
+  namespace metal { using ::t##2; using ::t##3; using ::t##4; }
 MH_TYPES(bool) MH_TYPES(char) MH_TYPES(uchar) MH_TYPES(short) MH_TYPES(ushort) MH_TYPES(int) MH_TYPES(uint)
 MH_TYPES(long) MH_TYPES(ulong) MH_TYPES(half) MH_TYPES(bfloat) MH_TYPES(float)
 #undef MH_TYPES
