@@ -1,6 +1,7 @@
 //! The program `mlxn`: pull, inspect and run quantized language models.
 
 mod commands;
+mod engine;
 mod fetch;
 mod interrupt;
 mod output;
@@ -17,9 +18,11 @@ use std::process::ExitCode;
     max_term_width = 110,
     after_help = "\
 Examples:
-  mlxn pull smollm2                          fetch a small model
+  mlxn run smollm2 'Why is the sky blue?'    answer a question, with a small model that is fetched first
+  mlxn chat gemma3-270m                      talk with a model
   mlxn pull owner/repo/model-Q4_K_M.gguf     fetch a file from the Hugging Face hub
-  mlxn list                                  what has been fetched
+  mlxn info model.gguf                       what is in a file, and what runs it
+  mlxn selftest                              whether this machine computes right
 
 `mlxn help COMMAND` says more about each command."
 )]
@@ -33,7 +36,12 @@ enum Command {
     Pull(commands::pull::Args),
     List(commands::list::Args),
     Rm(commands::rm::Args),
+    Run(commands::run::Args),
+    Chat(commands::chat::Args),
     Info(commands::info::Args),
+    Bench(commands::bench::Args),
+    Selftest(commands::selftest::Args),
+    Perplexity(commands::perplexity::Args),
     Tokenize(commands::tokenize::Args),
 }
 
@@ -43,7 +51,12 @@ impl Command {
             Command::Pull(args) => commands::pull::run(args),
             Command::List(args) => commands::list::run(args),
             Command::Rm(args) => commands::rm::run(args),
+            Command::Run(args) => commands::run::run(args),
+            Command::Chat(args) => commands::chat::run(args),
             Command::Info(args) => commands::info::run(args),
+            Command::Bench(args) => commands::bench::run(args),
+            Command::Selftest(args) => commands::selftest::run(args),
+            Command::Perplexity(args) => commands::perplexity::run(args),
             Command::Tokenize(args) => commands::tokenize::run(args),
         }
     }

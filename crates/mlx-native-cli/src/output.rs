@@ -73,6 +73,20 @@ pub fn byte_bar(label: &str, total: Option<u64>) -> ProgressBar {
     bar
 }
 
+/// A bar for `total` things on standard error; hidden unless that is a terminal.
+pub fn bar(things: &str, total: u64) -> ProgressBar {
+    if !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(10));
+    if let Ok(style) =
+        ProgressStyle::with_template(&format!("[{{bar:28}}] {{pos}}/{{len}} {things} {{eta}} left {{msg}}"))
+    {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    bar
+}
+
 #[cfg(test)]
 mod tests {
     use anyhow::anyhow;

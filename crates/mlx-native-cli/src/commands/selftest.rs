@@ -1,0 +1,81 @@
+//! `mlxn selftest`.
+
+use anyhow::{Result, bail};
+use conformance::{Reference, Selection, cases};
+use mlx_native::{Activations, DeviceOptions, MlxDevice};
+use std::io::Write;
+
+use crate::output;
+
+/// Check that this machine's devices compute right.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Every operation on every format is compared with a slow computation in double precision; on the CPU with each
+instruction set that this machine has, with exact and 8-bit activations, and with batch-invariant rows. Without --full,
+a sample is taken that touches every kernel.
+
+Examples:
+  mlxn selftest
+  mlxn selftest --device cpu --filter matmul/Q4_K
+  mlxn selftest --device metal --full")]
+pub struct Args {
+    /// cpu, metal, cuda or cuda:NUMBER [default: all that are here]
+    #[arg(long)]
+    device: Option<String>,
+    /// Run the whole table
+    #[arg(long)]
+    full: bool,
+    /// Chooses the sample and the data
+    #[arg(long, default_value_t = 1, conflicts_with = "full")]
+    seed: u64,
+    /// Run the cases whose name contains this text
+    #[arg(long, value_name = "TEXT")]
+    filter: Option<String>,
+    /// Print each case's kernel and error too
+    #[arg(short, long)]
+    verbose: bool,
+}
+
+/// Runs the conformance table.
+pub fn run(args: Args) -> Result<()> {
+    let devices = devices(args.device.as_deref())?;
+    let mut out = output::stdout();
+    for device in &devices {
+        writeln!(out, "{}", conformance::label(device))?;
+    }
+    let selection = if args.full { Selection::Full } else { Selection::Sample { seed: args.seed } };
+    let wanted = |name: &str| args.filter.as_ref().is_none_or(|filter| name.contains(filter.as_str()));
+    let cases: Vec<_> = cases(selection).filter(|case| wanted(&case.name())).collect();
+    if cases.is_empty() {
+        bail!("no case's name contains `{}`", args.filter.as_deref().unwrap_or_default());
+    }
+    let bar = output::bar("cases", (cases.len() * devices.len()) as u64);
+    let report = conformance::run(&devices, &Reference::new()?, cases.into_iter(), |_| bar.inc(1));
+    bar.finish_and_clear();
+    if args.verbose {
+        write!(out, "{}", report.worst_lines())?;
+    }
+    writeln!(out, "{report}")?;
+    if !report.is_ok() {
+        bail!("this machine computes wrong results");
+    }
+    Ok(())
+}
+
+/// The devices of that name, in each way in which they can compute.
+fn devices(name: Option<&str>) -> Result<Vec<MlxDevice>> {
+    let on_gpu = |name: &str| -> mlx_native::Result<Vec<MlxDevice>> {
+        let options = |batch_invariant| DeviceOptions { batch_invariant, ..DeviceOptions::default() };
+        let exact = DeviceOptions { activations: Activations::Exact, ..DeviceOptions::default() };
+        [options(false), options(true), exact].map(|options| MlxDevice::by_name(name, options)).into_iter().collect()
+    };
+    match name {
+        Some("cpu") => Ok(conformance::cpu_devices()?),
+        Some(name) => Ok(on_gpu(name)?),
+        None => {
+            let mut all = conformance::cpu_devices()?;
+            all.extend(["metal", "cuda"].into_iter().filter_map(|name| on_gpu(name).ok()).flatten());
+            Ok(all)
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! What the commands that run a model share: opening it, and the options that they have in common.
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+use mlx_native::io::gguf::GgufFile;
+use mlx_native::{Activations, DeviceOptions, MlxDevice};
+use mlx_native_model::chat_template::ChatTemplate;
+use mlx_native_model::sampler::SamplerConfig;
+use mlx_native_model::tokenizer::{SpecialText, Tokenizer};
+use mlx_native_model::{Finish, Generated, GenerationOptions, Model};
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::path::PathBuf;
+
+use crate::store;
+
+/// On which device, and how, a model is computed.
+#[derive(clap::Args)]
+pub struct DeviceArgs {
+    /// cpu, metal, cuda or cuda:NUMBER [default: the best one here]
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<String>,
+    /// Threads on the CPU [default: one per processor]
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    threads: usize,
+    /// Precision of activations in products: rounded to 8 bits, which is fast, or exact
+    #[arg(long, value_enum, default_value_t = ActivationsArg::Q8)]
+    activations: ActivationsArg,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum ActivationsArg {
+    Q8,
+    Exact,
+}
+
+impl DeviceArgs {
+    /// Opens the device.
+    pub fn open(&self) -> Result<MlxDevice> {
+        let activations = match self.activations {
+            ActivationsArg::Q8 => Activations::Q8,
+            ActivationsArg::Exact => Activations::Exact,
+        };
+        let options = DeviceOptions { activations, threads: self.threads, ..Default::default() };
+        Ok(match &self.device {
+            Some(name) => MlxDevice::by_name(name, options)?,
+            None => MlxDevice::with_options(options)?,
+        })
+    }
+}
+
+/// How text is generated.
+#[derive(clap::Args)]
+pub struct GenerationArgs {
+    /// Most tokens of an answer
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 512)]
+    max_tokens: usize,
+    /// 0 takes the most probable token always
+    #[arg(long, value_name = "T", default_value_t = 0.8)]
+    temperature: f32,
+    /// Choose among the K most probable tokens; 0 sets no limit
+    #[arg(long, value_name = "K", default_value_t = 40)]
+    top_k: usize,
+    /// Choose among the most probable tokens that reach the probability P together
+    #[arg(long, value_name = "P", default_value_t = 0.95)]
+    top_p: f32,
+    /// Choose among tokens at least P times as probable as the most probable one
+    #[arg(long, value_name = "P", default_value_t = 0.05)]
+    min_p: f32,
+    /// Make tokens that were there before less probable; 1 has no effect
+    #[arg(long, value_name = "R", default_value_t = 1.0)]
+    repeat_penalty: f32,
+    /// Where the random numbers start [default: a new place each time]
+    #[arg(long, value_name = "S")]
+    seed: Option<u64>,
+    /// End the answer before this text; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+    /// Positions of the context [default: the model's own, at most 8192]
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    ctx: usize,
+    /// Print no statistics
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+impl GenerationArgs {
+    /// The options for the library; `stop` is added to the texts that end an answer.
+    pub fn options(&self, stop: &[&str]) -> GenerationOptions {
+        // The standard library's hasher is the one source of randomness that needs no dependency.
+        let seed = self.seed.unwrap_or_else(|| RandomState::new().build_hasher().finish());
+        GenerationOptions {
+            max_tokens: self.max_tokens,
+            sampler: SamplerConfig {
+                temperature: self.temperature,
+                top_k: self.top_k,
+                top_p: self.top_p,
+                min_p: self.min_p,
+                repetition_penalty: self.repeat_penalty,
+                seed,
+                ..SamplerConfig::default()
+            },
+            stop: self.stop.iter().map(String::as_str).chain(stop.iter().copied()).map(str::to_owned).collect(),
+            special: SpecialText::Hide,
+        }
+    }
+
+    /// The context that was asked for; 0 leaves it to the model.
+    pub fn ctx(&self) -> usize {
+        self.ctx
+    }
+
+    /// Says on standard error how fast it went.
+    pub fn report(&self, engine: &Engine, generated: &Generated, options: &GenerationOptions) {
+        if self.quiet {
+            return;
+        }
+        let Generated { prompt_tokens, tokens, finish, .. } = generated;
+        let ended = match finish {
+            Finish::StopToken => "the model ended it".to_owned(),
+            Finish::StopText => "a stop text came up".to_owned(),
+            Finish::Length => format!("--max-tokens {} reached", options.max_tokens),
+            Finish::Context => "the context is full (--ctx)".to_owned(),
+            Finish::Interrupted => "interrupted".to_owned(),
+        };
+        let decode =
+            generated.decode_tokens_per_second().map(|rate| format!(", {rate:.1} tokens/s")).unwrap_or_default();
+        eprintln!(
+            "[prompt {prompt_tokens} tokens, {:.1} tokens/s; answer {} tokens{decode}; {ended}; seed {}; {}]",
+            generated.prefill_tokens_per_second(),
+            tokens.len(),
+            options.sampler.seed,
+            engine.model.device().name(),
+        );
+    }
+}
+
+/// A model, ready to run.
+pub struct Engine {
+    /// The file.
+    pub path: PathBuf,
+    /// Text to tokens and back.
+    pub tokenizer: Tokenizer,
+    /// Conversations to text.
+    pub template: ChatTemplate,
+    /// The weights on their device.
+    pub model: Model,
+}
+
+impl Engine {
+    /// Opens what `name` means (see [`store::resolve_model`]) on a device.
+    pub fn open(name: &str, device: &DeviceArgs) -> Result<Self> {
+        let device = device.open()?;
+        let path = store::resolve_model(name)?;
+        let failed = || format!("cannot load {}", path.display());
+        let file = GgufFile::open(&path)?;
+        let tokenizer = Tokenizer::from_gguf(&file).with_context(failed)?;
+        let template = ChatTemplate::from_gguf(&file, &tokenizer).with_context(failed)?;
+        let model = Model::from_gguf(&file, &device).with_context(failed)?;
+        Ok(Self { path, tokenizer, template, model })
+    }
+}
