@@ -45,3 +45,8 @@ pub use ops::{
     RmsNormParams, RopeParams, RopeStyle, SampleParams, cast,
 };
 pub use weight::Weight;
+
+/// The README's example, compiled and run with the documentation tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;
