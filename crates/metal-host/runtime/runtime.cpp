@@ -1,6 +1,7 @@
 // The runtime of a compiled shader: fibers, barriers, collective operations, and the callbacks through which the
 // compiler's thread and undefined-behaviour instrumentation reports every access. No sanitizer library is linked.
 #include "memory.h"
+#include "include/metal_host/scalar.h"
 #include <link.h>
 
 extern "C" {
@@ -480,11 +481,6 @@ void __ubsan_handle_negate_overflow(ubsan_data* data, uintptr_t) { undefined(MH_
 }
 
 // ---- dispatch ----------------------------------------------------------------------------------------------------
-static uint16_t bfloat_bits(float f) {
-  uint32_t u;
-  memcpy(&u, &f, sizeof u);
-  return uint16_t((u & 0x7fffffff) > 0x7f800000 ? u >> 16 | 0x40 : (u + 0x7fff + (u >> 16 & 1)) >> 16);
-}
 static void set_constant(const mh_constant& c, const mh_function_constant* v) {
   *c.defined = v != nullptr;
   if (!v) { memset(c.value, 0, c.size); return; }
@@ -493,12 +489,8 @@ static void set_constant(const mh_constant& c, const mh_function_constant* v) {
   switch (c.kind) {
     case 2: { float f = float(number); memcpy(c.value, c.size == 8 ? (void*)&number : (void*)&f, c.size); break; }
     case 3: *(bool*)c.value = number != 0; break;
-#ifdef __FLT16_MAX__
-    case 4: { _Float16 h = _Float16(float(number)); memcpy(c.value, &h, 2); break; }
-#else
-    case 4: { __fp16 h = __fp16(number); memcpy(c.value, &h, 2); break; }
-#endif
-    case 5: { uint16_t b = bfloat_bits(float(number)); memcpy(c.value, &b, 2); break; }
+    case 4: { uint16_t bits = mh::binary16::encode(float(number)); memcpy(c.value, &bits, 2); break; }
+    case 5: { uint16_t bits = mh::brain16::encode(float(number)); memcpy(c.value, &bits, 2); break; }
     default: memcpy(c.value, &integer, c.size);
   }
 }

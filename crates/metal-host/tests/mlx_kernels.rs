@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use half::{bf16, f16};
-use metal_host::{Binding, Buffer, CompileOptions, Dispatch, Grid, Kind, Library, Options};
+use metal_host::{Binding, Buffer, CompileOptions, Dispatch, Grid, Kind, Library, Options, Report};
 
 const WIDTHS: [usize; 6] = [2, 3, 4, 5, 6, 8];
 const GROUPS: [usize; 3] = [32, 64, 128];
@@ -138,6 +138,20 @@ impl<T: Element> Product<T> {
 
     /// Runs a kernel; gives the error of its result, relative in the 2-norm.
     fn run(&self, lib: &Library, name: &str, sizes: &[usize], grid: [u32; 3], group: [u32; 3], seed: u64) -> f64 {
+        let (error, report) = self.report(lib, name, sizes, grid, group, seed);
+        assert!(report.findings.iter().all(|f| f.kind == Kind::SameValueWrite), "{} {name}: {report}", T::NAME);
+        error
+    }
+
+    fn report(
+        &self,
+        lib: &Library,
+        name: &str,
+        sizes: &[usize],
+        grid: [u32; 3],
+        group: [u32; 3],
+        seed: u64,
+    ) -> (f64, Report) {
         let w = Buffer::from_bytes("w", &self.packed).unwrap();
         let (scales, biases) =
             (Buffer::from_slice("scales", &self.scales).unwrap(), Buffer::from_slice("biases", &self.biases).unwrap());
@@ -160,14 +174,57 @@ impl<T: Element> Product<T> {
             options: Options::seed(seed),
         };
         let report = lib.pipeline(name, &[]).unwrap().dispatch(&d).unwrap();
-        assert!(report.findings.iter().all(|f| f.kind == Kind::SameValueWrite), "{} {name}: {report}", T::NAME);
         let (mut error, mut norm) = (0.0, 0.0);
         for (got, want) in y.to_vec_of::<T>().iter().zip(&self.want) {
             error += (got.f64() - want).powi(2);
             norm += want.powi(2);
         }
-        (error / norm).sqrt()
+        ((error / norm).sqrt(), report)
     }
+}
+
+/// A product that MLX computed on a CPU, as scripts/metal-host/golden.py writes it.
+struct Golden<T> {
+    width: usize,
+    group: usize,
+    shape: [usize; 3],
+    product: Product<T>,
+}
+
+fn golden<T: Element>(headers: &std::path::Path) -> Vec<Golden<T>> {
+    let file = headers.with_file_name("golden.bin");
+    let Ok(bytes) = std::fs::read(&file) else {
+        eprintln!("SKIPPED: no {}; scripts/metal-host/fetch_mlx.sh --golden computes it", file.display());
+        return Vec::new();
+    };
+    let (mut rest, mut out) = (&bytes[..], Vec::new());
+    while !rest.is_empty() {
+        let line = rest.iter().position(|&b| b == b'\n').unwrap();
+        let words: Vec<&str> = std::str::from_utf8(&rest[..line]).unwrap().split(' ').collect();
+        let numbers: Vec<usize> = words[1..].iter().map(|w| w.parse().unwrap()).collect();
+        rest = &rest[line + 1..];
+        let mut take = |len: usize| {
+            let (head, tail) = rest.split_at(len);
+            rest = tail;
+            head
+        };
+        let arrays: Vec<&[u8]> = numbers[5..].iter().map(|&len| take(len)).collect();
+        if words[0] == T::NAME {
+            let values = |i: usize| -> Vec<T> {
+                arrays[i].chunks_exact(std::mem::size_of::<T>()).map(bytemuck::pod_read_unaligned).collect()
+            };
+            let want = values(4).into_iter().map(T::f64).collect();
+            let product =
+                Product { packed: arrays[0].to_vec(), scales: values(1), biases: values(2), x: values(3), want };
+            out.push(Golden {
+                width: numbers[0],
+                group: numbers[1],
+                shape: [numbers[2], numbers[3], numbers[4]],
+                product,
+            });
+        }
+    }
+    out
 }
 
 fn each_format(mut f: impl FnMut(usize, usize)) {
@@ -178,9 +235,26 @@ fn each_format(mut f: impl FnMut(usize, usize)) {
     }
 }
 
+/// Rounding to T once, and for f32 the order of summation.
+fn bound<T: Element>() -> f64 {
+    T::EPSILON.max(1e-6)
+}
+
+/// MLX's kernels for the CPU sum 16-bit products in 16 bits, those for the GPU in 32.
+fn bound_of_mlx<T: Element>() -> f64 {
+    if T::EPSILON < 1e-6 { 1e-6 } else { 8.0 * T::EPSILON }
+}
+
 fn vectors<T: Element>() {
     let Some(include) = headers() else { return };
-    let (fast, any) = (library::<T>("qmv_fast", "false", include.clone()), library::<T>("qmv", "false", include));
+    let any = library::<T>("qmv", "false", include.clone());
+    let mut of_mlx = 0f64;
+    for g in golden::<T>(&include).iter().filter(|g| g.shape[0] == 1) {
+        let [_, n, k] = g.shape;
+        let name = format!("qmv_{}_{}", g.group, g.width);
+        of_mlx = of_mlx.max(g.product.run(&any, &name, &[k, n], [1, n.div_ceil(8) as u32, 1], [32, 2, 1], 4));
+    }
+    let fast = library::<T>("qmv_fast", "false", include);
     let mut worst = 0f64;
     each_format(|width, group| {
         // Whole blocks of 512 along k and of 8 rows.
@@ -195,13 +269,23 @@ fn vectors<T: Element>() {
             worst = worst.max(error);
         }
     });
-    println!("{} products with a vector: worst error {worst:.1e}", T::NAME);
-    assert!(worst < T::EPSILON.max(1e-6), "{worst:e}");
+    println!(
+        "{} products with a vector: worst difference from f64 {worst:.1e}, from MLX on the CPU {of_mlx:.1e}",
+        T::NAME
+    );
+    assert!(worst < bound::<T>() && of_mlx < bound_of_mlx::<T>(), "{worst:e} {of_mlx:e}");
 }
 
 fn matrices<T: Element>() {
     let Some(include) = headers() else { return };
-    let lib = library::<T>("qmm_t", "false, false", include);
+    let lib = library::<T>("qmm_t", "false, false", include.clone());
+    let mut of_mlx = 0f64;
+    for g in golden::<T>(&include).iter().filter(|g| g.shape[0] > 1) {
+        let [m, n, k] = g.shape;
+        let grid = [n.div_ceil(32) as u32, m.div_ceil(32) as u32, 1];
+        of_mlx =
+            of_mlx.max(g.product.run(&lib, &format!("qmm_t_{}_{}", g.group, g.width), &[k, n, m], grid, [32, 2, 2], 5));
+    }
     let mut worst = 0f64;
     each_format(|width, group| {
         let [m, n, k] = [37, 45, 128];
@@ -209,9 +293,12 @@ fn matrices<T: Element>() {
         let grid = [n.div_ceil(32) as u32, m.div_ceil(32) as u32, 1];
         worst = worst.max(p.run(&lib, &format!("qmm_t_{group}_{width}"), &[k, n, m], grid, [32, 2, 2], 3));
     });
-    println!("{} products with a matrix: worst error {worst:.1e}", T::NAME);
+    println!(
+        "{} products with a matrix: worst difference from f64 {worst:.1e}, from MLX on the CPU {of_mlx:.1e}",
+        T::NAME
+    );
     // The weights are rounded to T before they are multiplied.
-    assert!(worst < (2.0 * T::EPSILON).max(1e-6), "{worst:e}");
+    assert!(worst < 2.0 * bound::<T>() && of_mlx < bound_of_mlx::<T>(), "{worst:e} {of_mlx:e}");
 }
 
 #[test]
@@ -242,4 +329,47 @@ fn matrices_f16() {
 #[test]
 fn matrices_bf16() {
     matrices::<bf16>();
+}
+
+/// Takes each barrier of MLX's tile product out in turn: the values mostly stay right, the race is seen every time.
+#[test]
+fn a_barrier_less_is_caught() {
+    let Some(include) = headers() else { return };
+    let header = "mlx/backend/metal/kernels/quantized.h";
+    let text = std::fs::read_to_string(include.join(header)).unwrap();
+    let body = text.find("METAL_FUNC void qmm_t_impl").unwrap();
+    let end = body + text[body..].find("\ntemplate").unwrap();
+    let barrier = "threadgroup_barrier(mem_flags::mem_threadgroup);";
+    // The last one stands before the results leave the registers and orders nothing.
+    let mut places: Vec<usize> = text[body..end].match_indices(barrier).map(|(at, _)| body + at).collect();
+    places.pop();
+    assert!(places.len() >= 4, "{} barriers in the tile product", places.len());
+    let [m, n, k] = [37, 45, 128];
+    let p = Product::<f32>::new([m, n, k], 4, 64);
+    let folder = std::env::temp_dir().join(format!("metal-host-mutants-{}", std::process::id()));
+    let (mut caught, mut right) = (0, 0);
+    for &at in &places {
+        std::fs::create_dir_all(folder.join(header).parent().unwrap()).unwrap();
+        std::fs::write(folder.join(header), format!("{}{}", &text[..at], &text[at + barrier.len()..])).unwrap();
+        let mut source = String::new();
+        for header in ["utils", "steel/gemm/gemm", "quantized_utils", "quantized"] {
+            let _ = writeln!(source, "#include \"mlx/backend/metal/kernels/{header}.h\"");
+        }
+        let id = "affine_qmm_t<float, 64, 4, false, false>";
+        let _ = writeln!(source, "template [[host_name(\"qmm_t\")]] [[kernel]] decltype({id}) {id};");
+        let options = CompileOptions {
+            include_dirs: vec![folder.clone(), include.clone()],
+            ..CompileOptions::named("mutant.metal")
+        };
+        let lib = Library::compile(&source, options).unwrap();
+        let (error, report) =
+            p.report(&lib, "qmm_t", &[k, n, m], [n.div_ceil(32) as u32, m.div_ceil(32) as u32, 1], [32, 2, 2], 0);
+        caught += usize::from(
+            report.findings.iter().any(|f| matches!(f.kind, Kind::RaceInThreadgroup | Kind::RaceInSimdgroup)),
+        );
+        right += usize::from(error < 1e-6);
+    }
+    std::fs::remove_dir_all(&folder).unwrap();
+    println!("{caught} of {} missing barriers caught; {right} give right values all the same", places.len());
+    assert_eq!(caught, places.len());
 }

@@ -74,7 +74,8 @@ template <class Format> struct float16 {
 };
 }  // namespace mh
 
-#ifdef __FLT16_MAX__
+// g++ 12 has _Float16 in C++ on x86 only.
+#if defined(__FLT16_MAX__) && (defined(__x86_64__) || defined(__clang__) || __GNUC__ >= 13)
 typedef _Float16 half;
 #else
 typedef mh::float16<mh::binary16> half;
