@@ -3,7 +3,7 @@
 use std::io::{self, ErrorKind, IsTerminal, StdoutLock, Write};
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{BinaryBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// Standard output that ends the program quietly when its reader has gone, as in `mlxn list | head -n 1`.
 pub struct Stdout(StdoutLock<'static>);
@@ -52,9 +52,11 @@ pub fn chain(error: &anyhow::Error) -> String {
     text
 }
 
-/// A bar for `total` bytes on standard error, with rate and remaining time; hidden unless that is a terminal.
+/// A bar for `total` bytes on standard error, with rate and remaining time; one line of text unless that is a terminal.
 pub fn byte_bar(label: &str, total: Option<u64>) -> ProgressBar {
     if !io::stderr().is_terminal() {
+        let size = total.map(|total| format!(", {}", BinaryBytes(total))).unwrap_or_default();
+        eprintln!("fetching {label}{size}");
         return ProgressBar::hidden();
     }
     let (bar, template) = match total {
