@@ -298,6 +298,8 @@ impl Cache {
         let file = self.temporary("source.metal");
         let text = format!("#line 1 \"{}\"\n{source}\n", options.name.replace(['"', '\\', '\n'], "_"));
         write(&file, &text)?;
+        // Through standard input, so that the output does not contain a name that is new every time.
+        let input = fs::File::open(&file).map_err(|source| Error::Io { path: file.clone(), source })?;
         let out = toolchain.run(&options.name, |c| {
             c.args(["-E", "-x", "c++", "-std=c++20", "-nostdinc", "-nostdinc++", "-w", "-D__METAL__"])
                 .arg(format!("-D__METAL_VERSION__={}", options.metal_version))
@@ -306,7 +308,7 @@ impl Cache {
             for dir in &options.include_dirs {
                 c.arg("-I").arg(dir);
             }
-            c.args(options.defines.iter().map(|d| format!("-D{d}"))).arg(&file);
+            c.args(options.defines.iter().map(|d| format!("-D{d}"))).arg("-").stdin(input);
         });
         let _ = fs::remove_file(&file);
         Ok(String::from_utf8_lossy(&out?.stdout).into_owned())
