@@ -1,12 +1,16 @@
 //! Every operation's formula on numbers that can be checked by hand.
 
 use mlx_native::{
-    Activation, AttentionParams, Binary, CommandEncoder, DType, EmbeddingParams, ExpertGateParams, GgmlType,
-    KvCacheParams, MlxBuffer, MlxDevice, Result, RmsNormParams, RopeParams, RopeStyle, SampleParams, Weight,
+    Activation, AttentionParams, Binary, CapabilityQuery, CommandEncoder, DType, EmbeddingParams, ExpertGateParams,
+    GgmlType, KvCacheParams, MlxBuffer, MlxDevice, OpKind, Result, RmsNormParams, RopeParams, RopeStyle, SampleParams,
+    Weight,
 };
 
+/// The devices of this machine that run operations.
 fn devices() -> Vec<MlxDevice> {
-    vec![MlxDevice::reference().unwrap()]
+    let query = CapabilityQuery { op: OpKind::Matmul, format: GgmlType::F32.into(), m: 1, n: 1, k: 32 };
+    let runs = |device: &MlxDevice| device.capability(&query).supported;
+    [MlxDevice::reference().unwrap(), MlxDevice::cpu().unwrap()].into_iter().filter(runs).collect()
 }
 
 fn floats(device: &MlxDevice, values: &[f32]) -> MlxBuffer {
