@@ -318,6 +318,9 @@ impl MlxBuffer {
 
     /// The contents as the host sees them, free of copies where memory is unified.
     ///
+    /// A slice is a snapshot: what is written later through other handles goes elsewhere. The handle keeps each state that it has shown, until it
+    /// is dropped, written through or given to [`as_mut_slice`](Self::as_mut_slice); so read results through the handle that operations write.
+    ///
     /// # Errors
     ///
     /// [`MlxError::CommandBufferError`] while recorded work that touches the storage is unfinished; [`MlxError::InvalidArgument`]
@@ -543,5 +546,123 @@ impl fmt::Debug for MlxBuffer {
             .field("byte_len", &self.len)
             .field("byte_offset", &self.offset)
             .finish()
+    }
+}
+
+// Small enough for Miri: `cargo +nightly miri test -p mlx-native --lib buffer`.
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Binary, MlxDevice};
+
+    fn device() -> MlxDevice {
+        MlxDevice::reference().unwrap()
+    }
+
+    fn add_one(device: &MlxDevice, x: &MlxBuffer, y: &mut MlxBuffer) {
+        let one = device.buffer_from_slice(&[1.0f32], DType::F32, vec![1]).unwrap();
+        let mut encoder = device.command_encoder().unwrap();
+        encoder.binary(Binary::Add, x, &one, y).unwrap();
+        encoder.commit_and_wait().unwrap();
+    }
+
+    fn shown(buffer: &MlxBuffer) -> usize {
+        buffer.storage.state().memory.shown.load(Ordering::Acquire)
+    }
+
+    #[test]
+    fn a_slice_outlives_writes_through_other_handles() {
+        let device = device();
+        let reader = device.buffer_from_slice(&[1.0f32, 2.0], DType::F32, vec![2]).unwrap();
+        let mut writer = reader.clone();
+        let first = reader.as_slice::<f32>().unwrap();
+        add_one(&device, &reader, &mut writer);
+        let second = reader.as_slice::<f32>().unwrap();
+        add_one(&device, &reader, &mut writer);
+        assert_eq!((first, second), (&[1.0f32, 2.0][..], &[2.0f32, 3.0][..]));
+        assert_eq!(writer.as_slice::<f32>().unwrap(), [3.0, 4.0]);
+    }
+
+    #[test]
+    fn one_handle_copies_nothing() {
+        let device = device();
+        let mut x = device.buffer_from_slice(&[1.0f32, 2.0], DType::F32, vec![2]).unwrap();
+        let place = x.as_slice::<f32>().unwrap().as_ptr();
+        for _ in 0..3 {
+            let input = x.as_slice::<f32>().unwrap().to_vec();
+            let input = device.buffer_from_slice(&input, DType::F32, vec![2]).unwrap();
+            add_one(&device, &input, &mut x);
+            assert_eq!(x.as_slice::<f32>().unwrap().as_ptr(), place);
+        }
+        assert_eq!(x.as_mut_slice::<f32>().unwrap(), [4.0, 5.0]);
+        assert_eq!(x.as_slice::<f32>().unwrap().as_ptr(), place);
+    }
+
+    #[test]
+    fn a_handle_that_is_dropped_or_written_through_shows_nothing() {
+        let device = device();
+        let mut x = device.alloc_buffer(8, DType::F32, vec![2]).unwrap();
+        let view = x.slice_view(4, 1);
+        let _ = (view.as_slice::<f32>().unwrap(), x.as_slice::<u8>().unwrap(), x.as_slice::<f32>().unwrap());
+        assert_eq!(shown(&x), 2);
+        drop(view);
+        assert_eq!(shown(&x), 1);
+        x.as_mut_slice::<f32>().unwrap()[1] = 7.0;
+        assert_eq!(shown(&x), 0);
+        assert_eq!(x.as_slice::<f32>().unwrap(), [0.0, 7.0]);
+        // The memory outlives its storage's other handles, not a handle's own slices.
+        let clone = x.clone();
+        let slice = clone.as_slice::<f32>().unwrap();
+        drop(x);
+        assert_eq!(slice, [0.0, 7.0]);
+    }
+
+    #[test]
+    fn parts_of_one_storage_are_written_apart() {
+        let device = device();
+        let x = device.alloc_buffer(16, DType::F32, vec![4]).unwrap();
+        let (mut low, mut high) = (x.slice_view(0, 2), x.slice_view(8, 2));
+        let (low_in, high_in) = (low.clone(), high.clone());
+        std::thread::scope(|scope| {
+            scope.spawn(|| (0..3).for_each(|_| add_one(&device, &low_in, &mut low)));
+            scope.spawn(|| (0..4).for_each(|_| add_one(&device, &high_in, &mut high)));
+        });
+        assert_eq!(x.as_slice::<f32>().unwrap(), [3.0, 3.0, 4.0, 4.0]);
+    }
+
+    #[test]
+    fn readers_on_other_threads_see_whole_states() {
+        let device = device();
+        let x = device.alloc_buffer(8, DType::F32, vec![2]).unwrap();
+        let mut writer = x.clone();
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                let reader = x.clone();
+                scope.spawn(move || {
+                    for _ in 0..10 {
+                        // An error while a write is pending, otherwise two equal numbers.
+                        if let Ok(values) = reader.as_slice::<f32>() {
+                            assert_eq!(values[0], values[1]);
+                        }
+                    }
+                });
+            }
+            (0..5).for_each(|_| add_one(&device, &x, &mut writer));
+        });
+        assert_eq!(x.as_slice::<f32>().unwrap(), [5.0, 5.0]);
+    }
+
+    #[test]
+    fn read_only_memory_is_never_written() {
+        let device = device();
+        let map = FileMap::from_bytes([1u8, 0, 0, 0]);
+        let mut x = device.buffer_from_map(&map, 0..4, DType::F32, vec![1]).unwrap();
+        assert!(x.as_mut_slice::<u8>().is_err());
+        let y = device.alloc_buffer(4, DType::F32, vec![1]).unwrap();
+        let mut encoder = device.command_encoder().unwrap();
+        assert!(encoder.soft_cap(&y, &mut x, 1.0).is_err());
+        assert_eq!(x.as_slice::<u8>().unwrap(), [1, 0, 0, 0]);
+        drop(map);
+        assert_eq!(x.as_slice::<u8>().unwrap(), [1, 0, 0, 0]);
     }
 }
