@@ -516,6 +516,12 @@ impl MlxBuffer {
                 "{name}: the buffer belongs to another device than the encoder"
             )));
         }
+        if !self.offset.is_multiple_of(self.dtype.size_of()) {
+            return Err(MlxError::InvalidArgument(format!(
+                "{name}: the view starts at byte {} of its buffer, which is not aligned to {}",
+                self.offset, self.dtype
+            )));
+        }
         if self.len < bytes {
             return Err(MlxError::InvalidArgument(format!(
                 "{name}: expected at least {bytes} bytes, got {}",

@@ -257,7 +257,7 @@ impl MlxDevice {
     ///
     /// # Errors
     ///
-    /// [`InvalidArgument`](MlxError::InvalidArgument) when the range is empty or not inside the file.
+    /// [`InvalidArgument`](MlxError::InvalidArgument) when the range is empty, not inside the file or not aligned to the dtype.
     pub fn buffer_from_map(
         &self,
         map: &FileMap,
@@ -267,6 +267,9 @@ impl MlxDevice {
     ) -> Result<MlxBuffer> {
         if range.is_empty() || range.end > map.len() {
             return invalid(format!("buffer_from_map: bytes {range:?} are not inside a file of {} bytes", map.len()));
+        }
+        if !map[range.start..].as_ptr().addr().is_multiple_of(dtype.size_of()) {
+            return invalid(format!("buffer_from_map: byte {} of the file is not aligned to {dtype}", range.start));
         }
         Ok(MlxBuffer::mapped(self.inner.id, map.clone(), range, dtype, shape))
     }

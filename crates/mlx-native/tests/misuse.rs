@@ -2,6 +2,7 @@
 
 use std::process::Command;
 
+use mlx_native::io::FileMap;
 use mlx_native::{
     Activation, AttentionParams, Binary, CastDirection, CommandEncoder, DType, DeviceOptions, EmbeddingParams,
     ExpertGateParams, FpMode, GgmlBatchedQuantizedMatmulInputStrides, GgmlBatchedQuantizedMatmulParams,
@@ -545,6 +546,21 @@ fn views() {
 }
 
 #[test]
+fn operands_that_are_not_aligned() {
+    let device = device();
+    let bytes = buffer(&device, DType::F32, 8);
+    let odd = |start, len| bytes.slice_view(start, len);
+    let mut e = device.command_encoder().unwrap();
+    let y = &mut buffer(&device, DType::F32, 4);
+    invalid(e.soft_cap(&odd(2, 4), y, 1.0), &["input", "byte 2", "aligned to f32"]);
+    invalid(e.soft_cap(&buffer(&device, DType::F32, 4), &mut odd(5, 4), 1.0), &["output", "byte 5", "aligned to f32"]);
+    e.soft_cap(&odd(12, 4), y, 1.0).unwrap();
+    let map = FileMap::from_bytes([0u8; 64]);
+    invalid(device.buffer_from_map(&map, 2..18, DType::F32, vec![4]), &["byte 2", "aligned to f32"]);
+    device.buffer_from_map(&map, 2..18, DType::U8, vec![16]).unwrap();
+}
+
+#[test]
 fn the_host_keeps_away_while_work_is_pending() {
     let device = device();
     let mut x = buffer(&device, DType::F32, 4);
@@ -671,7 +687,7 @@ fn errors_come_from_the_first_operation_that_failed() {
 
 #[test]
 fn kernels_that_are_not_there() {
-    for device in [device()] {
+    for device in [MlxDevice::reference().unwrap(), MlxDevice::cpu().unwrap()] {
         let mut registry = KernelRegistry::new();
         registry.force("no_such_kernel");
         let (x, w) = (buffer(&device, DType::F32, 32), buffer(&device, DType::U8, 18));
@@ -703,6 +719,7 @@ fn devices_that_are_not_there() {
     {
         absent(MlxDevice::by_name(name, options), &[words]);
     }
+    absent(MlxDevice::cpu_with_instruction_set("avx1024", options), &["avx1024"]);
     absent(MlxDevice::cuda(4096), &["cuda:4096"]);
     if !cfg!(target_os = "macos") {
         absent(MlxDevice::metal(), &["metal"]);

@@ -8,6 +8,7 @@ pub(crate) mod check;
 mod elementwise;
 mod embedding;
 mod experts;
+pub(crate) mod fault;
 mod matmul;
 mod norm;
 pub mod quantized_matmul;

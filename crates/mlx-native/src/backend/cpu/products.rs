@@ -10,7 +10,7 @@ use super::exec::Planner;
 use super::kernel::{Kernel, Share};
 use super::matmul::{Plan, RowMap, Weight, XRows, YRows};
 use crate::format::{WeightFormat, WeightRow};
-use crate::ops::{Input, InputLayout, Matmul, MatmulId, WeightView};
+use crate::ops::{Input, InputLayout, Matmul, MatmulId, WeightView, fault};
 use crate::{DType, GgmlType, MlxError, Result};
 
 /// A product `[m, k] · [n, k]ᵀ` and the kernel for it.
@@ -386,9 +386,7 @@ impl Routed {
                 starts[expert + 1] += 1;
                 continue;
             }
-            share.faults.report(self.index, slot, || {
-                format!("quantized_matmul_id: ids[{slot}] is {expert}, but there are {} experts", self.n_experts)
-            });
+            share.faults.report(self.index, slot, || fault::bad_expert(slot, expert as u32, self.n_experts));
             for j in 0..self.n {
                 // SAFETY: slot and feature exist, and no task writes the row of a slot without an expert.
                 unsafe { *self.y.data.add(slot * self.y.stride + j) = f32::NAN };

@@ -1,8 +1,8 @@
 //! Products with weights, and rows of weights.
 
 use super::weight::Rows;
-use super::{fault, operand};
-use crate::ops::{Embedding, Input, InputLayout, Matmul, MatmulId};
+use super::{faulted, operand};
+use crate::ops::{Embedding, Input, InputLayout, Matmul, MatmulId, fault};
 use crate::{DType, Result};
 
 /// Row i of batch b of the logical input.
@@ -64,7 +64,7 @@ pub(super) fn matmul_id(op: &MatmulId) -> Result<()> {
         operand::store_at(&op.output, slot * n, DType::F32, &vec![f64::NAN; n])?;
     }
     let first = (0..ids.len()).find(is_bad);
-    fault("matmul_id", first.map(|slot| format!("slot {slot}: expert {} of {n_experts}", ids[slot])))
+    faulted(first.map(|slot| fault::bad_expert(slot, ids[slot], n_experts)))
 }
 
 /// output[t] = scale · weight[ids[t]]
@@ -78,5 +78,5 @@ pub(super) fn embedding(op: &Embedding) -> Result<()> {
         operand::store_at(&op.output, t * op.k, DType::F32, &scaled)?;
     }
     let first = ids.iter().position(|&id| id as usize >= op.n);
-    fault("embedding", first.map(|t| format!("token {t}: id {} of {}", ids[t], op.n)))
+    faulted(first.map(|t| fault::bad_row(t, ids[t], op.n)))
 }

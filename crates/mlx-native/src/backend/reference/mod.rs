@@ -80,10 +80,7 @@ fn run(op: &Op) -> Result<()> {
     }
 }
 
-/// What only the data could tell, named as the operation that found it.
-fn fault(op: &str, message: Option<String>) -> Result<()> {
-    match message {
-        None => Ok(()),
-        Some(message) => Err(MlxError::CommandBufferError(format!("{op}: {message}"))),
-    }
+/// The error of an operation that found a fault in its data.
+fn faulted(message: Option<String>) -> Result<()> {
+    message.map_or(Ok(()), |message| Err(MlxError::CommandBufferError(message)))
 }

@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 
 use super::experts::descending;
 use super::operand::{f32s, store_u32s, u32s};
-use super::{fault, rows};
+use super::{faulted, rows};
 use crate::Result;
 use crate::ops::sampling::uniform;
-use crate::ops::{ArgMax, Sample, SampleParams};
+use crate::ops::{ArgMax, Sample, SampleParams, fault};
 
 /// The smallest index of the largest value
 pub(super) fn argmax(op: &ArgMax) -> Result<()> {
@@ -27,7 +27,7 @@ pub(super) fn sample(op: &Sample) -> Result<()> {
     let SampleParams { temperature, top_k, top_p, min_p, repetition_penalty, seed, step } = op.params;
     let mut logits = f32s(&op.logits, op.dim)?;
     if let Some(i) = logits.iter().position(|logit| logit.is_nan()) {
-        return fault("sample", Some(format!("logit {i} is NaN")));
+        return faulted(Some(fault::nan_logit(i)));
     }
     if let Some(history) = &op.history {
         let seen: BTreeSet<usize> = u32s(history, history.len / 4)?.into_iter().map(|id| id as usize).collect();

@@ -8,7 +8,7 @@ use super::simd::Simd;
 use super::{Mem, Task};
 use crate::backend::cpu::kernel::{Resolver, Share};
 use crate::format::{WeightFormat, affine, dequantize_row};
-use crate::ops::Embedding;
+use crate::ops::{Embedding, fault};
 use crate::{DType, Result};
 
 pub(super) struct EmbeddingTask {
@@ -137,9 +137,7 @@ impl Task for EmbeddingTask {
             let id = unsafe { self.ids.get(token) } as usize;
             if id >= self.n {
                 row.fill(f32::NAN);
-                share.faults.report(self.index, token, || {
-                    format!("embedding: the id of token {token} is {id}, but the weight has {} rows", self.n)
-                });
+                share.faults.report(self.index, token, || fault::bad_row(token, id as u32, self.n));
             } else if let Err(error) = unsafe { self.row(id, &mut row) } {
                 row.fill(f32::NAN);
                 share.faults.report(self.index, token, || format!("embedding: token {token}: {error}"));

@@ -12,7 +12,7 @@ use super::{GRAIN, Mem, Task};
 use crate::Result;
 use crate::backend::cpu::kernel::{Resolver, Share};
 use crate::ops::sampling::uniform;
-use crate::ops::{ArgMax, Sample, SampleParams};
+use crate::ops::{ArgMax, Sample, SampleParams, fault};
 
 /// Values whose largest is found before it is looked for: few enough to stay in the first-level cache.
 const BLOCK: usize = 4096;
@@ -224,7 +224,7 @@ impl Task for SampleTask {
             return;
         }
         let id = unsafe { self.draw() }.unwrap_or_else(|nan| {
-            share.faults.report(self.index, nan, || format!("sample: logit {nan} is NaN"));
+            share.faults.report(self.index, nan, || fault::nan_logit(nan));
             0
         });
         unsafe { self.output.set(0, id) };
