@@ -1,5 +1,5 @@
-// Mathematical functions. Computed in float and rounded to the argument's type. As on Metal, an integer is no argument
-// for them and the arguments of min, max or clamp have one type.
+// Mathematical functions. Computed in float and rounded to the argument's type. As overload resolution has it on Metal, an
+// integer is an argument only beside a float, and the arguments of min, max or clamp have one type.
 #pragma once
 #include "vector.h"
 
@@ -9,8 +9,12 @@ namespace metal {
   template <real T, int N> inline vec<T, N> name(vec<T, N> v) { for (int i = 0; i < N; i++) v.d[i] = name(v.d[i]); return v; }
 #define MH_BINARY(name, expr) \
   template <real T> inline T name(T a_, T b_) { float a = float(a_), b = float(b_); return T(float(expr)); } \
+  template <real T, integer I> inline T name(T a, I b) { return name(a, T(b)); } \
+  template <integer I, real T> inline T name(I a, T b) { return name(T(a), b); } \
   template <real T, int N> inline vec<T, N> name(vec<T, N> a, vec<T, N> b) { \
-    for (int i = 0; i < N; i++) a.d[i] = name(a.d[i], b.d[i]); return a; }
+    for (int i = 0; i < N; i++) a.d[i] = name(a.d[i], b.d[i]); return a; } \
+  template <real T, int N> inline vec<T, N> name(vec<T, N> a, std::type_identity_t<T> b) { return name(a, vec<T, N>(b)); } \
+  template <real T, int N> inline vec<T, N> name(std::type_identity_t<T> a, vec<T, N> b) { return name(vec<T, N>(a), b); }
 #define MH_FUNCTIONS \
   MH_UNARY(exp, __builtin_expf(x)) MH_UNARY(exp2, __builtin_exp2f(x)) MH_UNARY(exp10, __builtin_powf(10.0f, x)) \
   MH_UNARY(log, __builtin_logf(x)) MH_UNARY(log2, __builtin_log2f(x)) MH_UNARY(log10, __builtin_log10f(x)) \
@@ -48,11 +52,10 @@ namespace fast { MH_FUNCTIONS }
   template <class T, int N> constexpr vec<T, N> name(vec<T, N> a, vec<T, N> b) { \
     for (int i = 0; i < N; i++) a.d[i] = name(a.d[i], b.d[i]); return a; } \
   template <class T, int N> constexpr vec<T, N> name(vec<T, N> a, std::type_identity_t<T> b) { return name(a, vec<T, N>(b)); } \
+  template <class T, int N> constexpr vec<T, N> name(std::type_identity_t<T> a, vec<T, N> b) { return name(vec<T, N>(a), b); } \
   template <scalar T> constexpr T name##3(T a, T b, T c) { return name(a, name(b, c)); }
 MH_CHOOSE(min, __builtin_fminf, b < a) MH_CHOOSE(max, __builtin_fmaxf, a < b)
 #undef MH_CHOOSE
-template <real T, int N> inline vec<T, N> fmin(vec<T, N> a, std::type_identity_t<T> b) { return fmin(a, vec<T, N>(b)); }
-template <real T, int N> inline vec<T, N> fmax(vec<T, N> a, std::type_identity_t<T> b) { return fmax(a, vec<T, N>(b)); }
 template <real T> inline T fmin3(T a, T b, T c) { return fmin(a, fmin(b, c)); }
 template <real T> inline T fmax3(T a, T b, T c) { return fmax(a, fmax(b, c)); }
 template <scalar T> constexpr T median3(T a, T b, T c) { return max(min(a, b), min(max(a, b), c)); }
