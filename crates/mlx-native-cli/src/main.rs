@@ -18,7 +18,7 @@ use std::process::ExitCode;
     max_term_width = 110,
     after_help = "\
 Examples:
-  mlxn run smollm2 'Why is the sky blue?'    answer a question, with a small model that is fetched first
+  mlxn run smollm2 'Why is the sky blue?'    answer a question (fetches the model first)
   mlxn chat gemma3-270m                      talk with a model
   mlxn pull owner/repo/model-Q4_K_M.gguf     fetch a file from the Hugging Face hub
   mlxn info model.gguf                       what is in a file, and what runs it

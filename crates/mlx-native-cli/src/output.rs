@@ -1,7 +1,6 @@
 //! What the program prints.
 
 use std::io::{self, ErrorKind, IsTerminal, StdoutLock, Write};
-use std::time::Duration;
 
 use indicatif::{BinaryBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -59,20 +58,26 @@ pub fn byte_bar(label: &str, total: Option<u64>) -> ProgressBar {
         eprintln!("fetching {label}{size}");
         return ProgressBar::hidden();
     }
-    let (bar, template) = match total {
-        Some(total) => (
-            ProgressBar::new(total),
-            "{msg} [{bar:28}] {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta} left",
-        ),
-        None => (ProgressBar::no_length(), "{msg} {spinner} {binary_bytes} {binary_bytes_per_sec}"),
-    };
+    let bar = ProgressBar::no_length();
     bar.set_draw_target(ProgressDrawTarget::stderr_with_hz(10));
+    bar.set_message(label.to_owned());
+    match total {
+        Some(total) => set_total(&bar, total),
+        None => set_style(&bar, "{msg} {binary_bytes} {binary_bytes_per_sec}"),
+    }
+    bar
+}
+
+/// Tells a [`byte_bar`] how many bytes there will be.
+pub fn set_total(bar: &ProgressBar, total: u64) {
+    bar.set_length(total);
+    set_style(bar, "{msg} [{bar:28}] {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta} left");
+}
+
+fn set_style(bar: &ProgressBar, template: &str) {
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style.progress_chars("=> "));
     }
-    bar.set_message(label.to_owned());
-    bar.enable_steady_tick(Duration::from_millis(200));
-    bar
 }
 
 /// A bar for `total` things on standard error; hidden unless that is a terminal.
@@ -81,11 +86,7 @@ pub fn bar(things: &str, total: u64) -> ProgressBar {
         return ProgressBar::hidden();
     }
     let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(10));
-    if let Ok(style) =
-        ProgressStyle::with_template(&format!("[{{bar:28}}] {{pos}}/{{len}} {things} {{eta}} left {{msg}}"))
-    {
-        bar.set_style(style.progress_chars("=> "));
-    }
+    set_style(&bar, &format!("[{{bar:28}}] {{pos}}/{{len}} {things} {{eta}} left {{msg}}"));
     bar
 }
 

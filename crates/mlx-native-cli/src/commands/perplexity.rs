@@ -13,7 +13,7 @@ use crate::output;
 /// Measure how well a model predicts a text.
 #[derive(clap::Args)]
 #[command(after_help = "\
-The text is cut into pieces of --ctx tokens, each computed on its own; the tokens of a piece's second half are scored,
+The text is cut into pieces of --ctx tokens, each computed on its own; the tokens of a piece's second half are scored, \
 as llama.cpp's llama-perplexity does. A text shorter than one piece is one piece.
 
 Example: mlxn perplexity smollm2 book.txt --json")]

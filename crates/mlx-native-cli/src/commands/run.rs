@@ -13,7 +13,7 @@ use crate::output;
 /// Answer one prompt.
 #[derive(clap::Args)]
 #[command(after_help = "\
-The prompt is an argument or standard input. The answer goes to standard output as it is generated, statistics go to
+The prompt is an argument or standard input. The answer goes to standard output as it is generated, statistics go to \
 standard error.
 
 Examples:

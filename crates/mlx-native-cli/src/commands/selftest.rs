@@ -10,8 +10,8 @@ use crate::output;
 /// Check that this machine's devices compute right.
 #[derive(clap::Args)]
 #[command(after_help = "\
-Every operation on every format is compared with a slow computation in double precision; on the CPU with each
-instruction set that this machine has, with exact and 8-bit activations, and with batch-invariant rows. Without --full,
+Every operation on every format is compared with a slow computation in double precision; on the CPU with each \
+instruction set that this machine has, with exact and 8-bit activations, and with batch-invariant rows. Without --full, \
 a sample is taken that touches every kernel.
 
 Examples:

@@ -116,6 +116,9 @@ fn transfer(http: &Http, remote: &Remote, partial: &mut DigestFile, bar: &indica
         bail!("{}: expected {announced} bytes, the server's file has {total}", remote.label);
     }
     let end = remote.size.or(total);
+    if let Some(end) = end {
+        output::set_total(bar, end);
+    }
     let mut body = response.body_mut().as_reader();
     let mut buffer = vec![0; BUFFER_BYTES];
     loop {
