@@ -6,11 +6,11 @@ use mlx_native::{CapabilityQuery, DType, MlxDevice, Result};
 
 use crate::compare::{Bound, Difference, Precision, bound, compare};
 use crate::generate::rng;
-use crate::record::record;
+use crate::record::{Tape, record};
 use crate::stage::{Run, Stage};
 use crate::{Array, Case, Operation};
 
-/// The f64 oracle. It keeps the last case's results, so that a case runs on it once when devices take turns.
+/// The f64 oracle. It keeps the last case's data and results, so that a case is drawn and computed once when devices take turns.
 pub struct Reference {
     device: MlxDevice,
     last: Mutex<Option<(Case, Arc<Expected>)>>,
@@ -18,7 +18,9 @@ pub struct Reference {
 
 /// What a case must give.
 struct Expected {
-    /// Which draw of the data it is.
+    tape: Mutex<Tape>,
+    /// Draws that cancelled before this one.
+    #[cfg(test)]
     attempt: u64,
     outputs: Vec<Array>,
     error: Option<String>,
@@ -66,10 +68,17 @@ impl Reference {
         // Sums of few terms may cancel by chance; relative errors say nothing about such a draw, so it is made again.
         const ATTEMPTS: u64 = 64;
         for attempt in 0..ATTEMPTS {
-            let Run { outputs, error, energy } = execute(&self.device, case, attempt, 0xff, true)?;
+            let mut tape = Tape::new(rng(case.seed.wrapping_add(attempt << 32), &case.name()));
+            let Run { outputs, error, energy } = execute(&self.device, case, &mut tape, 0xff, true)?;
             let found: f64 = outputs.iter().map(|output| output.mean_square() * output.len() as f64).sum();
             if attempt + 1 == ATTEMPTS || energy.is_none_or(|energy| found >= energy / 2.0) {
-                let expected = Arc::new(Expected { attempt, outputs, error });
+                let expected = Arc::new(Expected {
+                    tape: Mutex::new(tape),
+                    #[cfg(test)]
+                    attempt,
+                    outputs,
+                    error,
+                });
                 *last = Some((case.clone(), Arc::clone(&expected)));
                 return Ok(expected);
             }
@@ -81,16 +90,16 @@ impl Reference {
 fn execute(
     device: &MlxDevice,
     case: &Case,
-    attempt: u64,
+    tape: &mut Tape,
     poison: u8,
     measure: bool,
 ) -> std::result::Result<Run, String> {
-    let mut rng = rng(case.seed.wrapping_add(attempt << 32), &case.name());
     let mut stage = Stage::new(device, case.offset, poison).map_err(|error| error.to_string())?;
     if measure && case.shape().is_some() {
         stage = stage.measured();
     }
-    record(&mut stage, case, &mut rng).map_err(|error| format!("recording: {error}"))?;
+    tape.rewind();
+    record(&mut stage, case, tape).map_err(|error| format!("recording: {error}"))?;
     stage.run()
 }
 
@@ -126,10 +135,11 @@ pub fn run_case(device: &MlxDevice, reference: &Reference, case: &Case) -> Outco
 
 fn check(device: &MlxDevice, reference: &Reference, case: &Case) -> std::result::Result<Difference, String> {
     let expected = reference.expected(case).map_err(|error| format!("the reference failed: {error}"))?;
-    let run = execute(device, case, expected.attempt, 0xff, false)?;
+    let mut tape = expected.tape.lock().unwrap_or_else(PoisonError::into_inner);
+    let run = execute(device, case, &mut tape, 0xff, false)?;
     judge(device, case, &expected, &run).and_then(|difference| {
         // Other poison: an element that nobody wrote, or that read another one's old content, shows.
-        let again = execute(device, case, expected.attempt, 0x7f, false)?;
+        let again = execute(device, case, &mut tape, 0x7f, false)?;
         let sampled_nothing = matches!(case.operation, Operation::Sample { .. }) && run.error.is_some();
         if !sampled_nothing && again.outputs != run.outputs {
             return Err("a second run gave other bits".into());
@@ -236,7 +246,7 @@ mod tests {
     fn judged(case: &Case, plant: impl FnOnce(&mut Run)) -> std::result::Result<Difference, String> {
         let reference = Reference::new().unwrap();
         let expected = reference.expected(case).unwrap();
-        let mut run = execute(&reference.device, case, expected.attempt, 0xff, false).unwrap();
+        let mut run = execute(&reference.device, case, &mut expected.tape.lock().unwrap(), 0xff, false).unwrap();
         plant(&mut run);
         judge(&reference.device, case, &expected, &run)
     }

@@ -15,9 +15,42 @@ use crate::generate::{Scales, WeightData, normal, normals};
 use crate::stage::{Stage, permuted};
 use crate::{AffineEntry, Array, Case, Operation, Route, Shape, Values};
 
-/// Records `case` on data that `rng` draws: the same on every device.
-pub(crate) fn record(stage: &mut Stage<'_>, case: &Case, rng: &mut Rng) -> Result<()> {
-    let mut draw = Draw { values: case.values, rng };
+/// A case's operands in the order in which they are drawn: the same on every device.
+pub(crate) struct Tape {
+    rng: Rng,
+    drawn: Vec<Drawn>,
+    next: usize,
+}
+
+#[derive(Clone)]
+enum Drawn {
+    Array(Array),
+    Weight(WeightData),
+}
+
+impl Tape {
+    /// An empty tape that `rng` will fill.
+    pub(crate) fn new(rng: Rng) -> Tape {
+        Tape { rng, drawn: Vec::new(), next: 0 }
+    }
+
+    /// Goes back to the first operand: what was drawn once is given again, not drawn.
+    pub(crate) fn rewind(&mut self) {
+        self.next = 0;
+    }
+
+    fn next(&mut self, draw: impl FnOnce(&mut Rng) -> Result<Drawn>) -> Result<Drawn> {
+        if self.next == self.drawn.len() {
+            self.drawn.push(draw(&mut self.rng)?);
+        }
+        self.next += 1;
+        Ok(self.drawn[self.next - 1].clone())
+    }
+}
+
+/// Records `case` on the data of `tape`.
+pub(crate) fn record(stage: &mut Stage<'_>, case: &Case, tape: &mut Tape) -> Result<()> {
+    let mut draw = Draw { values: case.values, tape };
     match &case.operation {
         Operation::Matmul { .. }
         | Operation::Transposed { .. }
@@ -35,7 +68,7 @@ pub(crate) fn record(stage: &mut Stage<'_>, case: &Case, rng: &mut Rng) -> Resul
 /// Draws operands as a case's values ask.
 struct Draw<'a> {
     values: Values,
-    rng: &'a mut Rng,
+    tape: &'a mut Tape,
 }
 
 impl Draw<'_> {
@@ -47,40 +80,56 @@ impl Draw<'_> {
         }
     }
 
-    /// Activations: `rows` rows of `k` values.
-    fn rows(&mut self, dtype: DType, rows: usize, k: usize) -> Array {
-        let mut values = normals(self.rng, rows * k, self.scale());
-        if self.values == Values::NotFinite {
-            values[3 % k] = f32::NAN;
-            if rows > 1 {
-                values[2 * k - 1] = f32::INFINITY;
-            }
+    /// Any array.
+    fn array(&mut self, draw: impl FnOnce(&mut Rng) -> Array) -> Result<Array> {
+        match self.tape.next(|rng| Ok(Drawn::Array(draw(rng))))? {
+            Drawn::Array(array) => Ok(array),
+            Drawn::Weight(weight) => Ok(weight.data),
         }
-        Array::floats(dtype, &values)
     }
 
-    fn floats(&mut self, len: usize) -> Array {
+    /// Activations: `rows` rows of `k` values.
+    fn rows(&mut self, dtype: DType, rows: usize, k: usize) -> Result<Array> {
+        let (scale, spoilt) = (self.scale(), self.values == Values::NotFinite);
+        self.array(|rng| {
+            let mut values = normals(rng, rows * k, scale);
+            if spoilt {
+                values[3 % k] = f32::NAN;
+                if rows > 1 {
+                    values[2 * k - 1] = f32::INFINITY;
+                }
+            }
+            Array::floats(dtype, &values)
+        })
+    }
+
+    fn floats(&mut self, len: usize) -> Result<Array> {
         self.rows(DType::F32, 1, len)
     }
 
-    /// Values around 1 whatever the case's values: norm weights, second operands.
-    fn plain(&mut self, len: usize) -> Array {
-        Array::floats(DType::F32, &normals(self.rng, len, 1.0))
+    /// Values around 1 whatever the case's values: norm weights, second operands, caches.
+    fn plain(&mut self, dtype: DType, len: usize) -> Result<Array> {
+        self.array(|rng| Array::floats(dtype, &normals(rng, len, 1.0)))
     }
 
     fn weight(&mut self, format: WeightFormat, n_experts: usize, n: usize, k: usize) -> Result<WeightData> {
         let scales = if self.values == Values::TinyScales { Scales::Tiny } else { Scales::Ordinary };
-        WeightData::random(format, n_experts, n, k, scales, self.rng)
+        match self.tape.next(|rng| Ok(Drawn::Weight(WeightData::random(format, n_experts, n, k, scales, rng)?)))? {
+            Drawn::Weight(weight) => Ok(weight),
+            Drawn::Array(data) => Ok(WeightData { format, n_experts, n, k, data, scales: None, biases: None }),
+        }
     }
 
-    /// Ids below `limit`; a bad one is put in the middle.
-    fn ids(&mut self, len: usize, limit: usize, bad: bool) -> Array {
-        let mut ids: Vec<u32> = (0..len).map(|_| self.rng.u32(..limit as u32)).collect();
-        if bad {
-            ids[len / 2] = limit as u32 + 3;
-            ids[len - 1] = u32::MAX;
-        }
-        Array::words(&ids)
+    /// Ids below `limit`; a bad one is put in the middle, another one at the end.
+    fn ids(&mut self, len: usize, limit: usize, bad: bool) -> Result<Array> {
+        self.array(|rng| {
+            let mut ids: Vec<u32> = (0..len).map(|_| rng.u32(..limit as u32)).collect();
+            if bad {
+                ids[len / 2] = limit as u32 + 3;
+                ids[len - 1] = u32::MAX;
+            }
+            Array::words(&ids)
+        })
     }
 }
 
@@ -88,14 +137,14 @@ fn product(stage: &mut Stage<'_>, operation: &Operation, draw: &mut Draw<'_>) ->
     match *operation {
         Operation::Matmul { format, shape: Shape { m, n, k }, input, output } => {
             let weight = draw.weight(format, 1, n, k)?;
-            let x = draw.rows(input, m, k);
+            let x = draw.rows(input, m, k)?;
             stage.expect_energy(&x, &weight, m)?;
             let mut y = stage.output(output, m * n)?;
             stage.encoder.matmul(&stage.input(&x)?, &stage.weight(&weight)?, &mut y)
         }
         Operation::Transposed { format, shape: Shape { m, n, k } } => {
             let weight = draw.weight(format, 1, k, n)?;
-            let x = draw.rows(DType::F32, m, k);
+            let x = draw.rows(DType::F32, m, k)?;
             stage.expect_energy(&x, &weight, m)?;
             let mut y = stage.output(DType::F32, m * n)?;
             stage.encoder.matmul(&stage.input(&x)?, &stage.weight(&weight)?.transposed()?, &mut y)
@@ -106,8 +155,8 @@ fn product(stage: &mut Stage<'_>, operation: &Operation, draw: &mut Draw<'_>) ->
         Operation::Perm021 { ty, shape, head_dim } => perm021(stage, draw, ty, shape, head_dim),
         Operation::MatmulId { format, shape: Shape { m, n, k }, top_k, n_experts, route, bad_id } => {
             let weight = draw.weight(format, n_experts, n, k)?;
-            let x = draw.rows(DType::F32, m, k);
-            let ids = draw.ids(m * top_k, n_experts, bad_id);
+            let x = draw.rows(DType::F32, m, k)?;
+            let ids = draw.ids(m * top_k, n_experts, bad_id)?;
             stage.expect_energy(&x, &weight, m * top_k)?;
             let y = stage.output(DType::F32, m * top_k * n)?;
             routed(stage, &weight, [&x, &ids], y, (m, top_k), route)
@@ -115,14 +164,14 @@ fn product(stage: &mut Stage<'_>, operation: &Operation, draw: &mut Draw<'_>) ->
         Operation::Affine { format, shape, entry } => affine(stage, draw, WeightFormat::Affine(format), shape, entry),
         Operation::Embedding { format, shape: Shape { m, n, k }, bad_id } => {
             let weight = draw.weight(format, 1, n, k)?;
-            let ids = draw.ids(m, n, bad_id);
+            let ids = draw.ids(m, n, bad_id)?;
             let mut y = stage.output(DType::F32, m * k)?;
             let params = EmbeddingParams { n_tokens: m, scale: 1.5 };
             stage.encoder.embedding(&stage.weight(&weight)?, &stage.input(&ids)?, &mut y, &params)
         }
         Operation::RowsAlone { format, n, k } => {
             let weight = draw.weight(format, 1, n, k)?;
-            let x = draw.rows(DType::F32, 33, k);
+            let x = draw.rows(DType::F32, 33, k)?;
             let (x, weight) = (stage.input(&x)?, stage.weight(&weight)?);
             for m in [33].into_iter().chain(1..=9) {
                 let mut y = stage.output(DType::F32, m * n)?;
@@ -133,8 +182,8 @@ fn product(stage: &mut Stage<'_>, operation: &Operation, draw: &mut Draw<'_>) ->
         Operation::RoutedRowsAlone { format, n, k } => {
             let (n_experts, top_k) = (4, 2);
             let weight = draw.weight(format, n_experts, n, k)?;
-            let x = draw.rows(DType::F32, 33, k);
-            let ids = draw.ids(33 * top_k, n_experts, false);
+            let x = draw.rows(DType::F32, 33, k)?;
+            let ids = draw.ids(33 * top_k, n_experts, false)?;
             let (x, ids, weight) = (stage.input(&x)?, stage.input(&ids)?, stage.weight(&weight)?);
             for m in [33].into_iter().chain(1..=9) {
                 let mut y = stage.output(DType::F32, m * top_k * n)?;
@@ -155,7 +204,7 @@ fn batched(
     strided: bool,
 ) -> Result<()> {
     let weight = draw.weight(ty.into(), weight_batch, n, k)?;
-    let x = draw.rows(DType::F32, batch * m, k);
+    let x = draw.rows(DType::F32, batch * m, k)?;
     stage.expect_energy(&x, &weight, batch * m)?;
     let mut y = stage.output(DType::F32, batch * m * n)?;
     let (x, w) = (stage.input(&x)?, stage.weight_bytes(&weight)?);
@@ -182,7 +231,7 @@ fn perm021(
     head_dim: usize,
 ) -> Result<()> {
     let weight = draw.weight(ty.into(), 1, n, k)?;
-    let x = draw.rows(DType::BF16, m, k);
+    let x = draw.rows(DType::BF16, m, k)?;
     stage.expect_energy(&x, &weight, 2 * m)?;
     let (mut y, mut y_two_steps) = (stage.output(DType::F32, m * n)?, stage.output(DType::F32, m * n)?);
     let (heads, rows) = (stage.input(&x)?, stage.input(&permuted(&x, m, head_dim))?);
@@ -242,7 +291,7 @@ fn affine(
     let expert = entry == AffineEntry::Bf16Expert;
     let mut weight = draw.weight(format, if expert { 3 } else { 1 }, n, k)?;
     let dtype = if matches!(entry, AffineEntry::Plain | AffineEntry::Simd) { DType::F32 } else { DType::BF16 };
-    let x = draw.rows(dtype, m, k);
+    let x = draw.rows(dtype, m, k)?;
     stage.expect_energy(&x, &weight, m)?;
     let (x, w) = (stage.input(&x)?, stage.weight_bytes(&weight)?);
     let side = |stage: &Stage<'_>, array: Option<Array>| stage.input(&array.unwrap_or(Array::raw(Vec::new())));
@@ -271,48 +320,47 @@ fn rest(stage: &mut Stage<'_>, operation: &Operation, draw: &mut Draw<'_>) -> Re
     match *operation {
         Operation::Cast { direction, len } => {
             // Values of every size, from f16's subnormals to beyond its range.
-            let spread: Vec<f32> =
-                (0..len).map(|_| normal(draw.rng) * 2f32.powi(draw.rng.i32(-28..20)) * draw.scale()).collect();
-            let x = Array::floats(direction.from(), &spread);
+            let x = draw.array(|rng| {
+                let spread: Vec<f32> = (0..len).map(|_| normal(rng) * 2f32.powi(rng.i32(-28..20))).collect();
+                Array::floats(direction.from(), &spread)
+            })?;
             let mut y = stage.output(direction.to(), len)?;
             stage.encoder.cast(&stage.input(&x)?, &mut y)
         }
         Operation::Binary { kind, len, b_len, in_place } => {
-            let (a, b) = (draw.floats(len), draw.plain(b_len));
+            let (a, b) = (draw.floats(len)?, draw.plain(DType::F32, b_len)?);
             let (a, mut y) = operand_and_output(stage, &a, in_place)?;
             stage.encoder.binary(kind, &a, &stage.input(&b)?, &mut y)
         }
         Operation::GatedActivation { activation, len, in_place } => {
-            let (gate, up) = (draw.floats(len), draw.plain(len));
+            let (gate, up) = (draw.floats(len)?, draw.plain(DType::F32, len)?);
             let (gate, mut y) = operand_and_output(stage, &gate, in_place)?;
             stage.encoder.gated_activation(activation, &gate, &stage.input(&up)?, &mut y)
         }
         Operation::SoftCap { len, in_place } => {
-            let x = draw.floats(len);
+            let x = draw.floats(len)?;
             let (x, mut y) = operand_and_output(stage, &x, in_place)?;
             stage.encoder.soft_cap(&x, &mut y, 1.5)
         }
         Operation::RmsNorm { params, residual } => rms_norm(stage, draw, &params, residual),
         Operation::Rope { params, factors } => rope(stage, draw, &params, factors),
         Operation::Softmax { rows, dim, scale } => {
-            let x = draw.rows(DType::F32, rows, dim);
+            let x = draw.rows(DType::F32, rows, dim)?;
             let mut y = stage.output(DType::F32, rows * dim)?;
             stage.encoder.softmax(&stage.input(&x)?, &mut y, dim, scale)
         }
         Operation::StoreKv { dtype, cache, start, n_tokens } => {
-            let x = draw.floats(n_tokens * cache.n_kv_heads * cache.head_dim);
-            let before = draw.plain(cache.n_kv_heads * cache.capacity * cache.head_dim);
-            let before: Vec<f32> = before.values().iter().map(|value| *value as f32).collect();
-            let mut y = stage.output_over(&Array::floats(dtype, &before))?;
+            let x = draw.floats(n_tokens * cache.n_kv_heads * cache.head_dim)?;
+            let before = draw.plain(dtype, cache.n_kv_heads * cache.capacity * cache.head_dim)?;
+            let mut y = stage.output_over(&before)?;
             stage.encoder.store_kv(&stage.input(&x)?, &mut y, &cache, start, n_tokens)
         }
         Operation::Attention { dtype, params } | Operation::TokensAlone { dtype, params } => {
             let alone = matches!(operation, Operation::TokensAlone { .. });
             let cached = params.cache.n_kv_heads * params.cache.capacity * params.cache.head_dim;
             let width = params.n_heads * params.cache.head_dim;
-            let q = draw.rows(DType::F32, params.n_tokens, width);
-            let mut cache = || Array::floats(dtype, &normals(draw.rng, cached, 1.0));
-            let (keys, values) = (cache(), cache());
+            let q = draw.rows(DType::F32, params.n_tokens, width)?;
+            let (keys, values) = (draw.plain(dtype, cached)?, draw.plain(dtype, cached)?);
             let (q, keys, values) = (stage.input(&q)?, stage.input(&keys)?, stage.input(&values)?);
             let mut y = stage.output(DType::F32, params.n_tokens * width)?;
             stage.encoder.attention(&q, &keys, &values, &mut y, &params)?;
@@ -325,34 +373,46 @@ fn rest(stage: &mut Stage<'_>, operation: &Operation, draw: &mut Draw<'_>) -> Re
             Ok(())
         }
         Operation::ExpertGate(params) => {
-            let logits = draw.rows(DType::F32, params.n_tokens, params.n_experts);
+            let logits = draw.rows(DType::F32, params.n_tokens, params.n_experts)?;
             let chosen = params.n_tokens * params.top_k;
             let (mut ids, mut weights) = (stage.output(DType::U32, chosen)?, stage.output(DType::F32, chosen)?);
             stage.encoder.expert_gate(&stage.input(&logits)?, &mut ids, &mut weights, &params)
         }
         Operation::ExpertSum { n_tokens, top_k, n } => {
-            let x = draw.rows(DType::F32, n_tokens * top_k, n);
-            let weights: Vec<f32> = (0..n_tokens * top_k).map(|_| 0.1 + draw.rng.f32()).collect();
-            let weights = stage.input(&Array::floats(DType::F32, &weights))?;
+            let x = draw.rows(DType::F32, n_tokens * top_k, n)?;
+            let weights = draw.array(|rng| {
+                let positive: Vec<f32> = (0..n_tokens * top_k).map(|_| 0.1 + rng.f32()).collect();
+                Array::floats(DType::F32, &positive)
+            })?;
+            let weights = stage.input(&weights)?;
             let mut y = stage.output(DType::F32, n_tokens * n)?;
             stage.encoder.expert_sum(&stage.input(&x)?, &weights, &mut y, n_tokens, top_k, n)
         }
         Operation::ArgMax { rows, dim } => {
-            let mut x: Vec<f32> = draw.rows(DType::F32, rows, dim).values().iter().map(|value| *value as f32).collect();
             // The largest value stands twice, so that the smaller index has to win.
-            for row in x.chunks_mut(dim) {
-                let (first, second) = (draw.rng.usize(..dim), draw.rng.usize(..dim));
-                (row[first], row[second]) = (9.0, 9.0);
-            }
+            let x = draw.array(|rng| {
+                let mut x = normals(rng, rows * dim, 1.0);
+                for row in x.chunks_mut(dim) {
+                    let (first, second) = (rng.usize(..dim), rng.usize(..dim));
+                    (row[first], row[second]) = (9.0, 9.0);
+                }
+                Array::floats(DType::F32, &x)
+            })?;
             let mut y = stage.output(DType::U32, rows)?;
-            stage.encoder.argmax(&stage.input(&Array::floats(DType::F32, &x))?, &mut y, dim)
+            stage.encoder.argmax(&stage.input(&x)?, &mut y, dim)
         }
         Operation::Sample { dim, params, history } => {
-            let logits = draw.floats(dim);
-            let logits: Vec<f32> = logits.values().iter().map(|value| *value as f32 * 4.0).collect();
-            let history = if history > 0 { Some(stage.input(&draw.ids(history, dim, false))?) } else { None };
+            let spoilt = draw.values == Values::NotFinite;
+            let logits = draw.array(|rng| {
+                let mut logits = normals(rng, dim, 4.0);
+                if spoilt {
+                    logits[dim / 2] = f32::NAN;
+                }
+                Array::floats(DType::F32, &logits)
+            })?;
+            let history = if history > 0 { Some(stage.input(&draw.ids(history, dim, false)?)?) } else { None };
             let mut y = stage.output(DType::U32, 1)?;
-            let logits = stage.input(&Array::floats(DType::F32, &logits))?;
+            let logits = stage.input(&logits)?;
             stage.encoder.sample(&logits, history.as_ref(), &mut y, &params)
         }
         _ => Ok(()),
@@ -370,7 +430,8 @@ fn operand_and_output(stage: &mut Stage<'_>, array: &Array, in_place: bool) -> R
 
 fn rms_norm(stage: &mut Stage<'_>, draw: &mut Draw<'_>, params: &RmsNormParams, residual: bool) -> Result<()> {
     let (rows, dim) = (params.rows, params.dim);
-    let (x, added, weight) = (draw.rows(DType::F32, rows, dim), draw.plain(rows * dim), draw.plain(dim));
+    let (x, added, weight) =
+        (draw.rows(DType::F32, rows, dim)?, draw.plain(DType::F32, rows * dim)?, draw.plain(DType::F32, dim)?);
     let mut y = stage.output(DType::F32, rows * dim)?;
     let (x, weight) = (stage.input(&x)?, stage.input(&weight)?);
     if residual {
@@ -383,11 +444,14 @@ fn rms_norm(stage: &mut Stage<'_>, draw: &mut Draw<'_>, params: &RmsNormParams, 
 
 fn rope(stage: &mut Stage<'_>, draw: &mut Draw<'_>, params: &RopeParams, factors: bool) -> Result<()> {
     let len = params.n_tokens * params.n_heads * params.head_dim;
-    let x = draw.floats(len);
+    let x = draw.floats(len)?;
     // Positions across a long context, not in order.
     let positions: Vec<u32> = (0..params.n_tokens).map(|t| (t as u32 * 4099 + 7) % 40_000).collect();
-    let spread: Vec<f32> = (0..params.n_rot / 2).map(|_| 1.0 + 7.0 * draw.rng.f32()).collect();
-    let factors = if factors { Some(stage.input(&Array::floats(DType::F32, &spread))?) } else { None };
+    let spread = draw.array(|rng| {
+        let spread: Vec<f32> = (0..params.n_rot / 2).map(|_| 1.0 + 7.0 * rng.f32()).collect();
+        Array::floats(DType::F32, &spread)
+    })?;
+    let factors = if factors { Some(stage.input(&spread)?) } else { None };
     let mut y = stage.output(DType::F32, len)?;
     let (x, positions) = (stage.input(&x)?, stage.input(&Array::words(&positions))?);
     stage.encoder.rope(&x, &positions, factors.as_ref(), &mut y, params)

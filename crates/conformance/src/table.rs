@@ -61,7 +61,11 @@ fn class(case: &Case) -> String {
     let variant = match &case.operation {
         Operation::Matmul { input, output, .. } => format!("{input}{output}"),
         Operation::Batched { strided, .. } => strided.to_string(),
-        Operation::MatmulId { route, bad_id, .. } => format!("{route:?}{bad_id}"),
+        // The typed way meets every class of rows, the published functions one each.
+        Operation::MatmulId { route: Route::Typed, bad_id, .. } => format!("typed{bad_id}"),
+        Operation::MatmulId { route, bad_id, .. } => {
+            return format!("matmul_id/{format}/{route:?}{bad_id}/{:?}/{}", case.values, case.offset);
+        }
         // One entry point meets every group size and type of scales, the others every width.
         Operation::Affine { entry: AffineEntry::Plain, .. } if !case.offset => return format!("affine/{format}"),
         Operation::Affine { format, entry, .. } => return format!("affine/{}/{entry:?}/{rows}", format.bits),
