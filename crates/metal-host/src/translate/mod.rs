@@ -6,6 +6,7 @@
 
 mod emit;
 mod lexer;
+mod rewrite;
 mod scan;
 
 use std::fmt;
@@ -139,6 +140,13 @@ mod tests {
         assert!(out.contains("mh::constant((1 + 1), &width"), "{out}");
         assert!(out.contains("wide = mh_defined_width ? width > 4 : false"), "{out}");
         assert!(out.contains("const int table[2]"), "{out}");
+    }
+
+    #[test]
+    fn range_initialisers_become_loops() {
+        let out = cpp("kernel void f() { float s[4] = {[0 ... 3] = -1.0f}; int t[2] = {1, 2}; }");
+        assert!(out.contains("float s[4] ; for (auto& mh_each : s) mh_each = - 1.0f"), "{out}");
+        assert!(out.contains("int t[2] = {1, 2};"), "{out}");
     }
 
     #[test]

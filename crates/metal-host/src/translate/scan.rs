@@ -52,12 +52,13 @@ pub(super) fn scan(tokens: &Tokens) -> Result<(Tables, Vec<Edit>)> {
     s.erase_keywords();
     s.scope(0, tokens.len(), &[], false)?;
     s.rewrite_defined_queries();
+    s.rewrite_range_initialisers();
     Ok((s.tables, s.edits))
 }
 
-struct Scanner<'t, 'a> {
-    t: &'t Tokens<'a>,
-    edits: Vec<Edit>,
+pub(super) struct Scanner<'t, 'a> {
+    pub t: &'t Tokens<'a>,
+    pub edits: Vec<Edit>,
     tables: Tables,
     /// Kernel templates by name.
     templates: HashMap<String, (String, KernelFunction)>,
@@ -65,7 +66,8 @@ struct Scanner<'t, 'a> {
     functions: HashMap<String, String>,
     /// Function constants and what is computed from them.
     constant_names: HashSet<String>,
-    variables: usize,
+    /// Threadgroup variables so far.
+    pub variables: usize,
 }
 
 impl Scanner<'_, '_> {
@@ -120,7 +122,7 @@ impl Scanner<'_, '_> {
         self.t.is_ident(k) && self.t.is(k + 1, "const")
     }
 
-    fn blank(&mut self, begin: usize, end: usize) {
+    pub fn blank(&mut self, begin: usize, end: usize) {
         for i in (begin..end).filter(|&i| !self.t.is_directive(i)) {
             self.edits[i] = Edit::Blank;
         }
@@ -393,59 +395,6 @@ impl Scanner<'_, '_> {
         Some(literals.split('"').skip(1).step_by(2).collect())
     }
 
-    /// `threadgroup T x[n];` in a kernel's body becomes a reference into the arena.
-    fn threadgroup_variables(&mut self, begin: usize, end: usize) {
-        for i in begin..end {
-            let mut before = i - 1;
-            while self.t.is_directive(before) {
-                before -= 1;
-            }
-            if !self.t.is(i, "threadgroup") || !matches!(self.t.str(before), ";" | "{" | "}" | ")") {
-                continue;
-            }
-            let Some(stop) = (i..end).find(|&k| self.t.is(k, ";")) else { continue };
-            let declarators = self.t.split(i + 1, stop);
-            let Some(&(type_begin, first_end)) = declarators.first() else { continue };
-            // The first declarator's name is the last word before its brackets.
-            let mut k = type_begin;
-            let mut first_name = None;
-            let mut pointer = false;
-            while k < first_end && !self.t.is(k, "[") && !self.t.is(k, "=") {
-                match self.t.str(k) {
-                    "<" => k = self.t.after_angle(k).unwrap_or(k + 1) - 1,
-                    "(" => k = self.t.partner(k),
-                    "*" | "&" => pointer = true,
-                    _ if self.t.is_ident(k) => first_name = Some(k),
-                    _ => {}
-                }
-                k += 1;
-            }
-            let Some(first_name) = first_name.filter(|_| !pointer) else { continue };
-            let mut ty = self.t.joined(type_begin, first_name);
-            for word in ["alignas ( 16 )", "const ", "volatile "] {
-                ty = ty.replace(word, "");
-            }
-            let mut text = String::new();
-            for (n, &(b, e)) in declarators.iter().enumerate() {
-                let at = if n == 0 { first_name } else { b };
-                let name = self.t.str(at);
-                let dimensions = self.t.joined(at + 1, e).replace(' ', "");
-                let dimensions =
-                    if self.t.joined(at + 1, e).contains("sizeof") { self.t.joined(at + 1, e) } else { dimensions };
-                let id = self.variables;
-                self.variables += 1;
-                text.push_str(&format!(
-                    "typedef {} mh_type_{name}{dimensions}; mh_type_{name}& {name} = \
-                     *(mh_type_{name}*)mh_threadgroup_variable({id}, \"{name}\", sizeof(mh_type_{name}), alignof(mh_type_{name}))",
-                    ty.trim()
-                ));
-                text.push_str(if n + 1 < declarators.len() { "; " } else { "" });
-            }
-            self.blank(i, stop);
-            self.edits[i] = Edit::Text(text);
-        }
-    }
-
     /// A declaration that ends with the `;` at `stop`.
     fn declaration(
         &mut self,
@@ -571,17 +520,5 @@ impl Scanner<'_, '_> {
         self.tables.entries.push(Entry { host_name, expression, function });
         self.blank(start, stop + 1);
         Ok(())
-    }
-
-    /// `is_function_constant_defined(x)` outside of what is computed per dispatch.
-    fn rewrite_defined_queries(&mut self) {
-        for i in 0..self.t.len() {
-            if self.t.is(i, "is_function_constant_defined") && self.t.is(i + 1, "(") && self.edits[i] == Edit::Keep {
-                let close = self.t.partner(i + 1);
-                let name = self.t.joined(i + 2, close).replace(' ', "");
-                self.blank(i, close + 1);
-                self.edits[i] = Edit::Text(defined_flag(&name));
-            }
-        }
     }
 }
