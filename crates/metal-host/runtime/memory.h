@@ -27,7 +27,7 @@ struct fiber : mh_thread {
 };
 
 // The barriers that order an access: of the threadgroup, and of the thread's simdgroup.
-struct stamp { uint32_t group; uint16_t who, barrier, simd_barrier; };
+struct stamp { uint32_t group; uint16_t who, barrier, simd_barrier, unused; };
 struct mh_cell { stamp write, read; };
 static_assert(sizeof(mh_cell) == 24, "src/arena.rs reserves 24 bytes per byte");
 // Values of `who` beside an index: nobody, several simdgroups, several lanes of the simdgroup in the low bits.
@@ -131,13 +131,12 @@ static void settle() {
   file(second_write.f);
 }
 
-static void conflict(const stamp& s, const mh_thread& t, bool group_memory, uint64_t at, uint64_t bytes, bool write, bool atomic,
+static void conflict(const stamp& s, const mh_thread& t, uint64_t at, uint64_t bytes, bool write, bool atomic,
     bool other_wrote, const void* pc, mh_site site) {
   uint16_t who = s.who & ~ATOMIC;
   bool same_group = s.group == group_number;
   mh_kind kind = !same_group ? MH_RACE_GRID : who != MANY && simdgroup_of(who) == t.simdgroup ? MH_RACE_SIMDGROUP : MH_RACE_THREADGROUP;
   mh_finding f = finding(kind, pc, site);
-  (void)group_memory;
   f.thread = t.index;
   f.write = write;
   f.atomic = atomic;
@@ -154,34 +153,44 @@ static void conflict(const stamp& s, const mh_thread& t, bool group_memory, uint
   } else file(f);
 }
 
+// What a byte's cell becomes by an access; reports a conflict with what it says, unless one was reported before.
+static inline void race_check_byte(mh_cell* cell, const stamp& now, bool write, bool atomic, bool group_memory, bool& reported,
+    uint64_t at, uint64_t bytes, const mh_thread& t, const void* pc, mh_site site) {
+  bool both_atomic = atomic && (cell->write.who & ATOMIC);
+  if (!both_atomic && !reported && !ordered(cell->write, t, group_memory)) {
+    conflict(cell->write, t, at, bytes, write, atomic, true, pc, site);
+    reported = true;
+  }
+  bool reads_atomic = atomic && (cell->read.who & ATOMIC);
+  if (write && !reads_atomic && !reported && !ordered(cell->read, t, group_memory)) {
+    conflict(cell->read, t, at, bytes, write, atomic, false, pc, site);
+    reported = true;
+  }
+  if (write) {
+    cell->write = now;
+    if (reported) cell->read.who = NOBODY;
+    return;
+  }
+  stamp& r = cell->read;
+  uint16_t who = r.who & ~ATOMIC;
+  if (who == NOBODY || r.group != group_number || r.barrier != now.barrier || who == t.index) { r = now; return; }
+  if (who == MANY) return;
+  if (simdgroup_of(who) != t.simdgroup) { r.who = MANY; return; }
+  // A read before the last simdgroup barrier orders like this one for other simdgroups and is settled for this one.
+  if (r.simd_barrier != now.simd_barrier) r = now;
+  else r.who = uint16_t(MANY_LANES | t.simdgroup | (atomic && (r.who & ATOMIC) ? ATOMIC : 0));
+}
+
 static void race_check(uint64_t at, uint64_t bytes, bool write, bool atomic, bool group_memory, const mh_thread& t, const void* pc, mh_site site) {
   mh_cell* cell = (mh_cell*)launch->cells + at;
-  const stamp now{group_number, uint16_t(t.index | (atomic ? ATOMIC : 0)), barriers[group_memory], simd_barriers[t.simdgroup][group_memory]};
+  const stamp now{group_number, uint16_t(t.index | (atomic ? ATOMIC : 0)), barriers[group_memory], simd_barriers[t.simdgroup][group_memory], 0};
   bool reported = false;
-  for (uint64_t i = 0; i < bytes; i++, cell++) {
-    bool both_atomic = atomic && (cell->write.who & ATOMIC);
-    if (!both_atomic && !reported && !ordered(cell->write, t, group_memory)) {
-      conflict(cell->write, t, group_memory, at, bytes, write, atomic, true, pc, site);
-      reported = true;
-    }
-    bool reads_atomic = atomic && (cell->read.who & ATOMIC);
-    if (write && !reads_atomic && !reported && !ordered(cell->read, t, group_memory)) {
-      conflict(cell->read, t, group_memory, at, bytes, write, atomic, false, pc, site);
-      reported = true;
-    }
-    if (write) {
-      cell->write = now;
-      if (reported) cell->read.who = NOBODY;
-      continue;
-    }
-    stamp& r = cell->read;
-    uint16_t who = r.who & ~ATOMIC;
-    if (who == NOBODY || r.group != group_number || r.barrier != now.barrier || who == t.index) { r = now; continue; }
-    if (who == MANY) continue;
-    if (simdgroup_of(who) != t.simdgroup) { r.who = MANY; continue; }
-    // A read before the last simdgroup barrier orders like this one for other simdgroups and is settled for this one.
-    if (r.simd_barrier != now.simd_barrier) r = now;
-    else r.who = uint16_t(MANY_LANES | t.simdgroup | (atomic && (r.who & ATOMIC) ? ATOMIC : 0));
+  // The bytes of an access mostly have one history: what the first becomes, those with the same state become.
+  const mh_cell before = cell[0];
+  race_check_byte(&cell[0], now, write, atomic, group_memory, reported, at, bytes, t, pc, site);
+  for (uint64_t i = 1; i < bytes; i++) {
+    if (memcmp(&cell[i], &before, sizeof before) == 0) cell[i] = cell[0];
+    else race_check_byte(&cell[i], now, write, atomic, group_memory, reported, at, bytes, t, pc, site);
   }
 }
 

@@ -381,6 +381,24 @@ extern "C" void mh_gemm(int m, int n, int k, const float* __restrict a, const fl
     }
 }
 
+extern "C" void mh_multiply_matrices(void** payloads, uint32_t) {
+  mh_matrix_operands** lanes = (mh_matrix_operands**)payloads;
+  float a[8][8], b[8][8], c[8][8];
+  for (int lane = 0; lane < 32; lane++) {
+    int row = mh_matrix_row(lane), column = mh_matrix_column(lane);
+    for (int i = 0; i < 2; i++) {
+      a[row][column + i] = lanes[lane]->a[i];
+      b[row][column + i] = lanes[lane]->b[i];
+      c[row][column + i] = lanes[lane]->c[i];
+    }
+  }
+  for (int row = 0; row < 8; row++)
+    for (int k = 0; k < 8; k++)
+      for (int column = 0; column < 8; column++) c[row][column] += a[row][k] * b[k][column];
+  for (int lane = 0; lane < 32; lane++)
+    for (int i = 0; i < 2; i++) lanes[lane]->c[i] = c[mh_matrix_row(lane)][mh_matrix_column(lane) + i];
+}
+
 // One past the last address of this shared object.
 static const char* object_end;
 static int find_end(dl_phdr_info* info, size_t, void*) {

@@ -74,7 +74,13 @@ pub(crate) fn write(root: &Path) -> Result<()> {
         if let Some(dir) = path.parent() {
             fs::create_dir_all(dir).map_err(io)?;
         }
-        fs::write(&path, text).map_err(io)
+        // Another process may be compiling with these files: they change as a whole or not at all.
+        if fs::read_to_string(&path).is_ok_and(|there| there == text) {
+            return Ok(());
+        }
+        let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
+        fs::write(&temporary, text).map_err(io)?;
+        fs::rename(&temporary, &path).map_err(io)
     };
     for (name, text) in HEADERS {
         put(&format!("{INCLUDE}/metal_host/{name}"), text)?;

@@ -132,8 +132,7 @@ impl Toolchain {
     pub fn runtime_flags(&self) -> Vec<&'static str> {
         let mut flags = vec![
             "-std=c++20",
-            "-O2",
-            "-ftree-vectorize",
+            "-O3",
             "-fPIC",
             "-fvisibility=hidden",
             "-fno-exceptions",

@@ -117,6 +117,12 @@ struct mh_launch {
   uint32_t stopped;                            // out: the dispatch was given up
 };
 
+// Which element of an 8x8 matrix a lane holds, and the one to its right: the order observed on Apple GPUs.
+static inline int mh_matrix_row(int lane) { return (lane / 4 & 4) + (lane / 2 & 3); }
+static inline int mh_matrix_column(int lane) { return (lane / 4 & 2) * 2 + (lane & 1) * 2; }
+// A lane's elements of c += a b.
+struct mh_matrix_operands { float a[2], b[2], c[2]; };
+
 extern "C" {
 extern mh_thread* mh_self;                     // the running thread
 
@@ -126,6 +132,8 @@ typedef void (*mh_combine)(void** payloads, uint32_t count);
 void mh_collective(mh_scope scope, const char* what, void* payload, mh_combine combine, bool needs_all, mh_site site);
 // Notes that the whole simdgroup has to come by here, without waiting for it.
 void mh_together(const char* what, mh_site site);
+// Combines mh_matrix_operands over a simdgroup, in float.
+void mh_multiply_matrices(void** payloads, uint32_t count);
 // Files an access as done by thread `index` of the running threadgroup.
 void mh_access(uint32_t index, const void* p, size_t bytes, bool write, bool atomic, mh_site site);
 void mh_note(mh_kind kind, const char* detail, mh_site site);

@@ -132,20 +132,16 @@ template <class T, int Cols, int Rows = Cols> inline simdgroup_matrix<T, Cols, R
 }
 template <class T, int Cols, int Rows = Cols> inline simdgroup_matrix<T, Cols, Rows> make_diagonal_simdgroup_matrix(T v);
 
-// Which element of a matrix a lane holds: the order observed on Apple GPUs.
-inline int matrix_row(int lane) { return (lane / 4 & 4) + (lane / 2 & 3); }
-inline int matrix_column(int lane) { return (lane / 4 & 2) * 2 + (lane & 1) * 2; }
-
 template <class T, int Cols, int Rows> inline simdgroup_matrix<T, Cols, Rows> make_diagonal_simdgroup_matrix(T v) {
   simdgroup_matrix<T, Cols, Rows> m(T(0));
-  for (int i = 0; i < 2; i++) if (matrix_row(int(mh_self->lane)) == matrix_column(int(mh_self->lane)) + i) m.element[i] = v;
+  for (int i = 0; i < 2; i++) if (mh_matrix_row(int(mh_self->lane)) == mh_matrix_column(int(mh_self->lane)) + i) m.element[i] = v;
   return m;
 }
 template <class T> struct matrix_walk {
   size_t position[2];
   matrix_walk(const char* what, ulong stride, ulong2 origin, bool transposed, mh_site site) {
     mh_together(what, site);
-    ulong row = ulong(matrix_row(int(mh_self->lane))), column = ulong(matrix_column(int(mh_self->lane)));
+    ulong row = ulong(mh_matrix_row(int(mh_self->lane))), column = ulong(mh_matrix_column(int(mh_self->lane)));
     for (ulong i = 0; i < 2; i++)
       position[i] = transposed ? (origin.y + column + i) * stride + origin.x + row : (origin.y + row) * stride + origin.x + column + i;
   }
@@ -164,26 +160,12 @@ template <class T, class P> inline void simdgroup_store(const simdgroup_matrix8<
   for (int i = 0; i < 2; i++) target[at.position[i]] = m.element[i];
 }
 
-struct matrix_operands { float a[2], b[2], c[2]; };
-// c += a b over the whole simdgroup, in float; one lane's payload holds two elements of each.
-[[gnu::noinline]] inline void combine_matrices(void** payloads, uint32_t) {
-  matrix_operands** lanes = (matrix_operands**)payloads;
-  float a[8][8], b[8][8];
-  for (int lane = 0; lane < 32; lane++) {
-    int r = matrix_row(lane), c = matrix_column(lane);
-    for (int i = 0; i < 2; i++) { a[r][c + i] = lanes[lane]->a[i]; b[r][c + i] = lanes[lane]->b[i]; }
-  }
-  for (int lane = 0; lane < 32; lane++) {
-    int r = matrix_row(lane), c = matrix_column(lane);
-    for (int i = 0; i < 2; i++) for (int k = 0; k < 8; k++) lanes[lane]->c[i] += a[r][k] * b[k][c + i];
-  }
-}
 template <class D, class A, class B, class C> inline void matrix_product(const char* what, simdgroup_matrix8<D>& d,
     const simdgroup_matrix8<A>& a, const simdgroup_matrix8<B>& b, const simdgroup_matrix8<C>* c, mh_site site) {
   if (!a.filled || !b.filled || (c && !c->filled)) mh_note(MH_UNINITIALISED, "a simdgroup matrix that was never given a value is multiplied", site);
-  matrix_operands p;
+  mh_matrix_operands p;
   for (int i = 0; i < 2; i++) { p.a[i] = float(a.element[i]); p.b[i] = float(b.element[i]); p.c[i] = c ? float(c->element[i]) : 0.0f; }
-  mh_collective(MH_SCOPE_SIMDGROUP, what, &p, combine_matrices, true, site);
+  mh_collective(MH_SCOPE_SIMDGROUP, what, &p, mh_multiply_matrices, true, site);
   for (int i = 0; i < 2; i++) d.element[i] = D(p.c[i]);
   d.filled = true;
 }
