@@ -2,13 +2,12 @@
 // SAFETY of every unsafe block here: the rules of `vector`; indices are below the row's length.
 #![allow(clippy::undocumented_unsafe_blocks)]
 
-use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering as Memory};
 
 use super::elementwise::load;
 use super::simd::Simd;
-use super::{GRAIN, Mem, Task};
+use super::{GRAIN, Mem, Task, math};
 use crate::Result;
 use crate::backend::cpu::kernel::{Resolver, Share};
 use crate::ops::sampling::uniform;
@@ -58,6 +57,13 @@ fn key(index: usize, value: f32) -> u64 {
     u64::from(ordered) << 32 | u64::from(!(index as u32))
 }
 
+/// The index and the value of a [`key`].
+fn unkey(key: u64) -> (usize, f32) {
+    let ordered = (key >> 32) as u32;
+    let bits = if ordered >> 31 == 1 { ordered & !(1 << 31) } else { !ordered };
+    (!(key as u32) as usize, f32::from_bits(bits))
+}
+
 pub(super) struct ArgMaxTask {
     input: Mem<f32>,
     output: Mem<u32>,
@@ -83,7 +89,7 @@ impl Task for ArgMaxTask {
         if phase == 1 {
             for row in share.range(self.best.len(), GRAIN) {
                 let key = self.best[row].swap(0, Memory::Relaxed);
-                unsafe { self.output.set(row, if key == 0 { 0 } else { !(key as u32) }) };
+                unsafe { self.output.set(row, if key == 0 { 0 } else { unkey(key).0 as u32 }) };
             }
             return;
         }
@@ -111,11 +117,6 @@ pub(super) struct SampleTask {
     index: usize,
 }
 
-/// Larger logits first, of equal ones the smaller id.
-fn by_rank(a: &(f64, u32), b: &(f64, u32)) -> Ordering {
-    b.0.partial_cmp(&a.0).unwrap_or(Ordering::Equal).then(a.1.cmp(&b.1))
-}
-
 impl SampleTask {
     pub(super) fn new(op: &Sample, index: usize, resolver: &mut Resolver) -> Result<SampleTask> {
         Ok(SampleTask {
@@ -129,101 +130,179 @@ impl SampleTask {
         })
     }
 
-    /// The logits after the penalty of those tokens in the history that are in the vocabulary, by id.
-    unsafe fn penalised(&self) -> BTreeMap<u32, f64> {
-        let penalty = f64::from(self.params.repetition_penalty);
-        let mut changed = BTreeMap::new();
-        let Some(history) = self.history else { return changed };
-        for i in 0..self.history_len {
-            let id = unsafe { history.get(i) };
-            if (id as usize) < self.dim {
-                let logit = f64::from(unsafe { self.logits.get(id as usize) });
-                changed.insert(id, if logit > 0.0 { logit / penalty } else { logit * penalty });
+    /// The logits, with those of the tokens in the history penalised; ids that are no index count for nothing.
+    unsafe fn penalised(&self) -> Vec<f32> {
+        let mut logits = vec![0.0f32; self.dim];
+        unsafe { logits.as_mut_ptr().cast::<u8>().copy_from_nonoverlapping(self.logits.0.cast(), 4 * self.dim) };
+        let penalty = self.params.repetition_penalty;
+        if let Some(history) = self.history.filter(|_| penalty != 1.0) {
+            let seen: BTreeSet<u32> = (0..self.history_len).map(|i| unsafe { history.get(i) }).collect();
+            for id in seen {
+                if let Some(logit) = logits.get_mut(id as usize) {
+                    *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
+                }
             }
         }
-        changed
+        logits
     }
 
     /// The token, or the first logit that is NaN.
-    unsafe fn draw(&self) -> std::result::Result<u32, usize> {
-        let SampleParams { temperature, top_k, .. } = self.params;
-        let mut candidates = Vec::with_capacity(self.dim);
-        for id in 0..self.dim {
-            let logit = unsafe { self.logits.get(id) };
-            if logit.is_nan() {
-                return Err(id);
+    #[inline(always)]
+    unsafe fn draw<S: Simd>(&self, s: S) -> std::result::Result<u32, usize> {
+        let logits = unsafe { self.penalised() };
+        if let Some(nan) = first_nan(&logits) {
+            return Err(nan);
+        }
+        let (best, max) = unsafe { largest(s, logits.as_ptr(), logits.len()) }.unwrap_or((0, 0.0));
+        if self.params.temperature == 0.0 || max.is_infinite() {
+            return Ok(best as u32);
+        }
+        let limit = if self.params.top_k > 0 { self.params.top_k.min(self.dim) } else { self.dim };
+        let total = if limit < self.dim { 0.0 } else { sum_of_weights(s, &logits, max, self.params.temperature) };
+        // Only the front of the ranking is needed, mostly a short one.
+        let mut count = if limit < self.dim { limit } else { limit.min(256) };
+        loop {
+            let candidates = top(s, &logits, count);
+            if let Some(token) = self.choose(&candidates, total, limit) {
+                return Ok(token);
             }
-            candidates.push((f64::from(logit), id as u32));
+            count = count.saturating_mul(16).min(limit);
         }
-        for (id, logit) in unsafe { self.penalised() } {
-            candidates[id as usize].0 = logit;
-        }
-        let best = candidates.iter().copied().min_by(by_rank).unwrap_or((f64::NEG_INFINITY, 0));
-        if temperature == 0.0 || best.0.is_infinite() {
-            return Ok(best.1);
-        }
-        if top_k > 0 && top_k < candidates.len() {
-            candidates.select_nth_unstable_by(top_k - 1, by_rank);
-            candidates.truncate(top_k);
-        }
-        let temperature = f64::from(temperature);
-        for candidate in &mut candidates {
-            candidate.0 = (candidate.0 / temperature - best.0 / temperature).exp();
-        }
-        Ok(self.choose(candidates))
     }
 
-    /// Draws from unnormalised probabilities, of which the largest is 1.
-    fn choose(&self, mut weights: Vec<(f64, u32)>) -> u32 {
-        let SampleParams { top_p, min_p, seed, step, .. } = self.params;
-        let total: f64 = weights.iter().map(|weight| weight.0).sum();
-        // Only the front of the ranking is needed, mostly a short one: sort as much as it takes.
-        let mut sorted = 0;
-        let mut sort_more = |weights: &mut Vec<(f64, u32)>, upto: usize| {
-            while sorted <= upto && sorted < weights.len() {
-                let n = (sorted * 4).max(256).min(weights.len() - sorted);
-                let rest = &mut weights[sorted..];
-                if n < rest.len() {
-                    rest.select_nth_unstable_by(n, by_rank);
-                }
-                rest[..n].sort_unstable_by(by_rank);
-                sorted += n;
-            }
-        };
-        let everything = top_p == 1.0 && min_p == 0.0;
-        let (mut kept, mut sum) = (weights.len(), total);
-        if !everything {
+    /// Draws among the front of a ranking, as keys, of `limit` tokens whose weights, relative to the first one's, add up to `total`, or to
+    /// their sum when they are all there; none when it takes more of them.
+    fn choose(&self, candidates: &[u64], total: f64, limit: usize) -> Option<u32> {
+        let SampleParams { temperature, top_p, min_p, seed, step, .. } = self.params;
+        let complete = candidates.len() == limit;
+        let logit = |&key: &u64| f64::from(unkey(key).1);
+        let max = candidates.first().map_or(0.0, logit);
+        let weights: Vec<f64> =
+            candidates.iter().map(|key| ((logit(key) - max) / f64::from(temperature)).exp()).collect();
+        let total = if complete { weights.iter().sum() } else { total };
+        let (mut kept, mut sum) = (limit, total);
+        if top_p < 1.0 || min_p > 0.0 {
             (kept, sum) = (0, 0.0);
-            while kept < weights.len() {
-                sort_more(&mut weights, kept);
-                let weight = weights[kept].0;
-                if kept > 0 && (sum >= f64::from(top_p) * total || weight < f64::from(min_p)) {
-                    break;
-                }
+            let enough = |sum: f64, weight: f64| sum >= f64::from(top_p) * total || weight < f64::from(min_p);
+            while kept < weights.len() && (kept == 0 || !enough(sum, weights[kept])) {
+                sum += weights[kept];
                 kept += 1;
-                sum += weight;
+            }
+            if kept == weights.len() && !complete {
+                return None;
             }
         }
         let target = f64::from(uniform(seed, step)) * sum;
         let mut below = 0.0;
-        for i in 0..kept {
-            sort_more(&mut weights, i);
-            below += weights[i].0;
+        for (weight, candidate) in weights.iter().zip(candidates).take(kept) {
+            below += weight;
             if below > target {
-                return weights[i].1;
+                return Some(unkey(*candidate).0 as u32);
             }
         }
-        weights[kept.saturating_sub(1)].1
+        candidates.get(kept.wrapping_sub(1)).map(|last| unkey(*last).0 as u32)
     }
+}
+
+/// The first NaN.
+#[inline(always)]
+fn first_nan(values: &[f32]) -> Option<usize> {
+    let mut first = 0;
+    for block in values.chunks(BLOCK) {
+        let mut nans = 0u32;
+        for value in block {
+            nans += u32::from(value.is_nan());
+        }
+        if nans > 0 {
+            return block.iter().position(|value| value.is_nan()).map(|i| first + i);
+        }
+        first += block.len();
+    }
+    None
+}
+
+/// Σ e^((logit − max) / temperature)
+#[inline(always)]
+fn sum_of_weights<S: Simd>(s: S, logits: &[f32], max: f32, temperature: f32) -> f64 {
+    let (max, factor) = (s.splat(max), s.splat(1.0 / temperature));
+    let mut total = 0.0;
+    for block in logits.chunks(BLOCK / 4) {
+        let mut sum = s.splat(0.0);
+        let mut i = 0;
+        while i < block.len() {
+            let n = (block.len() - i).min(S::LANES);
+            // SAFETY: n values are left in the block.
+            let v = unsafe { load(s, block.as_ptr().add(i), n) };
+            let e = math::exp_negative(s, s.mul(s.sub(v, max), factor));
+            if n < S::LANES {
+                let places = s.to_array(e);
+                for place in &places[..n] {
+                    total += f64::from(*place);
+                }
+            } else {
+                sum = s.add(sum, e);
+            }
+            i += n;
+        }
+        total += f64::from(s.sum(sum));
+    }
+    total
+}
+
+/// The keys of the `count` ≥ 1 largest logits, of equal ones of the smaller ids, falling.
+#[inline(always)]
+fn top<S: Simd>(s: S, logits: &[f32], count: usize) -> Vec<u64> {
+    const STEP: usize = 256;
+    let room = count.saturating_add(count.max(1024)).min(logits.len() + STEP);
+    let mut keys: Vec<u64> = Vec::with_capacity(room);
+    // What is smaller cannot be among the first: so many larger ones are known.
+    let mut least = f32::NEG_INFINITY;
+    for (step, block) in logits.chunks(STEP).enumerate() {
+        if keys.len() >= count && block.len() == STEP {
+            let mut max = s.splat(f32::NEG_INFINITY);
+            for i in (0..STEP).step_by(S::LANES) {
+                // SAFETY: the block has STEP values, whole vectors.
+                max = s.max(unsafe { s.load(block.as_ptr().add(i)) }, max);
+            }
+            if s.largest(max) < least {
+                continue;
+            }
+        }
+        for (i, &logit) in block.iter().enumerate() {
+            if logit >= least {
+                keys.push(key(step * STEP + i, logit));
+            }
+        }
+        if keys.len() + STEP > room && keys.len() > count {
+            keep_largest(&mut keys, count);
+            least = keys.last().map_or(least, |&key| unkey(key).1);
+        }
+    }
+    if keys.len() > count {
+        keep_largest(&mut keys, count);
+    }
+    keys.sort_unstable();
+    keys.reverse();
+    keys
+}
+
+/// Keeps the `count` ≥ 1 largest of more numbers, the smallest of them last.
+fn keep_largest(keys: &mut Vec<u64>, count: usize) {
+    let from = keys.len() - count;
+    keys.select_nth_unstable(from);
+    // The smallest that stays is at `from`, larger ones follow.
+    keys.drain(..from);
+    let last = keys.len() - 1;
+    keys.swap(0, last);
 }
 
 impl Task for SampleTask {
     #[inline(always)]
-    unsafe fn run<S: Simd>(&self, _s: S, _phase: usize, share: &Share<'_>) {
+    unsafe fn run<S: Simd>(&self, s: S, _phase: usize, share: &Share<'_>) {
         if share.part != 0 {
             return;
         }
-        let id = unsafe { self.draw() }.unwrap_or_else(|nan| {
+        let id = unsafe { self.draw(s) }.unwrap_or_else(|nan| {
             share.faults.report(self.index, nan, || fault::nan_logit(nan));
             0
         });

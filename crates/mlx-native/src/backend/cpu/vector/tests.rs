@@ -2,6 +2,7 @@
 
 mod attention;
 mod cases;
+mod speed;
 
 use half::{bf16, f16};
 
