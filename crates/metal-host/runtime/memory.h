@@ -198,6 +198,10 @@ static void race_check(uint64_t at, uint64_t bytes, bool write, bool atomic, boo
 static void access_arena(uint64_t at, uint64_t bytes, bool write, bool atomic, const mh_thread& t, const void* pc, mh_site site) {
   launch->accesses++;
   const mh_region* r = region_at(at);
+  // Parts of one buffer may overlap; another one may allow what this one does not.
+  if (__builtin_expect(r && (at + bytes > r->end || (write && !r->writable)), 0))
+    for (uint32_t i = 0; i < region_count; i++)
+      if (at >= regions[i].begin && at + bytes <= regions[i].end && (!write || regions[i].writable)) { r = &regions[i]; break; }
   if (__builtin_expect(!r || at + bytes > r->end, 0)) {
     mh_finding f = finding(MH_OUT_OF_BOUNDS, pc, site);
     f.thread = t.index;

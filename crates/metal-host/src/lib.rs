@@ -54,6 +54,7 @@
 //! - The order in which hardware sums over a simdgroup or inside of a matrix product.
 //! - Progress between threadgroups: they run one after another, so one that waits for another hangs.
 //! - Speed, register pressure, occupancy.
+//! - A union with a vector in it: it cannot be copied as a whole here.
 //! - An access through one binding that lands inside of another one, and conflicts between dispatches.
 //!
 //! # The compiler

@@ -39,13 +39,11 @@ pub enum Kind {
     Argument,
     /// A tensor operation whose operands or scope are not what it demands.
     Tensor,
-    /// A thread's private memory does not fit its stack.
-    StackOverflow,
     /// Bytes of an output bound with [`Access::Overwrite`](crate::Access::Overwrite) that no thread wrote.
     UnwrittenOutput,
 }
 
-const KINDS: [Kind; 18] = [
+const KINDS: [Kind; 17] = [
     Kind::OutOfBounds,
     Kind::ReadOnlyWrite,
     Kind::Misaligned,
@@ -62,7 +60,6 @@ const KINDS: [Kind; 18] = [
     Kind::Arithmetic,
     Kind::Argument,
     Kind::Tensor,
-    Kind::StackOverflow,
     Kind::UnwrittenOutput,
 ];
 
@@ -89,7 +86,6 @@ impl Kind {
             Kind::Arithmetic => "arithmetic",
             Kind::Argument => "argument",
             Kind::Tensor => "tensor operation",
-            Kind::StackOverflow => "stack overflow",
             Kind::UnwrittenOutput => "output not written",
         }
     }

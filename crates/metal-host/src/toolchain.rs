@@ -72,6 +72,8 @@ impl Toolchain {
             "-fno-math-errno",
             "-g1",
             "-Wall",
+            // Half of what a thread's stack has.
+            "-Werror=frame-larger-than=131072",
             "-Wno-attributes",
             "-Wno-unknown-pragmas",
             "-Wno-unused",

@@ -145,6 +145,14 @@ fn a_private_accumulator_without_a_value_is_a_warning() {
 }
 
 #[test]
+fn private_memory_beyond_a_stack_is_refused() {
+    let source = "kernel void f(device float* x [[buffer(0)]], constant uint& n [[buffer(1)]]) {\n\
+                  float big[63000]; for (uint i = 0; i < n; i++) big[i] = x[i]; x[0] = big[n / 2]; }";
+    let e = Library::compile(source, CompileOptions::named("big.metal")).unwrap_err().to_string();
+    assert!(e.contains("big.metal") && e.contains("frame"), "{e}");
+}
+
+#[test]
 fn a_dispatch_can_run_unchecked() {
     let lib = library();
     let x = Buffer::zeroed("x", N as usize * 4).unwrap();

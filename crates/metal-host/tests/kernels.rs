@@ -115,6 +115,30 @@ fn vectors_swizzles_and_atomics() {
 }
 
 #[test]
+fn a_buffer_may_be_bound_twice() {
+    let x: Vec<f32> = (0..64).map(|i| i as f32).collect();
+    let b = Buffer::from_slice("x", &x).unwrap();
+    let mut args = 32u32.to_ne_bytes().to_vec();
+    args.extend(2.0f32.to_ne_bytes());
+    let p = library().pipeline("scale", &[FunctionConstant::bool(0, false)]).unwrap();
+    // All of it to read, the upper half to write: in place, and from one half to the other.
+    for (from, want) in [(0, 62.0), (128, 124.0)] {
+        let read = Binding::read(&b).part(from, 256 - from);
+        let d = Dispatch {
+            bindings: &[read, Binding::read_write(&b).part(128, 128), Binding::Bytes(&args)],
+            threadgroup_bytes: &[],
+            grid: Grid::Threads([32, 1, 1]),
+            group: [32, 1, 1],
+            options: Options::default(),
+        };
+        let report = p.dispatch(&d).unwrap();
+        assert!(report.findings.is_empty(), "{report}");
+        let y = b.to_vec_of::<f32>();
+        assert_eq!(y[63], want);
+    }
+}
+
+#[test]
 fn without_checks_the_values_are_the_same() {
     let options = CompileOptions { checks: false, ..CompileOptions::named("simple.metal") };
     let lib = Library::compile(include_str!("shaders/simple.metal"), options).unwrap();
