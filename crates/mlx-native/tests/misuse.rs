@@ -17,6 +17,11 @@ fn device() -> MlxDevice {
     MlxDevice::reference().unwrap()
 }
 
+/// Where what happens at run time is tested; what is refused when it is recorded is refused on every device alike.
+fn devices() -> [MlxDevice; 2] {
+    [device(), MlxDevice::cpu().unwrap()]
+}
+
 fn buffer(device: &MlxDevice, dtype: DType, len: usize) -> MlxBuffer {
     device.alloc_buffer(len * dtype.size_of(), dtype, vec![len]).unwrap()
 }
@@ -504,7 +509,7 @@ fn operands_that_overlap() {
 
 #[test]
 fn allocations() {
-    for device in [MlxDevice::reference().unwrap(), MlxDevice::cpu().unwrap()] {
+    for device in devices() {
         invalid(device.alloc_buffer(0, DType::F32, vec![]), &["0"]);
         for bytes in [usize::MAX, isize::MAX as usize, 1 << 60] {
             match device.alloc_buffer(bytes, DType::F32, vec![]).unwrap_err() {
@@ -562,20 +567,21 @@ fn operands_that_are_not_aligned() {
 
 #[test]
 fn the_host_keeps_away_while_work_is_pending() {
-    let device = device();
-    let mut x = buffer(&device, DType::F32, 4);
-    x.as_mut_slice::<f32>().unwrap().fill(1.0);
-    let mut y = buffer(&device, DType::F32, 4);
-    let mut encoder = device.command_encoder().unwrap();
-    encoder.binary(Binary::Add, &x, &x, &mut y).unwrap();
-    for used in [&x, &y, &x.clone(), &y.slice_view(0, 1)] {
-        pending(used.as_slice::<f32>());
+    for device in devices() {
+        let mut x = buffer(&device, DType::F32, 4);
+        x.as_mut_slice::<f32>().unwrap().fill(1.0);
+        let mut y = buffer(&device, DType::F32, 4);
+        let mut encoder = device.command_encoder().unwrap();
+        encoder.binary(Binary::Add, &x, &x, &mut y).unwrap();
+        for used in [&x, &y, &x.clone(), &y.slice_view(0, 1)] {
+            pending(used.as_slice::<f32>());
+        }
+        pending(x.as_mut_slice::<f32>());
+        pending(y.as_mut_slice::<f32>());
+        encoder.commit_and_wait().unwrap();
+        assert_eq!(y.as_slice::<f32>().unwrap(), [2.0; 4]);
+        x.as_mut_slice::<f32>().unwrap().fill(3.0);
     }
-    pending(x.as_mut_slice::<f32>());
-    pending(y.as_mut_slice::<f32>());
-    encoder.commit_and_wait().unwrap();
-    assert_eq!(y.as_slice::<f32>().unwrap(), [2.0; 4]);
-    x.as_mut_slice::<f32>().unwrap().fill(3.0);
 }
 
 #[test]
@@ -594,25 +600,26 @@ fn an_encoder_that_is_dropped_discards_its_work_and_lets_go_of_its_buffers() {
 
 #[test]
 fn slices_are_snapshots_when_handles_share_a_storage() {
-    let device = device();
-    let reader = device.buffer_from_slice(&[1.0f32; 4], DType::F32, vec![4]).unwrap();
-    let mut writer = reader.clone();
-    let before = reader.as_slice::<f32>().unwrap();
-    invalid(writer.as_mut_slice::<f32>(), &["2 handles"]);
+    for device in devices() {
+        let reader = device.buffer_from_slice(&[1.0f32; 4], DType::F32, vec![4]).unwrap();
+        let mut writer = reader.clone();
+        let before = reader.as_slice::<f32>().unwrap();
+        invalid(writer.as_mut_slice::<f32>(), &["2 handles"]);
 
-    let x = device.buffer_from_slice(&[0.5f32; 4], DType::F32, vec![4]).unwrap();
-    let mut encoder = device.command_encoder().unwrap();
-    encoder.binary(Binary::Add, &x, &x, &mut writer).unwrap();
-    assert_eq!(before, [1.0; 4]);
-    encoder.binary(Binary::Mul, &x, &x, &mut writer).unwrap();
-    encoder.commit_and_wait().unwrap();
-    assert_eq!(before, [1.0; 4], "what was handed out must not change");
-    assert_eq!(reader.as_slice::<f32>().unwrap(), [0.25; 4]);
-    assert_eq!(before, [1.0; 4]);
-    assert_eq!(writer.as_slice::<f32>().unwrap(), [0.25; 4]);
-    drop(reader);
-    writer.as_mut_slice::<f32>().unwrap().fill(2.0);
-    assert_eq!(writer.as_slice::<f32>().unwrap(), [2.0; 4]);
+        let x = device.buffer_from_slice(&[0.5f32; 4], DType::F32, vec![4]).unwrap();
+        let mut encoder = device.command_encoder().unwrap();
+        encoder.binary(Binary::Add, &x, &x, &mut writer).unwrap();
+        assert_eq!(before, [1.0; 4]);
+        encoder.binary(Binary::Mul, &x, &x, &mut writer).unwrap();
+        encoder.commit_and_wait().unwrap();
+        assert_eq!(before, [1.0; 4], "what was handed out must not change");
+        assert_eq!(reader.as_slice::<f32>().unwrap(), [0.25; 4]);
+        assert_eq!(before, [1.0; 4]);
+        assert_eq!(writer.as_slice::<f32>().unwrap(), [0.25; 4]);
+        drop(reader);
+        writer.as_mut_slice::<f32>().unwrap().fill(2.0);
+        assert_eq!(writer.as_slice::<f32>().unwrap(), [2.0; 4]);
+    }
 }
 
 #[test]
@@ -639,13 +646,16 @@ fn buffers_of_another_device() {
 
 #[test]
 fn two_threads_commit_to_one_device() {
-    let device = device();
+    devices().iter().for_each(count_on_two_threads);
+}
+
+fn count_on_two_threads(device: &MlxDevice) {
     let shared = device.buffer_from_slice(&[0.0f32; 64], DType::F32, vec![64]).unwrap();
     let one = device.buffer_from_slice(&[1.0f32], DType::F32, vec![1]).unwrap();
     const ROUNDS: usize = 200;
     std::thread::scope(|scope| {
         for half in 0..2 {
-            let (device, shared, one) = (&device, &shared, &one);
+            let (shared, one) = (&shared, &one);
             scope.spawn(move || {
                 // Each thread counts in its own half of one storage, and both count in a word that they share.
                 let view = shared.slice_view(half * 128, 31);
@@ -687,7 +697,7 @@ fn errors_come_from_the_first_operation_that_failed() {
 
 #[test]
 fn kernels_that_are_not_there() {
-    for device in [MlxDevice::reference().unwrap(), MlxDevice::cpu().unwrap()] {
+    for device in devices() {
         let mut registry = KernelRegistry::new();
         registry.force("no_such_kernel");
         let (x, w) = (buffer(&device, DType::F32, 32), buffer(&device, DType::U8, 18));
