@@ -137,7 +137,7 @@ fn check_aliasing(op: &Op) -> Result<()> {
             return invalid(format!("{}: two outputs overlap", op.name()));
         }
         for read in &reads {
-            let same = op.in_place() && read.same_start(write) && read.len == write.len;
+            let same = op.in_place(read) && read.same_start(write) && read.len == write.len;
             if read.overlaps(write) && !same {
                 return invalid(format!("{}: an output overlaps an input", op.name()));
             }

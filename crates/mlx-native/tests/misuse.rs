@@ -500,6 +500,11 @@ fn operands_that_overlap() {
     let weight = Weight::ggml(GgmlType::F32, 2, 4, whole.slice_view(0, 8)).unwrap();
     let mut y = whole.slice_view(28, 2);
     invalid(e.matmul(&whole.slice_view(48, 4), &weight, &mut y), &["overlaps"]);
+    // A norm may replace its input, but not the weight that every row reads.
+    let (rows, norm) = (buffer(&device, DType::F32, 4), RmsNormParams { rows: 1, dim: 4, eps: 0.0 });
+    let mut alias = rows.clone();
+    invalid(e.rms_norm(&buffer(&device, DType::F32, 4), &rows, &mut alias, &norm), &["overlaps"]);
+    e.rms_norm(&rows, &buffer(&device, DType::F32, 4), &mut alias, &norm).unwrap();
     let logits = buffer(&device, DType::F32, 4);
     let words = buffer(&device, DType::U32, 4);
     let params = ExpertGateParams { n_tokens: 1, n_experts: 4, top_k: 2, normalize: true };
@@ -710,6 +715,29 @@ fn kernels_that_are_not_there() {
             other => panic!("{}: {other:?}", device.name()),
         }
     }
+}
+
+#[test]
+fn a_forced_kernel_concerns_its_own_call_alone() {
+    let device = device();
+    let mut registry = KernelRegistry::new();
+    registry.force("no_such_kernel");
+    let mut encoder = device.command_encoder().unwrap();
+    let (x, mut y) = (buffer(&device, DType::F32, 32), buffer(&device, DType::F32, 32));
+    let (w, ids) = (buffer(&device, DType::U8, 34), buffer(&device, DType::F32, 1));
+    let params = GgmlQuantizedMatmulIdParams {
+        n_tokens: 1,
+        top_k: 1,
+        n: 1,
+        k: 32,
+        n_experts: 1,
+        expert_stride: 34,
+        ggml_type: GgmlType::Q8_0,
+    };
+    let refused = quantized_matmul_id_ggml(&mut encoder, &mut registry, &device, &x, &w, &ids, &mut y, &params);
+    invalid(refused, &["ids", "f32"]);
+    encoder.soft_cap(&x, &mut y, 1.0).unwrap();
+    encoder.commit_and_wait().unwrap();
 }
 
 #[test]

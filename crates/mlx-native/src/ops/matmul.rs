@@ -175,12 +175,9 @@ impl CommandEncoder {
         }
         let n_tokens = elements / k;
         let view = weight.stack_view(self.device_id())?;
-        record_matmul_id(
-            self,
-            IdOperands { input, ids, output, scratch },
-            view,
-            IdShape { n_tokens, top_k: slots / n_tokens, n_experts: weight.n_experts(), n: weight.n(), k },
-        )
+        let shape = IdShape { n_tokens, top_k: slots / n_tokens, n_experts: weight.n_experts(), n: weight.n(), k };
+        let op = matmul_id(self.device_id(), IdOperands { input, ids, output, scratch }, view, shape)?;
+        self.record(op)
     }
 }
 
@@ -201,13 +198,8 @@ pub(super) struct IdShape {
     pub k: usize,
 }
 
-/// Checks the operands of an expert-routed product over a weight that has been checked, and records it.
-pub(super) fn record_matmul_id(
-    encoder: &mut CommandEncoder,
-    operands: IdOperands<'_>,
-    weight: WeightView,
-    shape: IdShape,
-) -> Result<()> {
+/// An expert-routed product over a weight that has been checked, with its other operands checked.
+pub(super) fn matmul_id(device: DeviceId, operands: IdOperands<'_>, weight: WeightView, shape: IdShape) -> Result<Op> {
     const OP: &str = "quantized_matmul_id";
     let IdShape { n_tokens, top_k, n_experts, n, k } = shape;
     let dims = [("n_tokens", n_tokens), ("top_k", top_k), ("n", n), ("k", k), ("n_experts", n_experts)];
@@ -221,7 +213,6 @@ pub(super) fn record_matmul_id(
     if n_tokens.saturating_mul(top_k) > u32::MAX as usize {
         return check::invalid(format!("{OP}: {n_tokens} tokens × top_k {top_k} exceed 2^32 slots"));
     }
-    let device = encoder.device_id();
     let input = Input {
         view: operands.input.read(device, "input", input_bytes)?,
         dtype: DType::F32,
@@ -233,7 +224,7 @@ pub(super) fn record_matmul_id(
         Some(scratch) => Some(scratch.views(device, n_experts, n_tokens, top_k)?),
     };
     let output = operands.output.write(device, "output", output_bytes)?;
-    encoder.record(Op::MatmulId(MatmulId { input, weight, ids, output, scratch, n_tokens, top_k, n_experts, n, k }))
+    Ok(Op::MatmulId(MatmulId { input, weight, ids, output, scratch, n_tokens, top_k, n_experts, n, k }))
 }
 
 /// A GGML weight in a buffer: `slabs` matrices `[n, k]`, `stride` bytes apart.

@@ -128,12 +128,15 @@ impl Op {
         }
     }
 
-    /// Whether the operation is defined when an output is the very bytes of an input (element i of the output depends on no
-    /// other row's input than the one it replaces).
-    pub(crate) fn in_place(&self) -> bool {
-        matches!(
-            self,
-            Op::Binary(_) | Op::GatedActivation(_) | Op::SoftCap(_) | Op::RmsNorm(_) | Op::Rope(_) | Op::Softmax(_)
-        )
+    /// Whether the operation is defined when an output is the very bytes of the input `read`, one of its [`reads`](Self::reads)
+    /// (element i of the output depends on no other row's input than the one it replaces).
+    pub(crate) fn in_place(&self, read: &View) -> bool {
+        match self {
+            Op::Binary(_) | Op::GatedActivation(_) | Op::SoftCap(_) | Op::Softmax(_) => true,
+            // Every row reads the weight.
+            Op::RmsNorm(op) => !std::ptr::eq(read, &op.weight),
+            Op::Rope(op) => std::ptr::eq(read, &op.input),
+            _ => false,
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Expert-routed products with GGML weights.
 
 use super::check;
-use super::matmul::{GgmlSlabs, IdOperands, IdShape, ggml_view, record_matmul_id};
+use super::matmul::{GgmlSlabs, IdOperands, IdShape, ggml_view, matmul_id};
 use crate::buffer::View;
 use crate::device::DeviceId;
 use crate::{CommandEncoder, DType, GgmlType, KernelRegistry, MlxBuffer, MlxDevice, Result};
@@ -133,6 +133,7 @@ fn record(
     check::non_zero(OP, &dims)?;
     let slabs = GgmlSlabs { ty: params.ggml_type, slabs: n_experts, n, k, stride: Some(params.expert_stride) };
     let weight = ggml_view(OP, encoder.device_id(), weight, &slabs)?;
+    let op = matmul_id(encoder.device_id(), operands, weight, IdShape { n_tokens, top_k, n_experts, n, k })?;
     encoder.force(registry);
-    record_matmul_id(encoder, operands, weight, IdShape { n_tokens, top_k, n_experts, n, k })
+    encoder.record(op)
 }
