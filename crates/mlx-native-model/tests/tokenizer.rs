@@ -3,7 +3,8 @@
 //! The models are looked for in the directory that `MLX_NATIVE_TEST_MODELS` names, else in the cache directory's
 //! `mlx-native/models`; a test without its model says so and passes.
 
-use std::path::PathBuf;
+mod common;
+
 use std::time::Instant;
 
 use mlx_native::io::gguf::GgufFile;
@@ -30,19 +31,7 @@ fn cases() -> Vec<Case> {
 
 /// The model's tokenizer, or `None` with a note where the file is absent.
 fn tokenizer(file: &str) -> Option<Tokenizer> {
-    let dir = std::env::var_os("MLX_NATIVE_TEST_MODELS").map(PathBuf::from).or_else(|| {
-        let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-        let cache = cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))?;
-        Some(cache.join("mlx-native").join("models"))
-    });
-    let path = dir.unwrap_or_default().join(file);
-    if !path.exists() {
-        eprintln!(
-            "skipped: there is no {}; set MLX_NATIVE_TEST_MODELS to the directory that holds {file}",
-            path.display()
-        );
-        return None;
-    }
+    let path = common::model(file)?;
     let start = Instant::now();
     let tokenizer = Tokenizer::from_gguf(&GgufFile::open(&path).unwrap()).unwrap();
     eprintln!("{file}: {} tokens read in {:?}", tokenizer.n_tokens(), start.elapsed());
