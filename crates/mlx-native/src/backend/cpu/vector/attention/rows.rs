@@ -2,10 +2,16 @@
 //!
 //! What this has to keep up with is memory. A score is a dot product along the head, so that cached rows are used as they lie.
 
+use std::ops::Range;
+
 use super::super::math;
 use super::super::simd::{MAX_LANES, Simd};
 use super::scale;
 use super::{AttentionTask, CHUNK, Cached, Partial, visible};
+
+/// Positions whose values are read before the next part of the head is turned to: parts of rows far apart are no stream that a
+/// processor reads ahead.
+const STEP: usize = 32;
 
 /// Scores of a chunk, then their exponentials; room for whole vectors.
 type Scores = [f32; CHUNK + MAX_LANES];
@@ -87,15 +93,20 @@ impl AttentionTask {
             }
         }
         unsafe {
-            let mut i = 0;
-            while i + V * S::LANES <= rows.head_dim {
-                rows.values::<S, R, V>(s, &scores, &results, i, S::LANES);
-                i += V * S::LANES;
-            }
-            while i < rows.head_dim {
-                let n = (rows.head_dim - i).min(S::LANES);
-                rows.values::<S, R, 1>(s, &scores, &results, i, n);
-                i += n;
+            let mut from = 0;
+            while from < rows.len {
+                let to = (from + STEP).min(rows.len);
+                let mut i = 0;
+                while i + V * S::LANES <= rows.head_dim {
+                    rows.values::<S, R, V>(s, &scores, &results, from..to, i, S::LANES);
+                    i += V * S::LANES;
+                }
+                while i < rows.head_dim {
+                    let n = (rows.head_dim - i).min(S::LANES);
+                    rows.values::<S, R, 1>(s, &scores, &results, from..to, i, n);
+                    i += n;
+                }
+                from = to;
             }
             if !self.split {
                 for r in 0..R {
@@ -194,18 +205,26 @@ impl<C: Cached> Rows<C> {
         sums
     }
 
-    /// results[r][i ..] = Σ_p weights[r][p] · v[p][i ..], for `V` vectors of `n` ≤ LANES values.
+    /// results[r][i ..] += Σ_p weights[r][p] · v[p][i ..] over these positions, from 0 on at the first, for `V` vectors of `n` ≤ LANES values.
     #[inline(always)]
     unsafe fn values<S: Simd, const R: usize, const V: usize>(
         &self,
         s: S,
         weights: &[Scores; R],
         results: &[Partial; R],
+        positions: Range<usize>,
         i: usize,
         n: usize,
     ) {
         let mut sums = [[s.splat(0.0); V]; R];
-        for p in 0..self.len {
+        if positions.start > 0 {
+            for (sums, result) in sums.iter_mut().zip(results) {
+                for (j, sum) in sums.iter_mut().enumerate() {
+                    *sum = unsafe { super::load(s, result.values.add(i + j * S::LANES), n) };
+                }
+            }
+        }
+        for p in positions {
             let mut values = [s.splat(0.0); V];
             for (j, value) in values.iter_mut().enumerate() {
                 *value = unsafe { C::load(s, self.v.add(p * self.head_dim + i + j * S::LANES), n) };
