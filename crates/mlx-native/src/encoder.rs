@@ -95,7 +95,7 @@ impl CommandEncoder {
     ///
     /// # Errors
     ///
-    /// The first error of the committed work: [`CommandBufferError`](MlxError::CommandBufferError) for a bad id or a lost device, [`BufferAllocationError`](MlxError::BufferAllocationError) when memory ran out.
+    /// The first error of the committed work: [`CommandBufferError`](crate::MlxError::CommandBufferError) for a bad id or a lost device, [`BufferAllocationError`](crate::MlxError::BufferAllocationError) when memory ran out.
     pub fn wait_until_completed(&mut self) -> Result<()> {
         let results: Vec<Result<()>> = self.submitted.drain(..).map(|submission| submission.wait()).collect();
         results.into_iter().collect()

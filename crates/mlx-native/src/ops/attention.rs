@@ -37,7 +37,7 @@ pub struct AttentionParams {
     pub soft_cap: Option<f32>,
 }
 
-/// cache[h][start + t] = input[t][h], for input f32 `[n_tokens, n_kv_heads, head_dim]`.
+/// `cache[h][start + t]` = `input[t][h]`, for input f32 `[n_tokens, n_kv_heads, head_dim]`.
 #[derive(Clone, Debug)]
 pub(crate) struct StoreKv {
     pub input: View,
@@ -75,7 +75,7 @@ fn positions_fit(op: &str, shape: &KvCacheParams, start: usize, n_tokens: usize)
 }
 
 impl CommandEncoder {
-    /// Stores rows into a cache: cache[h][start + t] = input[t][h], rounded to the cache's dtype. Input f32
+    /// Stores rows into a cache: `cache[h][start + t]` = `input[t][h]`, rounded to the cache's dtype. Input f32
     /// `[n_tokens, n_kv_heads, head_dim]`; cache f16 or f32.
     ///
     /// # Errors
@@ -104,7 +104,7 @@ impl CommandEncoder {
         }))
     }
 
-    /// Causal attention: output[t][h] = Σ_p softmax_p(scale · q[t][h] · k[g][p]) · v[g][p] over the positions p that token t sees,
+    /// Causal attention: `output[t][h]` = Σ_p softmax_p(scale · `q[t][h]` · `k[g][p]`) · `v[g][p]` over the positions p that token t sees,
     /// g = h ÷ (n_heads ÷ n_kv_heads). q and output f32 `[n_tokens, n_heads, head_dim]`; both caches f16 or both f32, holding the
     /// positions up to `start + n_tokens`.
     ///

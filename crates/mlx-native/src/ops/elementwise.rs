@@ -22,7 +22,7 @@ pub enum Activation {
     GeluTanh,
 }
 
-/// output[i] = a[i] ∘ b[i mod b_len]; `b_len` divides `len`.
+/// `output[i]` = `a[i]` ∘ `b[i mod b_len]`; `b_len` divides `len`.
 #[derive(Clone, Debug)]
 pub(crate) struct BinaryOp {
     pub a: View,
@@ -33,7 +33,7 @@ pub(crate) struct BinaryOp {
     pub kind: Binary,
 }
 
-/// output[i] = activation(gate[i]) · up[i]
+/// `output[i]` = activation(`gate[i]`) · `up[i]`
 #[derive(Clone, Debug)]
 pub(crate) struct GatedActivation {
     pub gate: View,
@@ -43,7 +43,7 @@ pub(crate) struct GatedActivation {
     pub activation: Activation,
 }
 
-/// output[i] = cap · tanh(input[i] / cap)
+/// `output[i]` = cap · tanh(`input[i]` / cap)
 #[derive(Clone, Debug)]
 pub(crate) struct SoftCap {
     pub input: View,
@@ -53,7 +53,7 @@ pub(crate) struct SoftCap {
 }
 
 impl CommandEncoder {
-    /// output[i] = a[i] ∘ b[i mod |b|] over all of `a`, all f32. `output` may be a handle on the very bytes of `a`.
+    /// `output[i]` = `a[i]` ∘ `b[i mod |b|]` over all of `a`, all f32. `output` may be a handle on the very bytes of `a`.
     ///
     /// # Errors
     ///
@@ -78,7 +78,7 @@ impl CommandEncoder {
         }))
     }
 
-    /// output[i] = activation(gate[i]) · up[i] over all of `gate`, all f32. `output` may be a handle on the bytes of `gate` or `up`.
+    /// `output[i]` = activation(`gate[i]`) · `up[i]` over all of `gate`, all f32. `output` may be a handle on the bytes of `gate` or `up`.
     ///
     /// # Errors
     ///
@@ -105,7 +105,7 @@ impl CommandEncoder {
         }))
     }
 
-    /// output[i] = cap · tanh(input[i] / cap) over all of `input`, all f32; in place is fine.
+    /// `output[i]` = cap · tanh(`input[i]` / cap) over all of `input`, all f32; in place is fine.
     ///
     /// # Errors
     ///

@@ -13,7 +13,7 @@ pub struct EmbeddingParams {
     pub scale: f32,
 }
 
-/// output[t] = scale · dequant(weight[ids[t]]); an id ≥ n gives a row of NaN and an error from the wait.
+/// `output[t]` = scale · dequant(`weight[ids[t]]`); an id ≥ n gives a row of NaN and an error from the wait.
 #[derive(Clone, Debug)]
 pub(crate) struct Embedding {
     pub weight: WeightView,
@@ -25,7 +25,7 @@ pub(crate) struct Embedding {
 }
 
 impl CommandEncoder {
-    /// output[t][l] = scale · dequant(weight[ids[t]][l]). ids u32 `[n_tokens]`, output f32 `[n_tokens, k]`. An id that is no row of the
+    /// `output[t][l]` = scale · dequant(`weight[ids[t]][l]`). ids u32 `[n_tokens]`, output f32 `[n_tokens, k]`. An id that is no row of the
     /// weight writes NaN to its row and makes the wait return an error that names the token.
     ///
     /// # Errors

@@ -17,7 +17,7 @@ pub struct ExpertGateParams {
     pub normalize: bool,
 }
 
-/// The top_k largest probabilities of softmax(logits[t]), descending, equal ones by ascending id.
+/// The top_k largest probabilities of softmax(`logits[t]`), descending, equal ones by ascending id.
 #[derive(Clone, Debug)]
 pub(crate) struct ExpertGate {
     pub logits: View,
@@ -26,7 +26,7 @@ pub(crate) struct ExpertGate {
     pub params: ExpertGateParams,
 }
 
-/// output[t][j] = Σ_s weights[t][s] · input[t·top_k + s][j]
+/// `output[t][j]` = Σ_s `weights[t][s]` · `input[t·top_k + s][j]`
 #[derive(Clone, Debug)]
 pub(crate) struct ExpertSum {
     pub input: View,
@@ -38,7 +38,7 @@ pub(crate) struct ExpertSum {
 }
 
 impl CommandEncoder {
-    /// Chooses experts: the `top_k` largest of softmax(logits[t]), largest first, equal ones by ascending id. logits f32
+    /// Chooses experts: the `top_k` largest of softmax(`logits[t]`), largest first, equal ones by ascending id. logits f32
     /// `[n_tokens, n_experts]`, ids u32 and weights f32 `[n_tokens, top_k]`.
     ///
     /// # Errors
@@ -70,7 +70,7 @@ impl CommandEncoder {
         }))
     }
 
-    /// output[t][j] = Σ_s weights[t][s] · input[t·top_k + s][j], all f32: input `[n_tokens·top_k, n]`, weights `[n_tokens, top_k]`, output
+    /// `output[t][j]` = Σ_s `weights[t][s]` · `input[t·top_k + s][j]`, all f32: input `[n_tokens·top_k, n]`, weights `[n_tokens, top_k]`, output
     /// `[n_tokens, n]`.
     ///
     /// # Errors

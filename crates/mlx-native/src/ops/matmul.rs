@@ -46,7 +46,7 @@ impl WeightView {
     }
 }
 
-/// output[b][i][j] = Σ_l weight[b'][j][l] · input[b][i][l], where b' = b ÷ (batch ÷ weight_batch).
+/// `output[b][i][j]` = Σ_l `weight[b'][j][l]` · `input[b][i][l]`, where b' = b ÷ (batch ÷ weight_batch).
 #[derive(Clone, Debug)]
 pub(crate) struct Matmul {
     pub input: Input,
@@ -61,7 +61,7 @@ pub(crate) struct Matmul {
     pub k: usize,
 }
 
-/// output[t·top_k + s] = weight[ids[t·top_k + s]] · input[t]; a bad id gives a row of NaN and an error from the wait.
+/// `output[t·top_k + s]` = `weight[ids[t·top_k + s]]` · `input[t]`; a bad id gives a row of NaN and an error from the wait.
 #[derive(Clone, Debug)]
 pub(crate) struct MatmulId {
     /// f32 rows, `[n_tokens, k]`.
@@ -149,7 +149,7 @@ impl CommandEncoder {
         }))
     }
 
-    /// output[t·top_k + s] = weight[ids[t·top_k + s]] · input[t]: input f32 `[n_tokens, k]`, ids u32 `[n_tokens, top_k]`, output f32
+    /// `output[t·top_k + s]` = `weight[ids[t·top_k + s]]` · `input[t]`: input f32 `[n_tokens, k]`, ids u32 `[n_tokens, top_k]`, output f32
     /// `[n_tokens·top_k, n]`; weight a stack (see [`Weight::stack`]). top_k = |ids| / n_tokens.
     ///
     /// # Errors

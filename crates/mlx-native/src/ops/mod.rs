@@ -1,4 +1,4 @@
-//! Operations: one file each with the argument struct, all validation, and the [`Op`] that it records.
+//! Operations: one file each with the argument struct, all validation, and the `Op` that it records.
 //!
 //! A backend receives ops whose sizes, alignment, support and aliasing have been checked here and nowhere else.
 

@@ -27,7 +27,7 @@ pub(crate) struct RmsNorm {
 }
 
 impl CommandEncoder {
-    /// output[r][i] = input[r][i] / √(mean(input[r]²) + eps) · weight[i]; all f32, input and output `[rows, dim]`, weight `[dim]`.
+    /// `output[r][i]` = `input[r][i]` / √(mean(`input[r]`²) + eps) · `weight[i]`; all f32, input and output `[rows, dim]`, weight `[dim]`.
     /// In place is fine.
     ///
     /// # Errors

@@ -19,7 +19,7 @@ pub struct QuantizedMatmulParams {
     pub bits: u32,
 }
 
-/// Returns a new f32 `[m, n]`: output[i][j] = Σ_l (scale·q + bias)[j][l] · input[i][l]. input f32 `[m, k]`, weight packed `[n, packed k]`, scales and
+/// Returns a new f32 `[m, n]`: `output[i][j]` = Σ_l `(scale·q + bias)[j][l]` · `input[i][l]`. input f32 `[m, k]`, weight packed `[n, packed k]`, scales and
 /// biases `[n, ⌈k/group_size⌉]`, bf16, f16 or f32 by the buffer's dtype.
 ///
 /// # Errors

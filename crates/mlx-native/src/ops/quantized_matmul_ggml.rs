@@ -61,7 +61,7 @@ pub struct GgmlBatchedQuantizedMatmulInputStrides {
     pub batch_bytes: u64,
 }
 
-/// output[i][j] = Σ_l dequant(weight[j][l]) · input[i][l]: input f32 `[m, k]`, weight raw blocks `[n, k]` exactly as in the file, output
+/// `output[i][j]` = Σ_l dequant(`weight[j][l]`) · `input[i][l]`: input f32 `[m, k]`, weight raw blocks `[n, k]` exactly as in the file, output
 /// f32 `[m, n]`.
 ///
 /// # Errors
@@ -174,7 +174,7 @@ fn strided_rows(
 }
 
 /// The product with attention's output as it leaves the kernel: input bf16 `[k/head_dim, m, head_dim]`, logical
-/// input[i][h·head_dim + f] = buffer[h][i][f]; equal, bit for bit, to permuting to f32 and calling [`quantized_matmul_ggml`].
+/// `input[i][h·head_dim + f]` = `buffer[h][i][f]`; equal, bit for bit, to permuting to f32 and calling [`quantized_matmul_ggml`].
 ///
 /// # Errors
 ///

@@ -78,7 +78,7 @@ impl IdMmScratch {
     }
 }
 
-/// output[t·top_k + s][j] = Σ_l dequant(weight[e][j][l]) · input[t][l] with e = ids[t·top_k + s]: input f32 `[n_tokens, k]`, weight `[n_experts]`
+/// `output[t·top_k + s][j]` = Σ_l dequant(`weight[e][j][l]`) · `input[t][l]` with e = `ids[t·top_k + s]`: input f32 `[n_tokens, k]`, weight `[n_experts]`
 /// slabs of `[n, k]` blocks, `expert_stride` bytes apart, ids u32 `[n_tokens, top_k]`, output f32 `[n_tokens·top_k, n]`.
 ///
 /// # Errors

@@ -24,7 +24,7 @@ pub struct RopeParams {
     pub head_dim: usize,
     /// The first `n_rot` values of a head turn; even, at most `head_dim`.
     pub n_rot: usize,
-    /// θ: pair i turns by position · frequency_scale · θ^(−2i/n_rot) / factor[i].
+    /// θ: pair i turns by position · frequency_scale · θ^(−2i/n_rot) / `factor[i]`.
     pub base: f32,
     /// 1 / the linear scaling factor of the context.
     pub frequency_scale: f32,
@@ -43,7 +43,7 @@ pub(crate) struct Rope {
 }
 
 impl CommandEncoder {
-    /// Turns pair i of every head of token t by positions[t] · frequency_scale · base^(−2i/n_rot) / frequency_factors[i]
+    /// Turns pair i of every head of token t by `positions[t]` · frequency_scale · base^(−2i/n_rot) / `frequency_factors[i]`
     /// (1 where there are none) radians. Input and output f32 `[n_tokens, n_heads, head_dim]`, positions u32 or i32 `[n_tokens]`. In
     /// place is fine.
     ///

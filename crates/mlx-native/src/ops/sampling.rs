@@ -51,7 +51,7 @@ pub(crate) fn uniform(seed: u64, step: u64) -> f32 {
     ((mixed ^ (mixed >> 31)) >> 40) as f32 / (1 << 24) as f32
 }
 
-/// output[r] = the smallest index of the largest input[r]; NaN never wins unless all are NaN, then 0.
+/// `output[r]` = the smallest index of the largest `input[r]`; NaN never wins unless all are NaN, then 0.
 #[derive(Clone, Debug)]
 pub(crate) struct ArgMax {
     pub input: View,
@@ -71,7 +71,7 @@ pub(crate) struct Sample {
 }
 
 impl CommandEncoder {
-    /// output[r] = the index of the largest value of row r, the smallest of equals. input f32 `[rows, dim]`, output u32 `[rows]`.
+    /// `output[r]` = the index of the largest value of row r, the smallest of equals. input f32 `[rows, dim]`, output u32 `[rows]`.
     ///
     /// # Errors
     ///
@@ -94,7 +94,7 @@ impl CommandEncoder {
     }
 
     /// Draws one token from all of `logits` (f32), see [`SampleParams`]; `history` holds the u32 ids that the repetition penalty
-    /// concerns; the id goes to output[0] (u32). A logit that is NaN makes the wait return an error.
+    /// concerns; the id goes to `output[0]` (u32). A logit that is NaN makes the wait return an error.
     ///
     /// # Errors
     ///

@@ -4,7 +4,7 @@ use super::{Op, check};
 use crate::buffer::View;
 use crate::{CommandEncoder, DType, MlxBuffer, Result};
 
-/// output[r] = softmax(scale · input[r]), row by row.
+/// `output[r]` = softmax(scale · `input[r]`), row by row.
 #[derive(Clone, Debug)]
 pub(crate) struct Softmax {
     pub input: View,
@@ -15,7 +15,7 @@ pub(crate) struct Softmax {
 }
 
 impl CommandEncoder {
-    /// output[r][i] = e^(scale·input[r][i] − max) / Σ; f32 `[rows, dim]` where rows = |input| / dim. In place is fine.
+    /// `output[r][i]` = e^(`scale·input[r][i]` − max) / Σ; f32 `[rows, dim]` where rows = |input| / dim. In place is fine.
     ///
     /// # Errors
     ///
