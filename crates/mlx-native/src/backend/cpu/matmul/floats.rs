@@ -8,8 +8,10 @@ use super::simd::{MAX_LANES, Simd, array, four};
 use super::source::Choice;
 use super::{Config, Job, Weight};
 use crate::backend::cpu::isa::Isa;
-use crate::format::dequantize_row;
+use crate::format::fp::e4m3_to_f32;
+use crate::format::{FpMode, GgmlType, dequantize_row};
 use half::{bf16, f16};
+use std::sync::LazyLock;
 
 /// Values of k that are widened at once: whole blocks of every format.
 const K_BLOCK: usize = 1024;
@@ -48,7 +50,7 @@ unsafe fn avx512(job: &Job) {
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,f16c")]
+#[target_feature(enable = "avx2,fma,f16c,bmi2")]
 unsafe fn avx2(job: &Job) {
     // SAFETY: the caller's promise is the same.
     unsafe { run::<super::simd::avx2::Avx2>(job) }
@@ -66,8 +68,34 @@ unsafe fn portable(job: &Job) {
     unsafe { run::<super::simd::portable::Portable>(job) }
 }
 
+/// E4M3 by code.
+static E4M3: LazyLock<[f32; 256]> = LazyLock::new(|| std::array::from_fn(|code| e4m3_to_f32(code as u8)));
+
 /// Values `first..first + out.len()` of row `row` as f32. `first` is a multiple of [`K_BLOCK`].
-fn widen(weight: &Weight, k: usize, row: usize, first: usize, out: &mut [f32]) {
+#[inline(always)]
+unsafe fn widen<S: Simd>(weight: &Weight, k: usize, row: usize, first: usize, out: &mut [f32]) {
+    if let Weight::Ggml { ty: GgmlType::F16 | GgmlType::BF16, blocks } = *weight {
+        let width = 4 * S::LANES;
+        let whole = out.len() / width * width;
+        // SAFETY: the row's elements first..first + out.len() lie in the weight.
+        unsafe {
+            let from = blocks.as_ptr().cast::<u16>().add(row * k + first);
+            let bf16 = matches!(weight, Weight::Ggml { ty: GgmlType::BF16, .. });
+            for l in (0..whole).step_by(width) {
+                let v = if bf16 { S::load_bf16(from.add(l)) } else { S::load_f16(from.add(l)) };
+                S::store_floats(out.as_mut_ptr().add(l), v);
+            }
+        }
+        if whole < out.len() {
+            widen_any(weight, k, row, first + whole, &mut out[whole..]);
+        }
+    } else {
+        widen_any(weight, k, row, first, out);
+    }
+}
+
+/// [`widen`] for every format. `first` is a multiple of the format's block or group unit.
+fn widen_any(weight: &Weight, k: usize, row: usize, first: usize, out: &mut [f32]) {
     let done = match *weight {
         Weight::Ggml { ty, blocks } => {
             let (values, bytes) = (ty.block_values() as usize, ty.block_bytes() as usize);
@@ -79,12 +107,31 @@ fn widen(weight: &Weight, k: usize, row: usize, first: usize, out: &mut [f32]) {
             let row_bytes = &packed[row * pitch..(row + 1) * pitch];
             let group_size = format.group_size as usize;
             let groups = k.div_ceil(group_size);
-            for (l, out) in (first..).zip(out.iter_mut()) {
+            let mut done = 0;
+            while done < out.len() {
+                let l = first + done;
                 let group = row * groups + l / group_size;
                 let scale = element(format.scale_dtype, scales, group);
                 let bias = element(format.scale_dtype, biases, group);
-                let code = crate::format::affine::value_at(format.bits, row_bytes, l).unwrap_or(0);
-                *out = scale * code as f32 + bias;
+                let end = (done + group_size - l % group_size).min(out.len());
+                for (l, out) in (l..).zip(&mut out[done..end]) {
+                    let code = crate::format::affine::value_at(format.bits, row_bytes, l).unwrap_or(0);
+                    *out = scale * code as f32 + bias;
+                }
+                done = end;
+            }
+            Ok(())
+        }
+        Weight::Fp { mode: FpMode::Mxfp8, packed, scales } => {
+            let pitch = FpMode::Mxfp8.row_bytes(k).unwrap_or(0);
+            let groups = FpMode::Mxfp8.groups(k);
+            let codes = &packed[row * pitch + first..][..out.len()];
+            let size = FpMode::Mxfp8.group_size() as usize;
+            for (g, (out, codes)) in out.chunks_mut(size).zip(codes.chunks(size)).enumerate() {
+                let scale = FpMode::Mxfp8.scale(scales[row * groups + first / size + g]);
+                for (out, code) in out.iter_mut().zip(codes) {
+                    *out = scale * E4M3[*code as usize];
+                }
             }
             Ok(())
         }
@@ -132,7 +179,7 @@ unsafe fn run<S: Simd>(job: &Job) {
                     let len = (job.k - k0).min(K_BLOCK);
                     for (r, &row) in rows.iter().enumerate() {
                         let panel = std::slice::from_raw_parts_mut(scratch.add(r * K_BLOCK), K_BLOCK);
-                        widen(job.weight, job.k, row, k0, &mut panel[..len]);
+                        widen::<S>(job.weight, job.k, row, k0, &mut panel[..len]);
                         panel[len..len.next_multiple_of(FLOAT_PAD)].fill(0.0);
                     }
                     for c1 in (0..columns).step_by(COLUMNS) {

@@ -147,7 +147,7 @@ unsafe fn neon(work: &Work) {
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,f16c")]
+#[target_feature(enable = "avx2,fma,f16c,bmi2")]
 unsafe fn avx2(work: &Work) {
     // SAFETY: the caller's promise is the same.
     unsafe { generic::<simd::avx2::Avx2>(work) }

@@ -47,7 +47,9 @@ impl Owned {
                 for _ in 0..n * affine.groups(k).unwrap() {
                     let scale = random.range(0.01, 0.02) * if random.next().is_multiple_of(4) { -1.0 } else { 1.0 };
                     push(&mut scales, affine.scale_dtype, scale);
-                    push(&mut biases, affine.scale_dtype, random.range(-0.1, 0.1));
+                    // The middle of a group's range lies near zero, as in a real weight.
+                    let middle = 0.5 * (1u32 << affine.bits) as f32 * scale;
+                    push(&mut biases, affine.scale_dtype, random.range(0.9, 1.1) * -middle);
                 }
             }
             WeightFormat::Fp(mode) => {

@@ -20,9 +20,9 @@ pub(super) const COLUMN_BLOCK: usize = 16;
 /// Columns that share an unpacking of the weights: a multiple of [`COLUMN_BLOCK`] and of 3.
 const COLUMNS: usize = 240;
 /// Weight rows of a buffer of unpacked codes.
-pub(super) const ROWS: usize = 32;
+pub(super) const ROWS: usize = 64;
 /// Values of k of a buffer of unpacked codes.
-const K_BLOCK: usize = 1024;
+const K_BLOCK: usize = 512;
 
 /// Bytes of codes and scales in the buffer: a byte a value, and up to four f32 for each 32 values.
 const PANEL_BYTES: usize = ROWS * K_BLOCK + ROWS * (K_BLOCK / 32) * 4 * size_of::<f32>();
@@ -36,10 +36,13 @@ pub(super) const SCRATCH_BYTES: usize = PANEL_BYTES + SUM_BYTES + 64;
 pub(super) unsafe fn run<S: Simd, F: Source<S>, const T: usize>(job: &Job) {
     // SAFETY: the caller's promise (that of `Plan::run`, and the instruction set) is the callees'.
     unsafe {
-        match job.rows.len() * job.layout.planes() {
-            1 => one::<S, F>(job),
-            2..=COLUMN_BLOCK => few::<S, F, T>(job),
-            _ => many::<S, F, T>(job),
+        let columns = job.rows.len() * job.layout.planes();
+        if columns == 1 || !S::TILED {
+            one::<S, F>(job);
+        } else if columns <= COLUMN_BLOCK {
+            few::<S, F, T>(job);
+        } else {
+            many::<S, F, T>(job);
         }
     }
 }
@@ -92,43 +95,45 @@ unsafe fn x_scale<S: Simd>(record: *const u8) -> S::Floats {
     unsafe { S::load_floats(record.add(32 * S::LANES).cast()) }
 }
 
-/// One column.
+/// One column at a time.
 #[inline(always)]
 unsafe fn one<S: Simd, F: Source<S>>(job: &Job) {
-    let steps = job.layout.steps();
-    let record_bytes = job.layout.record_bytes();
-    let (x_row, y_row) = job.rows.get(0);
+    let (steps, record_bytes) = (job.layout.steps(), job.layout.record_bytes());
+    let (planes, column_bytes) = (job.layout.planes(), job.layout.column_bytes());
     let count = job.n.len();
     let band = count.div_ceil(4);
+    let full = job.k / (32 * S::LANES) / F::STEPS * F::STEPS;
     // SAFETY: the caller's promise: rows below n.end exist in the weight, records in the prepared x, places in y.
     unsafe {
         let source = F::new(job.weight, job.k);
-        let column = job.prepared.add(x_row * job.layout.column_bytes());
-        let y = job.y.data.add(y_row * job.y.stride);
-        for t in 0..band {
-            // The last band may be shorter: its row is then the last one once more.
-            let features = four!(|r| job.n.start + (t + r * band).min(count - 1));
-            let rows = source.rows(features);
-            let mut total = S::splat(0.0);
-            let mut record = column;
-            let full = job.k / (32 * S::LANES) / F::STEPS * F::STEPS;
-            for step in (0..full).step_by(F::STEPS) {
-                let stage = source.stage::<true>(&rows, step);
-                for s in 0..F::STEPS {
-                    total = dot_step::<S, F>(&source, &stage, s, record, total);
-                    record = record.add(record_bytes);
+        for i in 0..job.rows.len() {
+            let (x_row, y_row) = job.rows.get(i);
+            let y = job.y.data.add(y_row * job.y.stride + job.n.start);
+            for t in 0..band {
+                // The last band may be shorter: its row is then the last one once more.
+                let rows = source.rows(four!(|r| job.n.start + (t + r * band).min(count - 1)));
+                let mut sum = S::splat(0.0);
+                for plane in (0..planes).rev() {
+                    let mut record = job.prepared.add((x_row * planes + plane) * column_bytes);
+                    let mut total = S::splat(0.0);
+                    for step in (0..full).step_by(F::STEPS) {
+                        let stage = source.stage::<true>(&rows, step);
+                        for s in 0..F::STEPS {
+                            total = dot_step::<S, F>(&source, &stage, s, record, total);
+                            record = record.add(record_bytes);
+                        }
+                    }
+                    if F::TAILS && full < steps {
+                        let stage = source.stage::<false>(&rows, full);
+                        total = dot_step::<S, F>(&source, &stage, 0, record, total);
+                    }
+                    // The smallest plane first; adding to nothing would turn −0 into 0.
+                    sum = if plane + 1 == planes { total } else { S::add(sum, total) };
                 }
-            }
-            if full < steps {
-                let stage = source.stage::<false>(&rows, full);
-                for s in 0..steps - full {
-                    total = dot_step::<S, F>(&source, &stage, s, record, total);
-                    record = record.add(record_bytes);
-                }
-            }
-            for (r, v) in S::fold(total).into_iter().enumerate() {
-                if t + r * band < count {
-                    *y.add(job.n.start + t + r * band) = v;
+                for (r, v) in S::fold(sum).into_iter().enumerate() {
+                    if t + r * band < count {
+                        *y.add(t + r * band) = v;
+                    }
                 }
             }
         }
@@ -185,14 +190,16 @@ unsafe fn columns_step<S: Simd, F: Source<S>, const T: usize>(
     // SAFETY: the caller's promise, for some of the columns.
     unsafe {
         for (i, four) in fours.iter().enumerate() {
-            some_columns_step::<S, F, T, 4>(codes, scales, four, offset, sums.add(16 * i * T * S::LANES));
+            some_columns_step::<S, F, T, 4>(codes, scales, four, offset, sums.add(4 * i * T * 4 * S::LANES));
         }
-        let sums = sums.add(16 * fours.len() * T * S::LANES);
-        match *rest {
-            [a] => some_columns_step::<S, F, T, 1>(codes, scales, &[a], offset, sums),
-            [a, b] => some_columns_step::<S, F, T, 2>(codes, scales, &[a, b], offset, sums),
-            [a, b, c] => some_columns_step::<S, F, T, 3>(codes, scales, &[a, b, c], offset, sums),
-            _ => {}
+        let sums = sums.add(4 * fours.len() * T * 4 * S::LANES);
+        let (pairs, rest) = rest.as_chunks::<2>();
+        for pair in pairs {
+            some_columns_step::<S, F, T, 2>(codes, scales, pair, offset, sums);
+        }
+        let sums = sums.add(2 * pairs.len() * T * 4 * S::LANES);
+        if let [last] = rest {
+            some_columns_step::<S, F, T, 1>(codes, scales, &[*last], offset, sums);
         }
     }
 }
@@ -308,6 +315,21 @@ unsafe fn finish<S: Simd, const T: usize>(job: &Job, first: usize, c: usize, col
     }
 }
 
+/// A step of a source that stages one at a time.
+#[inline(always)]
+unsafe fn tailed_step<S: Simd, F: Source<S>, const T: usize, const FULL: bool>(
+    source: &F,
+    rows: &[F::Rows; T],
+    step: usize,
+) -> ([Codes<S>; T], [Scales<S>; T]) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let stages: [F::Stage; T] = array!(T, |t| source.stage::<FULL>(&rows[t], step));
+        let codes = array!(T, |t| transposed::<S, F>(source, &stages[t], 0));
+        (codes, array!(T, |t| source.scales(&stages[t], 0)))
+    }
+}
+
 /// Up to [`COLUMN_BLOCK`] columns.
 #[inline(always)]
 unsafe fn few<S: Simd, F: Source<S>, const T: usize>(job: &Job) {
@@ -329,20 +351,21 @@ unsafe fn few<S: Simd, F: Source<S>, const T: usize>(job: &Job) {
                 S::store_floats(sums.add(place * 4 * S::LANES), S::splat(0.0));
             }
             let rows: [F::Rows; T] = array!(T, |t| source.rows(neighbours(job, first + 4 * t)));
-            for step in (0..full).step_by(F::STEPS) {
-                let stages: [F::Stage; T] = array!(T, |t| source.stage::<true>(&rows[t], step));
-                for s in 0..F::STEPS {
-                    let codes: [Codes<S>; T] = array!(T, |t| transposed::<S, F>(&source, &stages[t], s));
-                    let scales: [Scales<S>; T] = array!(T, |t| source.scales(&stages[t], s));
-                    columns_step::<S, F, T>(&codes, &scales, columns, (step + s) * record_bytes, sums);
-                }
-            }
-            if full < steps {
-                let stages: [F::Stage; T] = array!(T, |t| source.stage::<false>(&rows[t], full));
-                for s in 0..steps - full {
-                    let codes: [Codes<S>; T] = array!(T, |t| transposed::<S, F>(&source, &stages[t], s));
-                    let scales: [Scales<S>; T] = array!(T, |t| source.scales(&stages[t], s));
-                    columns_step::<S, F, T>(&codes, &scales, columns, (full + s) * record_bytes, sums);
+            for step in (0..steps).step_by(F::STEPS) {
+                if F::TAILS {
+                    let (codes, scales) = if step < full {
+                        tailed_step::<S, F, T, true>(&source, &rows, step)
+                    } else {
+                        tailed_step::<S, F, T, false>(&source, &rows, step)
+                    };
+                    columns_step::<S, F, T>(&codes, &scales, columns, step * record_bytes, sums);
+                } else {
+                    let stages: [F::Stage; T] = array!(T, |t| source.stage::<true>(&rows[t], step));
+                    for s in 0..F::STEPS {
+                        let codes: [Codes<S>; T] = array!(T, |t| transposed::<S, F>(&source, &stages[t], s));
+                        let scales: [Scales<S>; T] = array!(T, |t| source.scales(&stages[t], s));
+                        columns_step::<S, F, T>(&codes, &scales, columns, (step + s) * record_bytes, sums);
+                    }
                 }
             }
             finish::<S, T>(job, first, 0, count, sums);
@@ -443,7 +466,7 @@ unsafe fn many<S: Simd, F: Source<S>, const T: usize>(job: &Job) {
                         for t in 0..T {
                             let rows = source.rows(neighbours(job, first + 4 * (g * T + t)));
                             for step in (k0..k1).step_by(F::STEPS) {
-                                let stage = if step < full {
+                                let stage = if !F::TAILS || step < full {
                                     source.stage::<true>(&rows, step)
                                 } else {
                                     source.stage::<false>(&rows, step)
@@ -462,9 +485,22 @@ unsafe fn many<S: Simd, F: Source<S>, const T: usize>(job: &Job) {
                         for (c, place) in pointers[..width].iter_mut().enumerate() {
                             *place = column(job, c0 + c1 + c);
                         }
+                        // The records that come next are fetched while the first group is computed.
+                        let (next_column, next_step) =
+                            if c1 + COLUMN_BLOCK < columns { (c1 + COLUMN_BLOCK, k0) } else { (0, k1) };
+                        let ahead = if next_step < steps { (columns - next_column).min(COLUMN_BLOCK) } else { 0 };
                         for g in 0..groups {
                             let sums = sums.add(g * group_sums + c1 * T * 4 * S::LANES);
                             for step in k0..k1 {
+                                if g == 0 && next_step + step - k0 < steps {
+                                    for c in 0..ahead {
+                                        let record = column(job, c0 + next_column + c);
+                                        let record = record.add((next_step + step - k0) * record_bytes);
+                                        for line in (0..record_bytes).step_by(64) {
+                                            S::prefetch(record.add(line));
+                                        }
+                                    }
+                                }
                                 let at = g * block + step - k0;
                                 let codes: [Codes<S>; T] = array!(T, |t| panel.codes(at, t));
                                 let scales: [Scales<S>; T] = array!(T, |t| panel.scales(at, t));

@@ -30,6 +30,10 @@ impl Simd for Avx2 {
     type Floats = __m256;
 
     #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        _mm_prefetch::<_MM_HINT_T0>(p.cast());
+    }
+    #[inline(always)]
     unsafe fn load(p: *const u8) -> __m256i {
         _mm256_loadu_si256(p.cast())
     }
@@ -183,9 +187,17 @@ impl Simd for Avx2 {
         _mm256_cvtph_ps(_mm_set_epi64x(words[1] as i64, words[0] as i64))
     }
     #[inline(always)]
-    unsafe fn rows(v: [f32; 4]) -> __m256 {
-        let v = _mm_set_ps(v[3], v[2], v[1], v[0]);
-        _mm256_set_m128(v, v)
+    unsafe fn bf16_lanes(words: [u64; MAX_LANES]) -> __m256 {
+        let bits = _mm_set_epi64x(words[1] as i64, words[0] as i64);
+        _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(bits)))
+    }
+    #[inline(always)]
+    unsafe fn words(words: [u64; 2 * MAX_LANES]) -> __m256i {
+        _mm256_set_epi64x(words[3] as i64, words[2] as i64, words[1] as i64, words[0] as i64)
+    }
+    #[inline(always)]
+    unsafe fn expand<const BITS: usize>(word: u64) -> u64 {
+        _pdep_u64(word, (0xFFu64 >> (8 - BITS)).wrapping_mul(0x0101_0101_0101_0101))
     }
     #[inline(always)]
     unsafe fn u8_rows(rows: [u32; 4]) -> __m256 {

@@ -13,7 +13,7 @@ pub(crate) struct Avx512;
 struct StrideIndex<const STRIDE: usize>;
 
 impl<const STRIDE: usize> StrideIndex<STRIDE> {
-    const INDEX: [u8; 64] = {
+    const INDEX: &'static [u8; 64] = &{
         let mut index = [0; 64];
         let mut t = 0;
         while t < 48 {
@@ -21,6 +21,35 @@ impl<const STRIDE: usize> StrideIndex<STRIDE> {
             t += 1;
         }
         index
+    };
+}
+
+/// Where [`Simd::unpack`] finds its bytes and bits.
+struct UnpackIndex<const BITS: usize>;
+
+impl<const BITS: usize> UnpackIndex<BITS> {
+    /// For each half, the bytes of the stream that go into each qword: value v of the half of block i is value 32·i + 16·half + v.
+    const INDEX: &'static [[u8; 64]; 2] = &{
+        let mut index = [[0; 64]; 2];
+        let mut t = 0;
+        while t < 128 {
+            let (half, qword, byte) = (t / 64, t / 8 % 8, t % 8);
+            let octet = qword / 2 * 4 + half * 2 + qword % 2;
+            index[half][t % 64] = (octet * BITS + if byte < BITS { byte } else { 0 }) as u8;
+            t += 1;
+        }
+        index
+    };
+
+    /// The first bit of each byte's value within its qword.
+    const FIELDS: &'static [u8; 64] = &{
+        let mut fields = [0; 64];
+        let mut t = 0;
+        while t < 64 {
+            fields[t] = (t % 8 * BITS) as u8;
+            t += 1;
+        }
+        fields
     };
 }
 
@@ -43,6 +72,10 @@ impl Simd for Avx512 {
     type Ints = __m512i;
     type Floats = __m512;
 
+    #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        _mm_prefetch::<_MM_HINT_T0>(p.cast());
+    }
     #[inline(always)]
     unsafe fn load(p: *const u8) -> __m512i {
         _mm512_loadu_si512(p.cast())
@@ -201,8 +234,41 @@ impl Simd for Avx512 {
         _mm512_cvtph_ps(_mm256_set_epi64x(d, c, b, a))
     }
     #[inline(always)]
-    unsafe fn rows(v: [f32; 4]) -> __m512 {
-        _mm512_broadcast_f32x4(_mm_set_ps(v[3], v[2], v[1], v[0]))
+    unsafe fn bf16_lanes(words: [u64; MAX_LANES]) -> __m512 {
+        let [a, b, c, d] = four!(|i| words[i] as i64);
+        let bits = _mm512_cvtepu16_epi32(_mm256_set_epi64x(d, c, b, a));
+        _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
+    }
+    #[inline(always)]
+    unsafe fn words(words: [u64; 2 * MAX_LANES]) -> __m512i {
+        Self::load(words.as_ptr().cast())
+    }
+    #[inline(always)]
+    unsafe fn unpack<const BITS: usize>(p: *const u8) -> [__m512i; 2] {
+        // The BITS bytes of eight values go to the bottom of each qword, where every byte of the result takes its bits.
+        let bytes = 16 * BITS;
+        let field = Self::load(UnpackIndex::<BITS>::FIELDS.as_ptr());
+        let first = _mm512_maskz_loadu_epi8(if bytes >= 64 { u64::MAX } else { (1 << bytes) - 1 }, p.cast());
+        let second = if bytes > 64 {
+            _mm512_maskz_loadu_epi8(if bytes >= 128 { u64::MAX } else { (1 << (bytes - 64)) - 1 }, p.add(64).cast())
+        } else {
+            first
+        };
+        let half = UnpackIndex::<BITS>::INDEX;
+        let (lo, hi) = (Self::load(half[0].as_ptr()), Self::load(half[1].as_ptr()));
+        let (lo, hi) = if bytes > 64 {
+            (_mm512_permutex2var_epi8(first, lo, second), _mm512_permutex2var_epi8(first, hi, second))
+        } else {
+            (_mm512_permutexvar_epi8(lo, first), _mm512_permutexvar_epi8(hi, first))
+        };
+        if BITS == 8 {
+            return [lo, hi];
+        }
+        let mask = 0xFF >> (8 - BITS);
+        [
+            Self::and(_mm512_multishift_epi64_epi8(field, lo), mask),
+            Self::and(_mm512_multishift_epi64_epi8(field, hi), mask),
+        ]
     }
     #[inline(always)]
     unsafe fn u8_rows(rows: [u32; 4]) -> __m512 {

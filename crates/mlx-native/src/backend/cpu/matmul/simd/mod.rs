@@ -87,6 +87,8 @@ pub(super) const MAX_LANES: usize = 4;
 pub(super) trait Simd: Copy + 'static {
     /// Blocks of 32 values in a step: 1, 2 or 4.
     const LANES: usize;
+    /// Whether there are registers for tiles of several columns; the results are the same bits.
+    const TILED: bool = true;
     /// What has to be added to a signed 8-bit weight for [`dot`](Simd::dot) with wide codes: 128 where codes are unsigned there, else 0.
     const WIDE_OFFSET: u8;
 
@@ -97,6 +99,9 @@ pub(super) trait Simd: Copy + 'static {
     /// 4·LANES f32.
     type Floats: Copy;
 
+    /// Asks for the cache line at `p`.
+    #[inline(always)]
+    unsafe fn prefetch(_p: *const u8) {}
     /// Bytes from 16·LANES bytes at `p`.
     unsafe fn load(p: *const u8) -> Self::Bytes;
     /// To 16·LANES bytes at `p`.
@@ -160,8 +165,8 @@ pub(super) trait Simd: Copy + 'static {
     unsafe fn mul_add(v: Self::Floats, w: Self::Floats, z: Self::Floats) -> Self::Floats;
     /// Lane i: the four f16 of `words[i]`, lowest first.
     unsafe fn f16_lanes(words: [u64; MAX_LANES]) -> Self::Floats;
-    /// Every lane: these four floats.
-    unsafe fn rows(v: [f32; 4]) -> Self::Floats;
+    /// Lane i: the four bf16 of `words[i]`, lowest first.
+    unsafe fn bf16_lanes(words: [u64; MAX_LANES]) -> Self::Floats;
     /// Place r of lane i: byte i of `rows[r]`, unsigned.
     unsafe fn u8_rows(rows: [u32; 4]) -> Self::Floats;
     /// Place r of lane i: byte i of `rows[r]`, signed.
@@ -170,6 +175,47 @@ pub(super) trait Simd: Copy + 'static {
     unsafe fn fold(v: Self::Floats) -> [f32; 4];
     /// The sum of all places, always in the same order.
     unsafe fn sum(v: Self::Floats) -> f32;
+
+    /// The words' bytes, lowest first; words from 2·LANES on are not used.
+    unsafe fn words(words: [u64; 2 * MAX_LANES]) -> Self::Bytes;
+
+    /// Eight values of `BITS` bits, lowest first, as bytes.
+    #[inline(always)]
+    unsafe fn expand<const BITS: usize>(word: u64) -> u64 {
+        if BITS == 8 {
+            return word;
+        }
+        let mut bytes = 0;
+        for j in 0..8 {
+            bytes |= ((word >> (BITS * j)) & ((1 << BITS) - 1)) << (8 * j);
+        }
+        bytes
+    }
+
+    /// The values of a step (first and second halves of its blocks) from 4·BITS·LANES bytes of a little-endian stream of `BITS`-bit values.
+    #[inline(always)]
+    unsafe fn unpack<const BITS: usize>(p: *const u8) -> [Self::Bytes; 2] {
+        let bytes = 4 * BITS * Self::LANES;
+        // SAFETY: reads of eight bytes are moved back where they would end behind the stream.
+        unsafe {
+            let mut octets = [0; 4 * MAX_LANES];
+            for (o, octet) in octets.iter_mut().enumerate().take(4 * Self::LANES) {
+                let at = o * BITS;
+                let word = if bytes < 8 {
+                    p.cast::<u32>().read_unaligned() as u64 >> (8 * at)
+                } else {
+                    let from = at.min(bytes - 8);
+                    p.add(from).cast::<u64>().read_unaligned() >> (8 * (at - from))
+                };
+                *octet = Self::expand::<BITS>(word);
+            }
+            let half = |h: usize| {
+                let o = |i: usize| octets[4 * (i / 2) + 2 * h + i % 2];
+                [o(0), o(1), o(2), o(3), o(4), o(5), o(6), o(7)]
+            };
+            [Self::words(half(0)), Self::words(half(1))]
+        }
+    }
 
     /// The largest of |x|, infinite or NaN if one of them is.
     #[inline(always)]

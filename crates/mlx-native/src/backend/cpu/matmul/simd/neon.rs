@@ -198,8 +198,12 @@ impl Simd for Neon {
         out
     }
     #[inline(always)]
-    unsafe fn rows(v: [f32; 4]) -> float32x4_t {
-        floats(v)
+    unsafe fn bf16_lanes(words: [u64; MAX_LANES]) -> float32x4_t {
+        vreinterpretq_f32_u32(vshlq_n_u32::<16>(vmovl_u16(vcreate_u16(words[0]))))
+    }
+    #[inline(always)]
+    unsafe fn words(words: [u64; 2 * MAX_LANES]) -> uint8x16_t {
+        vcombine_u8(vcreate_u8(words[0]), vcreate_u8(words[1]))
     }
     #[inline(always)]
     unsafe fn u8_rows(rows: [u32; 4]) -> float32x4_t {

@@ -21,6 +21,7 @@ fn zip<T: Copy>(v: [T; 4], w: [T; 4], f: impl Fn(T, T) -> T) -> [T; 4] {
 
 impl Simd for Portable {
     const LANES: usize = 1;
+    const TILED: bool = false;
     const WIDE_OFFSET: u8 = 0;
     type Bytes = [u8; 16];
     type Ints = [i32; 4];
@@ -152,8 +153,12 @@ impl Simd for Portable {
         std::array::from_fn(|r| f16::from_bits((words[0] >> (16 * r)) as u16).to_f32())
     }
     #[inline(always)]
-    unsafe fn rows(v: [f32; 4]) -> [f32; 4] {
-        v
+    unsafe fn bf16_lanes(words: [u64; MAX_LANES]) -> [f32; 4] {
+        std::array::from_fn(|r| bf16::from_bits((words[0] >> (16 * r)) as u16).to_f32())
+    }
+    #[inline(always)]
+    unsafe fn words(words: [u64; 2 * MAX_LANES]) -> [u8; 16] {
+        (words[0] as u128 | ((words[1] as u128) << 64)).to_le_bytes()
     }
     #[inline(always)]
     unsafe fn u8_rows(rows: [u32; 4]) -> [f32; 4] {

@@ -5,7 +5,7 @@ use super::super::Weight;
 use super::super::simd::{MAX_LANES, Simd, both_halves, four};
 use super::{Scales, Source};
 use crate::format::ggml::codebooks::{E2M1_DOUBLED, IQ4_VALUES};
-use crate::format::ggml::fp4::e8m0_half;
+use crate::format::ggml::fp4::{e8m0_half, ue4m3_half};
 
 /// Rows of blocks.
 #[derive(Clone, Copy)]
@@ -37,6 +37,8 @@ impl Rows {
 pub(in super::super) struct Stage {
     p: [*const u8; 4],
     blocks: usize,
+    /// The first 32 values' place in their block, for blocks of several times 32 values.
+    first: usize,
 }
 
 /// What stands in for blocks beyond k.
@@ -113,12 +115,15 @@ pub(super) const fn wide_table(values: &[i8; 16], offset: u8) -> [u8; 16] {
 /// The parts of [`Source`] that all formats of 32-value blocks share.
 macro_rules! block_source {
     ($name:ident, $bytes:literal) => {
+        block_source!($name, $bytes, 1);
+    };
+    ($name:ident, $bytes:literal, $blocks:literal) => {
         type Rows = [*const u8; 4];
         type Stage = Stage;
 
         #[inline(always)]
         unsafe fn new(weight: &Weight, k: usize) -> Self {
-            $name { rows: Rows::new(weight, k, 32, $bytes), blocks: k / 32 }
+            $name { rows: Rows::new(weight, k, 32 * $blocks, $bytes), blocks: k / 32 }
         }
         #[inline(always)]
         unsafe fn rows(&self, rows: [usize; 4]) -> Self::Rows {
@@ -130,7 +135,8 @@ macro_rules! block_source {
             let block = step * S::LANES;
             let blocks = if FULL { S::LANES } else { self.blocks - block };
             // SAFETY: the step begins within the row.
-            Stage { p: unsafe { four!(|r| rows[r].add(block * $bytes)) }, blocks }
+            let p = unsafe { four!(|r| rows[r].add(block / $blocks * $bytes)) };
+            Stage { p, blocks, first: block - block / $blocks * $blocks }
         }
     };
 }
@@ -163,6 +169,10 @@ block_formats! {
     IQ4_NL
     /// E2M1 with a power of two.
     MXFP4
+    /// E2M1 with an E4M3 scale for each 16 values, blocks of 64.
+    NVFP4
+    /// ±d, blocks of 128.
+    Q1_0
 }
 
 impl<S: Simd> Source<S> for Q4_0 {
@@ -291,7 +301,7 @@ impl<S: Simd> Source<S> for IQ4_NL {
 }
 
 /// Twice the E2M1 values + 12.
-static MXFP4_CODES: [u8; 16] = wide_table(&E2M1_DOUBLED, 12);
+pub(super) static MXFP4_CODES: [u8; 16] = wide_table(&E2M1_DOUBLED, 12);
 
 impl<S: Simd> Source<S> for MXFP4 {
     const OFFSET: i32 = 12;
@@ -313,5 +323,75 @@ impl<S: Simd> Source<S> for MXFP4 {
     unsafe fn codes(&self, stage: &Stage, r: usize, _: usize) -> [S::Bytes; 2] {
         // SAFETY: the staged blocks exist.
         unsafe { looked_up::<S>(bytes::<S, 17>(stage.p[r].add(1), stage.blocks), &MXFP4_CODES) }
+    }
+}
+
+impl<S: Simd> Source<S> for NVFP4 {
+    const HALVES: bool = true;
+    const OFFSET: i32 = 12;
+    block_source!(NVFP4, 36, 2);
+
+    #[inline(always)]
+    unsafe fn scales(&self, stage: &Stage, _: usize) -> Scales<S> {
+        let mut scales = [[0.0; 4 * MAX_LANES]; 2];
+        for i in 0..S::LANES.min(stage.blocks) {
+            for r in 0..4 {
+                let j = stage.first + i;
+                // SAFETY: the staged blocks exist; two scales for each 32 values stand at their beginning.
+                let pair = unsafe { stage.p[r].add(j / 2 * 36 + j % 2 * 2).cast::<[u8; 2]>().read() };
+                scales[0][4 * i + r] = ue4m3_half(pair[0]);
+                scales[1][4 * i + r] = ue4m3_half(pair[1]);
+            }
+        }
+        // SAFETY: the arrays have 4·LANES places.
+        unsafe {
+            Scales {
+                scale: [S::load_floats(scales[0].as_ptr()), S::load_floats(scales[1].as_ptr())],
+                min: [S::splat(0.0); 2],
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn codes(&self, stage: &Stage, r: usize, _: usize) -> [S::Bytes; 2] {
+        // SAFETY: the staged blocks exist. Eight bytes have sixteen values, the first eight in the low nibbles.
+        unsafe {
+            both_halves!(|half| {
+                let mut words = [0; 2 * MAX_LANES];
+                for i in 0..S::LANES.min(stage.blocks) {
+                    let j = stage.first + i;
+                    let at = stage.p[r].add(j / 2 * 36 + 4 + j % 2 * 16 + half / 2);
+                    let word = at.cast::<u64>().read_unaligned();
+                    words[2 * i] = word & 0x0F0F_0F0F_0F0F_0F0F;
+                    words[2 * i + 1] = (word >> 4) & 0x0F0F_0F0F_0F0F_0F0F;
+                }
+                S::lookup(S::words(words), &MXFP4_CODES)
+            })
+        }
+    }
+}
+
+impl<S: Simd> Source<S> for Q1_0 {
+    const OFFSET: i32 = 1;
+    block_source!(Q1_0, 18, 4);
+
+    #[inline(always)]
+    unsafe fn scales(&self, stage: &Stage, _: usize) -> Scales<S> {
+        // SAFETY: the staged block exists; LANES divides its four times 32 values.
+        unsafe {
+            Scales::plain(S::f16_lanes([joined(four!(|r| stage.p[r].cast::<u16>().read_unaligned())); MAX_LANES]))
+        }
+    }
+    #[inline(always)]
+    unsafe fn codes(&self, stage: &Stage, r: usize, _: usize) -> [S::Bytes; 2] {
+        // SAFETY: the staged block exists.
+        unsafe {
+            both_halves!(|half| S::spread(
+                four!(|i| {
+                    let j = (stage.first + i) % 4;
+                    stage.p[r].add(2 + 4 * j + half / 8).cast::<u16>().read_unaligned()
+                }),
+                2
+            ))
+        }
     }
 }

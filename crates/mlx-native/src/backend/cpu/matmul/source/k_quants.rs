@@ -57,6 +57,7 @@ unsafe fn word(p: *const u8) -> u64 {
 macro_rules! block_source {
     ($name:ident, $bytes:literal, $decoded:literal, $decode:expr) => {
         const STEPS: usize = 8 / S::LANES;
+        const TAILS: bool = false;
         type Rows = [*const u8; 4];
         type Stage = Stage<$decoded>;
 
@@ -92,6 +93,8 @@ pub(in super::super) struct Q5_K(Rows);
 pub(in super::super) struct Q6_K(Rows);
 /// IQ4_XS: per 32 values d·(scale − 32)·K\[q\].
 pub(in super::super) struct IQ4_XS(Rows);
+/// TQ2_0: d·(q − 1).
+pub(in super::super) struct TQ2_0(Rows);
 
 /// Bytes of even index, then of odd index, of 16 bytes: scales of first and of second halves.
 #[inline(always)]
@@ -114,6 +117,38 @@ unsafe fn q2_k_scales(p: *const u8) -> [u64; 4] {
     [first & NIBBLES, second & NIBBLES, (first >> 4) & NIBBLES, (second >> 4) & NIBBLES]
 }
 
+/// Two-bit fields of Q2_K, Q3_K and TQ2_0: sub-block j is bits 2·(j % 4) of 32 bytes at 32·(j / 4).
+#[inline(always)]
+unsafe fn two_bits<S: Simd>(p: *const u8, s: usize, half: usize) -> S::Bytes {
+    // SAFETY: 64 bytes of fields stand at `p`.
+    unsafe {
+        let bytes = gather::<S>(p, s, |j| 32 * (j / 4) + half);
+        S::and(S::shr(bytes, per_lane::<S, _>(s, |j| 2 * (j % 4) as u32)), 3)
+    }
+}
+
+impl<S: Simd> Source<S> for TQ2_0 {
+    const OFFSET: i32 = 1;
+    block_source!(TQ2_0, 66, 0, no_scales);
+
+    #[inline(always)]
+    unsafe fn scales(&self, stage: &Self::Stage, _: usize) -> Scales<S> {
+        // SAFETY: the staged blocks exist.
+        unsafe { Scales::plain(block_scale::<S>(&stage.p, 64)) }
+    }
+    #[inline(always)]
+    unsafe fn codes(&self, stage: &Self::Stage, r: usize, s: usize) -> [S::Bytes; 2] {
+        // SAFETY: the staged blocks exist.
+        unsafe { both_halves!(|half| two_bits::<S>(stage.p[r], s, half)) }
+    }
+}
+
+/// Nothing to decode for a block as a whole.
+#[inline(always)]
+unsafe fn no_scales(_: *const u8) -> [u64; 0] {
+    []
+}
+
 impl<S: Simd> Source<S> for Q2_K {
     const HALVES: bool = true;
     const MINS: bool = true;
@@ -134,10 +169,7 @@ impl<S: Simd> Source<S> for Q2_K {
         // SAFETY: the staged blocks exist.
         unsafe {
             let p = stage.p[r].add(16);
-            both_halves!(|half| {
-                let bytes = gather::<S>(p, s, |j| 32 * (j / 4) + half);
-                S::and(S::shr(bytes, per_lane::<S, _>(s, |j| 2 * (j % 4) as u32)), 3)
-            })
+            both_halves!(|half| two_bits::<S>(p, s, half))
         }
     }
 }
@@ -176,8 +208,7 @@ impl<S: Simd> Source<S> for Q3_K {
         unsafe {
             let p = stage.p[r];
             both_halves!(|half| {
-                let bytes = gather::<S>(p.add(32), s, |j| 32 * (j / 4) + half);
-                let low = S::and(S::shr(bytes, per_lane::<S, _>(s, |j| 2 * (j % 4) as u32)), 3);
+                let low = two_bits::<S>(p.add(32), s, half);
                 let high = S::pick(S::repeat(p.add(half)), per_lane::<S, _>(s, |j| 1 << j), 4);
                 S::or(low, high)
             })

@@ -1,13 +1,20 @@
 //! Where weight codes and scales come from: one [`Source`] for each family of formats, and the choice of a kernel.
 
 mod blocks;
+mod decoded;
+mod groups;
 mod k_quants;
 
 use super::prepare::{Layout, Sums};
 use super::simd::Simd;
 use super::{Config, Kernel, Precision, Weight, floats, tiles};
 use crate::backend::cpu::isa::Isa;
-use crate::format::{GgmlType, WeightFormat};
+use crate::format::ggml::{
+    BlockIQ1_M, BlockIQ1_S, BlockIQ2_S, BlockIQ2_XS, BlockIQ2_XXS, BlockIQ3_S, BlockIQ3_XXS, BlockTQ1_0,
+};
+use crate::format::{FpMode, GgmlType, WeightFormat};
+use decoded::Blocks;
+use groups::{Affine, Fp4};
 
 /// Scales and minimums of one step of four rows, in (lane, row) places; the second of each is for the second halves of blocks, and used
 /// only with [`Source::HALVES`], minimums only with [`Source::MINS`].
@@ -48,8 +55,10 @@ pub(super) trait Source<S: Simd>: Sized {
     const WIDE: bool = false;
     /// What has been added to the signed weights to make codes.
     const OFFSET: i32 = if Self::WIDE { S::WIDE_OFFSET as i32 } else { 0 };
-    /// Steps that are staged together; a divisor of those in 1024 values.
+    /// Steps that are staged together; a divisor of those in 512 values.
     const STEPS: usize = 1;
+    /// A row may end within a step; then STEPS is 1.
+    const TAILS: bool = true;
     /// Four rows.
     type Rows: Copy;
     /// Four rows at some steps: pointers, or what had to be decoded for all of them at once.
@@ -135,9 +144,36 @@ pub(super) fn choose(config: Config, format: WeightFormat, k: usize) -> Choice {
             GgmlType::Q5_K => codes!(config, k, k_quants::Q5_K),
             GgmlType::Q6_K => codes!(config, k, k_quants::Q6_K),
             GgmlType::IQ4_XS => codes!(config, k, k_quants::IQ4_XS),
+            GgmlType::TQ2_0 => codes!(config, k, k_quants::TQ2_0),
+            GgmlType::NVFP4 => codes!(config, k, blocks::NVFP4),
+            GgmlType::Q1_0 => codes!(config, k, blocks::Q1_0),
+            GgmlType::TQ1_0 => codes!(config, k, Blocks<BlockTQ1_0>),
+            GgmlType::IQ1_S => codes!(config, k, Blocks<BlockIQ1_S>),
+            GgmlType::IQ1_M => codes!(config, k, Blocks<BlockIQ1_M>),
+            GgmlType::IQ2_XXS => codes!(config, k, Blocks<BlockIQ2_XXS>),
+            GgmlType::IQ2_XS => codes!(config, k, Blocks<BlockIQ2_XS>),
+            GgmlType::IQ2_S => codes!(config, k, Blocks<BlockIQ2_S>),
+            GgmlType::IQ3_XXS => codes!(config, k, Blocks<BlockIQ3_XXS>),
+            GgmlType::IQ3_S => codes!(config, k, Blocks<BlockIQ3_S>),
             _ => floats::choose(config, k),
         },
-        WeightFormat::Affine(_) | WeightFormat::Fp(_) => floats::choose(config, k),
+        WeightFormat::Affine(affine) if affine.group_size >= 32 && affine.group_size.is_power_of_two() => {
+            match affine.bits {
+                1 => codes!(config, k, Affine<1>),
+                2 => codes!(config, k, Affine<2>),
+                3 => codes!(config, k, Affine<3>),
+                4 => codes!(config, k, Affine<4>),
+                5 => codes!(config, k, Affine<5>),
+                6 => codes!(config, k, Affine<6>),
+                _ => codes!(config, k, Affine<8>),
+            }
+        }
+        WeightFormat::Affine(_) => floats::choose(config, k),
+        WeightFormat::Fp(mode) => match mode {
+            FpMode::Mxfp4 => codes!(config, k, Fp4<false>),
+            FpMode::Nvfp4 => codes!(config, k, Fp4<true>),
+            FpMode::Mxfp8 => floats::choose(config, k),
+        },
     }
 }
 
@@ -155,7 +191,7 @@ mod isa {
     }
 
     #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2,fma,f16c")]
+    #[target_feature(enable = "avx2,fma,f16c,bmi2")]
     pub(super) unsafe fn avx2<F: Source<simd::avx2::Avx2>>(job: &Job) {
         // SAFETY: the caller's promise is the same.
         unsafe { tiles::run::<simd::avx2::Avx2, F, 1>(job) }

@@ -1,0 +1,225 @@
+//! MLX formats: rows of packed bits, with scales (and biases) of groups in buffers of their own.
+
+use super::super::Weight;
+use super::super::simd::{MAX_LANES, Simd, four};
+use super::blocks::{MXFP4_CODES, joined};
+use super::{Scales, Source};
+use crate::DType;
+use crate::format::FpMode;
+
+/// Rows of `BITS`-bit values in one little-endian stream.
+pub(in super::super) struct Packed<const BITS: usize> {
+    base: *const u8,
+    pitch: usize,
+    k: usize,
+}
+
+/// Four packed rows at a step.
+pub(in super::super) struct Stage {
+    p: [*const u8; 4],
+    /// Bytes of the row from here on, at most the step's.
+    bytes: usize,
+    /// The step's first block of 32.
+    block: usize,
+    /// Blocks that begin within k, at most LANES.
+    blocks: usize,
+    rows: [usize; 4],
+}
+
+/// Bytes of a step of the widest format.
+const MAX_STEP_BYTES: usize = 32 * MAX_LANES;
+
+impl<const BITS: usize> Packed<BITS> {
+    #[inline(always)]
+    fn new(packed: &[u8], pitch: usize, k: usize) -> Self {
+        Packed { base: packed.as_ptr(), pitch, k }
+    }
+
+    #[inline(always)]
+    unsafe fn stage<S: Simd, const FULL: bool>(&self, rows: &[usize; 4], step: usize) -> Stage {
+        let (at, step_bytes) = (step * 4 * BITS * S::LANES, 4 * BITS * S::LANES);
+        let block = step * S::LANES;
+        // SAFETY: the step begins within the rows.
+        let p = unsafe { four!(|r| self.base.add(rows[r] * self.pitch + at)) };
+        let bytes = if FULL { step_bytes } else { (self.pitch - at).min(step_bytes) };
+        let blocks = if FULL { S::LANES } else { (self.k.div_ceil(32) - block).min(S::LANES) };
+        Stage { p, bytes, block, blocks, rows: *rows }
+    }
+
+    #[inline(always)]
+    unsafe fn codes<S: Simd>(stage: &Stage, r: usize) -> [S::Bytes; 2] {
+        // SAFETY: `bytes` bytes of the row follow.
+        unsafe {
+            if stage.bytes >= 4 * BITS * S::LANES {
+                S::unpack::<BITS>(stage.p[r])
+            } else {
+                let mut whole = [0u8; MAX_STEP_BYTES];
+                whole.as_mut_ptr().copy_from_nonoverlapping(stage.p[r], stage.bytes);
+                S::unpack::<BITS>(whole.as_ptr())
+            }
+        }
+    }
+}
+
+/// MLX affine groups of 32·2ᵉ values: s·q + b.
+pub(in super::super) struct Affine<const BITS: usize> {
+    packed: Packed<BITS>,
+    scales: *const u8,
+    biases: *const u8,
+    dtype: DType,
+    /// Groups of a row.
+    groups: usize,
+    /// log₂ of the blocks of 32 in a group.
+    shift: u32,
+}
+
+impl<const BITS: usize> Affine<BITS> {
+    /// [`values`](Self::values) that are stored as f32.
+    #[inline(never)]
+    unsafe fn f32_values(&self, stage: &Stage, values: *const u8, lanes: usize) -> [f32; 4 * MAX_LANES] {
+        let mut floats = [0.0; 4 * MAX_LANES];
+        for i in 0..lanes.min(stage.blocks) {
+            for (r, row) in stage.rows.iter().enumerate() {
+                let at = row * self.groups + ((stage.block + i) >> self.shift);
+                // SAFETY: a block that begins within k has a group.
+                floats[4 * i + r] = unsafe { values.cast::<f32>().add(at).read_unaligned() };
+            }
+        }
+        floats
+    }
+
+    /// The scales or biases of four rows at a step; 0 beyond k.
+    #[inline(always)]
+    unsafe fn values<S: Simd>(&self, stage: &Stage, values: *const u8) -> S::Floats {
+        let at = |r: usize, i: usize| stage.rows[r] * self.groups + ((stage.block + i) >> self.shift);
+        // SAFETY: a block that begins within k has a group.
+        unsafe {
+            let word = |r: usize, i: usize| {
+                if i < S::LANES && i < stage.blocks { values.cast::<u16>().add(at(r, i)).read_unaligned() } else { 0 }
+            };
+            if self.dtype == DType::F32 {
+                return S::load_floats(self.f32_values(stage, values, S::LANES).as_ptr());
+            }
+            let words = four!(|i| joined(four!(|r| word(r, i))));
+            if self.dtype == DType::F16 { S::f16_lanes(words) } else { S::bf16_lanes(words) }
+        }
+    }
+}
+
+impl<S: Simd, const BITS: usize> Source<S> for Affine<BITS> {
+    const MINS: bool = true;
+    const WIDE: bool = BITS == 8;
+    const OFFSET: i32 = 0;
+    type Rows = [usize; 4];
+    type Stage = Stage;
+
+    #[inline(always)]
+    unsafe fn new(weight: &Weight, k: usize) -> Self {
+        let (format, packed, scales, biases) = match weight {
+            Weight::Affine { format, packed, scales, biases } => (*format, *packed, scales.as_ptr(), biases.as_ptr()),
+            // A source is chosen by the weight's format.
+            Weight::Ggml { .. } | Weight::Fp { .. } => unreachable!("an affine kernel runs on affine weights"),
+        };
+        let groups = k.div_ceil(format.group_size as usize);
+        let shift = (format.group_size / 32).trailing_zeros();
+        let packed = Packed::new(packed, format.row_bytes(k).unwrap_or(0), k);
+        Affine { packed, scales, biases, dtype: format.scale_dtype, groups, shift }
+    }
+    #[inline(always)]
+    unsafe fn rows(&self, rows: [usize; 4]) -> Self::Rows {
+        rows
+    }
+    #[inline(always)]
+    unsafe fn stage<const FULL: bool>(&self, rows: &Self::Rows, step: usize) -> Stage {
+        // SAFETY: the caller's promise.
+        unsafe { self.packed.stage::<S, FULL>(rows, step) }
+    }
+    #[inline(always)]
+    unsafe fn scales(&self, stage: &Stage, _: usize) -> Scales<S> {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let scale = self.values::<S>(stage, self.scales);
+            let mut min = self.values::<S>(stage, self.biases);
+            if BITS == 8 && S::WIDE_OFFSET == 0 {
+                // Signed codes are q − 128.
+                min = S::mul_add(scale, S::splat(128.0), min);
+            }
+            Scales::with_min(scale, min)
+        }
+    }
+    #[inline(always)]
+    unsafe fn codes(&self, stage: &Stage, r: usize, _: usize) -> [S::Bytes; 2] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let [lo, hi] = Packed::<BITS>::codes::<S>(stage, r);
+            if BITS == 8 && S::WIDE_OFFSET == 0 { [S::xor(lo, 128), S::xor(hi, 128)] } else { [lo, hi] }
+        }
+    }
+}
+
+/// MLX mxfp4 (HALF = false: a scale for each 32 values) and nvfp4 (HALF = true: for each 16).
+pub(in super::super) struct Fp4<const HALF: bool> {
+    packed: Packed<4>,
+    scales: *const u8,
+    mode: FpMode,
+    groups: usize,
+}
+
+impl<S: Simd, const HALF: bool> Source<S> for Fp4<HALF> {
+    const HALVES: bool = HALF;
+    const OFFSET: i32 = 12;
+    type Rows = [usize; 4];
+    type Stage = Stage;
+
+    #[inline(always)]
+    unsafe fn new(weight: &Weight, k: usize) -> Self {
+        let (mode, packed, scales) = match weight {
+            Weight::Fp { mode, packed, scales } => (*mode, *packed, scales.as_ptr()),
+            // A source is chosen by the weight's format.
+            Weight::Ggml { .. } | Weight::Affine { .. } => unreachable!("an fp kernel runs on fp weights"),
+        };
+        let packed = Packed::new(packed, mode.row_bytes(k).unwrap_or(0), k);
+        Fp4 { packed, scales, mode, groups: mode.groups(k) }
+    }
+    #[inline(always)]
+    unsafe fn rows(&self, rows: [usize; 4]) -> Self::Rows {
+        rows
+    }
+    #[inline(always)]
+    unsafe fn stage<const FULL: bool>(&self, rows: &Self::Rows, step: usize) -> Stage {
+        // SAFETY: the caller's promise.
+        unsafe { self.packed.stage::<S, FULL>(rows, step) }
+    }
+    #[inline(always)]
+    unsafe fn scales(&self, stage: &Stage, _: usize) -> Scales<S> {
+        let parts = 1 + HALF as usize;
+        let mut scales = [[0.0; 4 * MAX_LANES]; 2];
+        for i in 0..S::LANES.min(stage.blocks) {
+            for (r, row) in stage.rows.iter().enumerate() {
+                for (h, scales) in scales.iter_mut().enumerate().take(parts) {
+                    let group = (stage.block + i) * parts + h;
+                    if group < self.groups {
+                        // Codes are twice the values. SAFETY: the group exists.
+                        scales[4 * i + r] =
+                            0.5 * self.mode.scale(unsafe { *self.scales.add(row * self.groups + group) });
+                    }
+                }
+            }
+        }
+        // SAFETY: the arrays have 4·LANES places.
+        unsafe {
+            Scales {
+                scale: [S::load_floats(scales[0].as_ptr()), S::load_floats(scales[1].as_ptr())],
+                min: [S::splat(0.0); 2],
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn codes(&self, stage: &Stage, r: usize, _: usize) -> [S::Bytes; 2] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let [lo, hi] = Packed::<4>::codes::<S>(stage, r);
+            [S::lookup(lo, &MXFP4_CODES), S::lookup(hi, &MXFP4_CODES)]
+        }
+    }
+}
