@@ -19,7 +19,7 @@ mod kernel_registry;
 pub mod ops;
 mod weight;
 
-pub use backend::{Capability, CapabilityQuery, OpKind, capability};
+pub use backend::{Capability, CapabilityQuery, MatmulShape, OpKind, capability};
 pub use buffer::MlxBuffer;
 pub use device::{Activations, DeviceKind, DeviceOptions, MlxDevice};
 pub use dtype::DType;

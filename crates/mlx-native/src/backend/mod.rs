@@ -106,7 +106,7 @@ pub enum OpKind {
     Embedding,
 }
 
-/// A question for [`capability`]: an operation, a weight format and the shape `[m, k] · [n, k]ᵀ`.
+/// A question for [`MlxDevice::capability`](crate::MlxDevice::capability): an operation, a weight format and the shape `[m, k] · [n, k]ᵀ`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CapabilityQuery {
     /// Which product.
@@ -140,17 +140,31 @@ impl Capability {
     }
 }
 
-/// Whether and by which kernel the default device runs a product, without opening it or loading anything.
+/// The dimensions of a product `[m, k] · [n, k]ᵀ`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct MatmulShape {
+    /// Input rows.
+    pub m: usize,
+    /// Output features.
+    pub n: usize,
+    /// Input features.
+    pub k: usize,
+}
+
+/// Whether and by which kernel the default device runs a product, without opening it or loading anything. [`MlxDevice::capability`](crate::MlxDevice::capability)
+/// asks a device that is open.
 ///
 /// ```
-/// use mlx_native::{CapabilityQuery, GgmlType, OpKind, capability};
-/// let query = CapabilityQuery { op: OpKind::Matmul, format: GgmlType::Q4_K.into(), m: 1, n: 4096, k: 4096 };
-/// assert!(capability(&query).supported);
-/// let query = CapabilityQuery { k: 100, ..query };
-/// assert!(capability(&query).why_not.is_some_and(|why| why.contains("256")));
+/// use mlx_native::{GgmlType, MatmulShape, OpKind, capability};
+/// let shape = MatmulShape { m: 1, n: 4096, k: 4096 };
+/// assert!(capability(OpKind::Matmul, GgmlType::Q4_K, shape).supported);
+/// let why_not = capability(OpKind::Matmul, GgmlType::Q4_K, MatmulShape { k: 100, ..shape }).why_not;
+/// assert!(why_not.is_some_and(|why| why.contains("256")));
 /// ```
-pub fn capability(query: &CapabilityQuery) -> Capability {
-    checked_capability(query, |query| cpu::capability(query, &DeviceOptions::default(), cpu::Isa::best()))
+pub fn capability(op: OpKind, format: impl Into<WeightFormat>, shape: MatmulShape) -> Capability {
+    let MatmulShape { m, n, k } = shape;
+    let query = CapabilityQuery { op, format: format.into(), m, n, k };
+    checked_capability(&query, |query| cpu::capability(query, &DeviceOptions::default(), cpu::Isa::best()))
 }
 
 /// Answers what follows from the contract alone, and asks `backend` for the rest.
