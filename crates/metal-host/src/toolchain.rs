@@ -76,6 +76,7 @@ impl Toolchain {
             "-Werror=frame-larger-than=131072",
             "-Wno-attributes",
             "-Wno-unknown-pragmas",
+            "-Wno-psabi",
             "-Wno-unused",
             "-Wno-sign-compare",
             "-Wno-parentheses",
@@ -142,6 +143,12 @@ impl Toolchain {
             "-fno-strict-aliasing",
             "-ffp-contract=off",
         ];
+        // The runtime shares a header with shaders, and with it the suffixes of MSL's literals.
+        flags.push(if self.family == Family::Clang {
+            "-Wno-reserved-user-defined-literal"
+        } else {
+            "-Wno-literal-suffix"
+        });
         flags.extend(processor_flags());
         flags
     }
