@@ -12,7 +12,7 @@ use mlx_native::{
 };
 
 use crate::generate::{Scales, WeightData, normal, normals};
-use crate::stage::{Stage, permuted};
+use crate::stage::{Stage, by_heads};
 use crate::{AffineEntry, Array, Case, Operation, Route, Shape, Values};
 
 /// A case's operands in the order in which they are drawn: the same on every device.
@@ -93,12 +93,33 @@ impl Draw<'_> {
         let (scale, spoilt) = (self.scale(), self.values == Values::NotFinite);
         self.array(|rng| {
             let mut values = normals(rng, rows * k, scale);
-            if spoilt {
-                values[3 % k] = f32::NAN;
-                if rows > 1 {
-                    values[2 * k - 1] = f32::INFINITY;
-                }
+            spoil(&mut values, rows, k, spoilt);
+            Array::floats(dtype, &values)
+        })
+    }
+
+    /// Activations for a product: row i leans towards row `along(i)` of the weight's matrices, counted through. A sum of terms of random signs
+    /// may come out near zero, where rounded activations miss it by more than the bound; one such sum is all that a small product has.
+    fn rows_along(
+        &mut self,
+        dtype: DType,
+        rows: usize,
+        weight: &WeightData,
+        along: impl Fn(usize) -> usize,
+    ) -> Result<Array> {
+        let k = weight.k;
+        let lean = 0.5 * self.scale();
+        let drawn = self.tape.next < self.tape.drawn.len();
+        let decoded = if drawn { Vec::new() } else { weight.decode()? };
+        let spoilt = self.values == Values::NotFinite;
+        let scale = self.scale();
+        self.array(|rng| {
+            let mut values = normals(rng, rows * k, scale);
+            for (i, row) in values.chunks_mut(k).enumerate() {
+                let towards = &decoded[along(i) * k..][..k];
+                row.iter_mut().zip(towards).for_each(|(x, w)| *x += lean * w.signum());
             }
+            spoil(&mut values, rows, k, spoilt);
             Array::floats(dtype, &values)
         })
     }
@@ -133,11 +154,21 @@ impl Draw<'_> {
     }
 }
 
+/// Puts a NaN into row 0 and an infinity into row 1.
+fn spoil(values: &mut [f32], rows: usize, k: usize, spoilt: bool) {
+    if spoilt {
+        values[3 % k] = f32::NAN;
+        if rows > 1 {
+            values[2 * k - 1] = f32::INFINITY;
+        }
+    }
+}
+
 fn product(stage: &mut Stage<'_>, operation: &Operation, draw: &mut Draw<'_>) -> Result<()> {
     match *operation {
         Operation::Matmul { format, shape: Shape { m, n, k }, input, output } => {
             let weight = draw.weight(format, 1, n, k)?;
-            let x = draw.rows(input, m, k)?;
+            let x = draw.rows_along(input, m, &weight, |i| i % n)?;
             stage.expect_energy(&x, &weight, m)?;
             let mut y = stage.output(output, m * n)?;
             stage.encoder.matmul(&stage.input(&x)?, &stage.weight(&weight)?, &mut y)
@@ -155,8 +186,10 @@ fn product(stage: &mut Stage<'_>, operation: &Operation, draw: &mut Draw<'_>) ->
         Operation::Perm021 { ty, shape, head_dim } => perm021(stage, draw, ty, shape, head_dim),
         Operation::MatmulId { format, shape: Shape { m, n, k }, top_k, n_experts, route, bad_id } => {
             let weight = draw.weight(format, n_experts, n, k)?;
-            let x = draw.rows(DType::F32, m, k)?;
             let ids = draw.ids(m * top_k, n_experts, bad_id)?;
+            let experts = ids.values();
+            let expert = |i: usize| (experts[i * top_k] as usize).min(n_experts - 1);
+            let x = draw.rows_along(DType::F32, m, &weight, |i| expert(i) * n + i % n)?;
             stage.expect_energy(&x, &weight, m * top_k)?;
             let y = stage.output(DType::F32, m * top_k * n)?;
             routed(stage, &weight, [&x, &ids], y, (m, top_k), route)
@@ -171,7 +204,7 @@ fn product(stage: &mut Stage<'_>, operation: &Operation, draw: &mut Draw<'_>) ->
         }
         Operation::RowsAlone { format, n, k } => {
             let weight = draw.weight(format, 1, n, k)?;
-            let x = draw.rows(DType::F32, 33, k)?;
+            let x = draw.rows_along(DType::F32, 33, &weight, |i| i % n)?;
             let (x, weight) = (stage.input(&x)?, stage.weight(&weight)?);
             for m in [33].into_iter().chain(1..=9) {
                 let mut y = stage.output(DType::F32, m * n)?;
@@ -182,8 +215,9 @@ fn product(stage: &mut Stage<'_>, operation: &Operation, draw: &mut Draw<'_>) ->
         Operation::RoutedRowsAlone { format, n, k } => {
             let (n_experts, top_k) = (4, 2);
             let weight = draw.weight(format, n_experts, n, k)?;
-            let x = draw.rows(DType::F32, 33, k)?;
             let ids = draw.ids(33 * top_k, n_experts, false)?;
+            let experts = ids.values();
+            let x = draw.rows_along(DType::F32, 33, &weight, |i| experts[i * top_k] as usize * n + i % n)?;
             let (x, ids, weight) = (stage.input(&x)?, stage.input(&ids)?, stage.weight(&weight)?);
             for m in [33].into_iter().chain(1..=9) {
                 let mut y = stage.output(DType::F32, m * top_k * n)?;
@@ -204,7 +238,9 @@ fn batched(
     strided: bool,
 ) -> Result<()> {
     let weight = draw.weight(ty.into(), weight_batch, n, k)?;
-    let x = draw.rows(DType::F32, batch * m, k)?;
+    // Row i belongs to product i ÷ m, or to product i mod batch where the input is token-major.
+    let product = |i: usize| if strided { i % batch } else { i / m };
+    let x = draw.rows_along(DType::F32, batch * m, &weight, |i| product(i) / (batch / weight_batch) * n + i % n)?;
     stage.expect_energy(&x, &weight, batch * m)?;
     let mut y = stage.output(DType::F32, batch * m * n)?;
     let (x, w) = (stage.input(&x)?, stage.weight_bytes(&weight)?);
@@ -231,10 +267,12 @@ fn perm021(
     head_dim: usize,
 ) -> Result<()> {
     let weight = draw.weight(ty.into(), 1, n, k)?;
-    let x = draw.rows(DType::BF16, m, k)?;
+    let rows = draw.rows_along(DType::BF16, m, &weight, |i| i % n)?;
+    let x = by_heads(&rows, m, head_dim);
     stage.expect_energy(&x, &weight, 2 * m)?;
     let (mut y, mut y_two_steps) = (stage.output(DType::F32, m * n)?, stage.output(DType::F32, m * n)?);
-    let (heads, rows) = (stage.input(&x)?, stage.input(&permuted(&x, m, head_dim))?);
+    let widened: Vec<f32> = rows.values().iter().map(|value| *value as f32).collect();
+    let (heads, rows) = (stage.input(&x)?, stage.input(&Array::floats(DType::F32, &widened))?);
     let w = stage.weight_bytes(&weight)?;
     let [m, n, k, head_dim] = [m, n, k, head_dim].map(|dim| dim as u32);
     let params = GgmlQuantizedMatmulPerm021Params { m, n, k, head_dim, ggml_type: ty };
@@ -291,7 +329,9 @@ fn affine(
     let expert = entry == AffineEntry::Bf16Expert;
     let mut weight = draw.weight(format, if expert { 3 } else { 1 }, n, k)?;
     let dtype = if matches!(entry, AffineEntry::Plain | AffineEntry::Simd) { DType::F32 } else { DType::BF16 };
-    let x = draw.rows(dtype, m, k)?;
+    // The second expert's rows, or the only matrix's.
+    let first = if expert { n } else { 0 };
+    let x = draw.rows_along(dtype, m, &weight, |i| first + i % n)?;
     stage.expect_energy(&x, &weight, m)?;
     let (x, w) = (stage.input(&x)?, stage.weight_bytes(&weight)?);
     let side = |stage: &Stage<'_>, array: Option<Array>| stage.input(&array.unwrap_or(Array::raw(Vec::new())));

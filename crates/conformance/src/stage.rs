@@ -1,6 +1,5 @@
 //! Where a case meets a device: operands go up, outputs come back with the bytes around them.
 
-use half::bf16;
 use mlx_native::{CommandEncoder, DType, KernelRegistry, MlxBuffer, MlxDevice, MlxError, Result, Weight};
 
 use crate::Array;
@@ -162,15 +161,11 @@ impl<'a> Stage<'a> {
     }
 }
 
-/// bf16 values `[heads, m, head_dim]` as f32 rows `[m, heads·head_dim]`: what the permuting product does in passing.
-pub(crate) fn permuted(array: &Array, m: usize, head_dim: usize) -> Array {
-    let heads = array.len() / (m * head_dim);
-    let mut rows = vec![0.0f32; array.len()];
-    for (at, bytes) in array.bytes.chunks_exact(2).enumerate() {
-        let (h, i, f) = (at / (m * head_dim), at / head_dim % m, at % head_dim);
-        rows[(i * heads + h) * head_dim + f] = bf16::from_le_bytes([bytes[0], bytes[1]]).to_f32();
-    }
-    Array::floats(DType::F32, &rows)
+/// bf16 rows `[m, heads·head_dim]` as attention leaves them, `[heads, m, head_dim]`.
+pub(crate) fn by_heads(rows: &Array, m: usize, head_dim: usize) -> Array {
+    let heads = rows.len() / (m * head_dim);
+    let runs = (0..heads).flat_map(|h| (0..m).map(move |i| (i * heads + h) * head_dim * 2));
+    Array { dtype: rows.dtype, bytes: runs.flat_map(|at| rows.bytes[at..at + head_dim * 2].to_vec()).collect() }
 }
 
 #[cfg(test)]
