@@ -286,3 +286,81 @@ fn a_rows_bits_do_not_depend_on_the_others() {
         }
     }
 }
+
+/// Both phases of a plan for rows of x in any layout.
+fn multiply_rows(config: Config, w: &Owned, [m, n, k]: [usize; 3], x: XRows, rows: RowMap) -> Vec<f32> {
+    let plan = Plan::new(config, w.format, m, n, k);
+    let mut prepared = vec![0xFFu8; plan.x_bytes()];
+    let mut scratch = vec![0xFFu8; plan.thread_bytes()];
+    let mut y = vec![f32::NAN; m * n];
+    let out = YRows { data: y.as_mut_ptr(), stride: n };
+    // SAFETY: x has m rows of k values, the buffers have the plan's sizes, and rows are below m.
+    unsafe {
+        plan.prepare(x, prepared.as_mut_ptr(), 0, 1);
+        plan.run(&w.weight(), prepared.as_ptr(), rows, out, 0..n, scratch.as_mut_ptr());
+    }
+    y
+}
+
+const SOME: [GgmlType; 4] = [GgmlType::Q8_0, GgmlType::Q4_K, GgmlType::Q6_K, GgmlType::F16];
+
+#[test]
+fn extreme_and_non_finite_inputs_stay_in_their_rows() {
+    let mut random = Random::new(3);
+    let (m, n, k) = (3, 9, 512);
+    for ty in SOME {
+        let w = Owned::random(ty.into(), n, k, &mut random);
+        let dequantized = w.dequantized(n, k);
+        let ordinary: Vec<f32> = (0..m * k).map(|_| random.normal()).collect();
+        for config in configs() {
+            let expected = multiply(config, &w, m, n, k, &ordinary, &[]);
+            for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let mut x = ordinary.clone();
+                x[k + 77] = bad;
+                let y = multiply(config, &w, m, n, k, &x, &[]);
+                assert!(y[n..2 * n].iter().all(|y| !y.is_finite()), "{ty} {config:?} {bad}");
+                assert_eq!((&y[..n], &y[2 * n..]), (&expected[..n], &expected[2 * n..]), "{ty} {config:?} {bad}");
+            }
+            for factor in [1e30, 1e6, 1e-30, 0.0] {
+                let x: Vec<f32> = ordinary.iter().map(|x| x * factor).collect();
+                let y = multiply(config, &w, m, n, k, &x, &[]);
+                assert!(y.iter().all(|y| y.is_finite()), "{ty} {config:?} {factor}");
+                if factor > 0.0 {
+                    let bound = if config.activations == Precision::Exact { 1e-10 } else { 1e-4 };
+                    let error = nmse(&y, &dequantized, &x, n, k);
+                    assert!(error <= bound, "{ty} {config:?} {factor}: NMSE {error:e}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn permuted_bf16_and_gathered_rows_equal_plain_ones() {
+    let mut random = Random::new(4);
+    let (m, n, k, head_dim) = (5, 6, 512, 64);
+    let bits: Vec<u16> = (0..m * k).map(|_| half::bf16::from_f32(random.normal()).to_bits()).collect();
+    let at = |i: usize, l: usize| (l / head_dim * m + i) * head_dim + l % head_dim;
+    let plain: Vec<f32> = (0..m * k).map(|p| half::bf16::from_bits(bits[at(p / k, p % k)]).to_f32()).collect();
+    let permuted = XRows {
+        data: bits.as_ptr().cast(),
+        dtype: DType::BF16,
+        row_stride: head_dim,
+        head_dim,
+        head_stride: m * head_dim,
+    };
+    let rows = XRows { data: plain.as_ptr().cast(), dtype: DType::F32, row_stride: k, head_dim: k, head_stride: 0 };
+    for ty in SOME {
+        let w = Owned::random(ty.into(), n, k, &mut random);
+        for config in configs() {
+            let expected = multiply_rows(config, &w, [m, n, k], rows, RowMap::All(m));
+            assert_eq!(multiply_rows(config, &w, [m, n, k], permuted, RowMap::All(m)), expected, "{ty} {config:?}");
+            let pairs = [(3, 0), (1, 4), (4, 2)];
+            let gathered = multiply_rows(config, &w, [m, n, k], rows, RowMap::Pairs(&pairs));
+            for (from, to) in pairs.map(|(from, to)| (from as usize, to as usize)) {
+                assert_eq!(gathered[to * n..][..n], expected[from * n..][..n], "{ty} {config:?}");
+            }
+            assert!(gathered[n..2 * n].iter().all(|y| y.is_nan()), "{ty} {config:?}: a row that no pair names");
+        }
+    }
+}
