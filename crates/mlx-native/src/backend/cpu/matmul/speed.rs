@@ -160,6 +160,7 @@ fn measure(
     let y = y.as_mut_ptr() as usize;
     let x = x.as_ptr() as usize;
     let chunk = plan.chunk(team.threads);
+    let bands = chunk * team.threads >= n;
     let next = [AtomicUsize::new(0), AtomicUsize::new(0)];
     let round = AtomicUsize::new(0);
     let work = |thread: usize, barrier: &dyn Fn()| {
@@ -171,13 +172,13 @@ fn measure(
             barrier();
             let now = round.load(Ordering::Relaxed);
             loop {
-                let start = if m == 1 { thread * chunk } else { next[now % 2].fetch_add(chunk, Ordering::Relaxed) };
+                let start = if bands { thread * chunk } else { next[now % 2].fetch_add(chunk, Ordering::Relaxed) };
                 let range = start.min(n)..(start + chunk).min(n);
                 if range.is_empty() {
                     break;
                 }
                 plan.run(&w.weight(), prepared as *const u8, RowMap::All(m), y, range, scratch[thread] as *mut u8);
-                if m == 1 {
+                if bands {
                     break;
                 }
             }
