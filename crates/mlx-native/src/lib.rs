@@ -16,6 +16,7 @@ mod error;
 pub mod format;
 pub mod io;
 mod kernel_registry;
+mod memory;
 pub mod ops;
 mod weight;
 

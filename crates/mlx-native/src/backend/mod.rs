@@ -5,9 +5,10 @@ pub(crate) mod reference;
 
 use std::sync::Arc;
 
-use crate::buffer::{HostMemory, Memory, Storage};
+use crate::buffer::Storage;
 use crate::device::{DeviceKind, DeviceOptions};
 use crate::format::WeightFormat;
+use crate::memory::{HostMemory, Memory};
 use crate::ops::Op;
 use crate::{MlxError, Result};
 

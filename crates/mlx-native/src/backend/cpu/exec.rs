@@ -12,8 +12,9 @@ use super::pool::Pool;
 use super::products::{self, Operand, Prepare};
 use super::vector;
 use crate::backend::CommandList;
-use crate::buffer::{HostMemory, Memory, View};
+use crate::buffer::View;
 use crate::device::{Activations, DeviceOptions};
+use crate::memory::{HostMemory, Memory};
 use crate::ops::{Input, Op};
 use crate::{MlxError, Result};
 

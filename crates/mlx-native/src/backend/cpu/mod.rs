@@ -3,7 +3,6 @@
 mod exec;
 mod isa;
 mod kernel;
-#[allow(dead_code)] // its vectors have operations that a later kernel uses
 mod matmul;
 mod pool;
 mod products;
