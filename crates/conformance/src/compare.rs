@@ -31,6 +31,8 @@ pub enum Precision {
     Product {
         /// Input rows.
         m: usize,
+        /// Input features.
+        k: usize,
         /// Element type of the output.
         output: DType,
     },
@@ -47,6 +49,10 @@ pub fn bound(precision: Precision, kind: DeviceKind, options: &DeviceOptions) ->
     const EXACT: Bound = Bound::Nmse(1e-10);
     const HALF: Bound = Bound::Nmse(1e-6);
     const Q8: Bound = Bound::Nmse(1e-4);
+    // Activations are rounded in blocks of 32. Over many blocks the NMSE settles at 2e-5 to 5e-5; that of a few blocks is a random number whose upper
+    // end lies at 1.4e-4, whatever the kernel.
+    const Q8_OF_FEW_BLOCKS: Bound = Bound::Nmse(2e-4);
+    const FEW_BLOCKS: usize = 128;
     let gpu = matches!(kind, DeviceKind::Cuda | DeviceKind::Metal);
     let half_allowed = gpu && options.activations == Activations::Auto;
     match precision {
@@ -54,9 +60,15 @@ pub fn bound(precision: Precision, kind: DeviceKind, options: &DeviceOptions) ->
         Precision::Float => EXACT,
         Precision::Attention if half_allowed => HALF,
         Precision::Attention => EXACT,
-        Precision::Product { .. } if options.activations == Activations::Q8 && kind != DeviceKind::Reference => Q8,
+        Precision::Product { m, k, .. } if options.activations == Activations::Q8 && kind != DeviceKind::Reference => {
+            if m * k.div_ceil(32) < FEW_BLOCKS {
+                Q8_OF_FEW_BLOCKS
+            } else {
+                Q8
+            }
+        }
         // f16 operands move a sum by more than an ulp of bf16 where it cancels.
-        Precision::Product { m, output: DType::BF16 } if half_allowed && m > 4 => Bound::Nmse(2e-5),
+        Precision::Product { m, output: DType::BF16, .. } if half_allowed && m > 4 => Bound::Nmse(2e-5),
         Precision::Product { output: DType::BF16, .. } => Bound::Bf16Ulp,
         Precision::Product { m, .. } if half_allowed && m > 4 => HALF,
         Precision::Product { .. } => EXACT,
@@ -171,12 +183,14 @@ mod tests {
 
     #[test]
     fn bounds_follow_the_accuracy_table() {
-        let product = |m, output| Precision::Product { m, output };
+        let product = |m, output| Precision::Product { m, k: 4096, output };
         let of =
             |precision, kind, activations| bound(precision, kind, &DeviceOptions { activations, ..Default::default() });
         use Activations::{Auto, Exact, Q8};
         assert_eq!(of(product(100, DType::F32), DeviceKind::Cpu, Auto), Bound::Nmse(1e-10));
         assert_eq!(of(product(1, DType::F32), DeviceKind::Cpu, Q8), Bound::Nmse(1e-4));
+        let few = Precision::Product { m: 3, k: 96, output: DType::F32 };
+        assert_eq!(of(few, DeviceKind::Cpu, Q8), Bound::Nmse(2e-4));
         assert_eq!(of(product(4, DType::F32), DeviceKind::Cuda, Auto), Bound::Nmse(1e-10));
         assert_eq!(of(product(5, DType::F32), DeviceKind::Metal, Auto), Bound::Nmse(1e-6));
         assert_eq!(of(product(5, DType::F32), DeviceKind::Metal, Exact), Bound::Nmse(1e-10));
