@@ -102,7 +102,8 @@ impl MlxDevice {
         }
     }
 
-    /// Opens the device of this name: `cpu`, `cuda`, `cuda:1`, `metal`, `reference`.
+    /// Opens the device of this name: `cpu`, `cuda`, `cuda:1`, `metal`, `reference`; `metal-host` with the
+    /// feature of that name.
     ///
     /// # Errors
     ///
@@ -111,6 +112,8 @@ impl MlxDevice {
         match name.split_once(':').unwrap_or((name, "0")) {
             ("cpu", "0") => MlxDevice::cpu_with(options),
             ("metal", "0") => MlxDevice::metal_with(options),
+            #[cfg(feature = "metal-host")]
+            ("metal-host", "0") => MlxDevice::metal_host_with(options),
             ("reference", "0") => MlxDevice::reference(),
             ("cuda", index) => match index.parse() {
                 Ok(index) => MlxDevice::cuda_with(index, options),
@@ -188,6 +191,17 @@ impl MlxDevice {
     /// As [`metal`](Self::metal).
     pub fn metal_with(_options: DeviceOptions) -> Result<MlxDevice> {
         Err(MlxError::DeviceNotFound("metal: this build of mlx-native has no Metal backend".into()))
+    }
+
+    /// The Metal backend without a GPU: its kernels run on the CPU by the `metal-host` crate, and any access that a GPU would not forgive is an
+    /// error of the wait. For tests.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceNotFound`](MlxError::DeviceNotFound) when there is no C++ compiler to compile kernels with.
+    #[cfg(feature = "metal-host")]
+    pub fn metal_host_with(options: DeviceOptions) -> Result<MlxDevice> {
+        Ok(MlxDevice::open(Box::new(backend::metal::host::MetalHost::new(options)?), options))
     }
 
     /// The f64 oracle: every operation by its formula, slow and obvious.

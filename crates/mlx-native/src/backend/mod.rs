@@ -1,6 +1,8 @@
 //! What a device has to do, and asking what it can.
 
 pub(crate) mod cpu;
+#[cfg(feature = "metal-host")]
+pub(crate) mod metal;
 pub(crate) mod reference;
 
 use std::sync::Arc;

@@ -1,0 +1,149 @@
+
+// Element types of input and output: 0 float, 1 half, 2 bfloat.
+constant uint X_TYPE [[function_constant(0)]];
+constant uint Y_TYPE [[function_constant(1)]];
+
+template <uint COUNT, typename X> inline void widen(device const uchar* bytes, uint valid, thread float* v) {
+    device const X* x = (device const X*)bytes;
+    for (uint i = 0; i < COUNT; i++) v[i] = i < valid ? float(x[i]) : 0.0f;
+}
+
+inline uint x_size() { return X_TYPE == 0 ? 4 : 2; }
+
+// COUNT values of row i of a batch from l < k on, zero from k on. l is a multiple of COUNT, which divides 32.
+template <uint COUNT>
+inline void x_values(device const uchar* x, ulong batch, ulong i, uint l, constant MatmulArgs& args, thread float* v) {
+    // Heads are multiples of 32 values: these never lie in two.
+    device const uchar* bytes = args.head_dim == 0
+        ? x + batch * args.x_batch + i * args.x_row + ulong(l) * x_size()
+        : x + ((ulong(l / args.head_dim) * args.m + i) * args.head_dim + l % args.head_dim) * x_size();
+    const uint valid = min(args.k - l, COUNT);
+    if (X_TYPE == 0) widen<COUNT, float>(bytes, valid, v);
+    else if (X_TYPE == 1) widen<COUNT, half>(bytes, valid, v);
+    else widen<COUNT, bfloat>(bytes, valid, v);
+}
+
+inline void store_y(device uchar* y, ulong i, float value) {
+    if (Y_TYPE == 0) ((device float*)y)[i] = value;
+    else ((device bfloat*)y)[i] = bfloat(value);
+}
+
+// R input rows times the weight rows of a simdgroup. `lanes` lanes share a weight row, each taking every lanes-th chunk of sixteen
+// values; a team of them has C weight rows at once, whose values are decoded once for all R input rows. A row of the result is
+// the same sum in the same order for every R.
+template <typename W, uint R, uint C>
+inline void mat_vec(thread const W& weight, device const uchar* x, device uchar* y, constant MatmulArgs& args, ulong batch,
+                    uint x_row, uint rows, ulong y_row, uint simdgroup, uint lane) {
+    const uint teams = 32 / args.lanes, team = lane / args.lanes, member = lane % args.lanes;
+    const uint first = simdgroup * (teams * C) + team;
+    float sums[C][R];
+    for (uint j = 0; j < C; j++) {
+        for (uint r = 0; r < R; r++) sums[j][r] = 0.0f;
+    }
+    const uint chunks = (args.k + 15) / 16;
+    for (uint c = member; c < chunks; c += args.lanes) {
+        float w[C][16];
+        for (uint j = 0; j < C; j++) weight.chunk(min(first + j * teams, args.n - 1), c, args.k, w[j]);
+        for (uint r = 0; r < R; r++) {
+            float v[16];
+            x_values<16>(x, batch, x_row + min(r, rows - 1), 16 * c, args, v);
+            for (uint j = 0; j < C; j++) {
+                float sum = 0.0f;
+                for (uint i = 0; i < 16; i++) sum += w[j][i] * v[i];
+                sums[j][r] += sum;
+            }
+        }
+    }
+    for (uint j = 0; j < C; j++) {
+        const uint column = first + j * teams;
+        for (uint r = 0; r < R; r++) {
+            float sum = sums[j][r];
+            for (uint step = args.lanes / 2; step > 0; step /= 2) sum += simd_shuffle_xor(sum, ushort(step));
+            if (member == 0 && column < args.n && r < rows) store_y(y, (y_row + r) * args.n + column, sum);
+        }
+    }
+}
+
+// output[b][i][j]: two simdgroups a threadgroup; grid of columns, R rows, batches.
+template <typename W, uint R, uint C>
+[[kernel]] void mv(device const uchar* data [[buffer(0)]], device const uchar* scales [[buffer(1)]],
+                   device const uchar* biases [[buffer(2)]], device const uchar* x [[buffer(3)]], device uchar* y [[buffer(4)]],
+                   constant MatmulArgs& args [[buffer(5)]], uint3 group [[threadgroup_position_in_grid]],
+                   uint simdgroup [[simdgroup_index_in_threadgroup]], uint lane [[thread_index_in_simdgroup]]) {
+    const W weight(data, scales, biases, args, group.z / args.batch_ratio);
+    const uint row = group.y * R;
+    mat_vec<W, R, C>(weight, x, y, args, group.z, row, min(args.m - row, R), ulong(group.z) * args.m + row,
+                     group.x * 2 + simdgroup, lane);
+}
+
+// The same for one slot of a token, whose expert chooses the matrix; grid of columns, slots. An id that is no expert gives NaN.
+template <typename W, uint C>
+[[kernel]] void mv_id(device const uchar* data [[buffer(0)]], device const uchar* scales [[buffer(1)]],
+                      device const uchar* biases [[buffer(2)]], device const uchar* x [[buffer(3)]], device uchar* y [[buffer(4)]],
+                      constant MatmulArgs& args [[buffer(5)]], device const uint* ids [[buffer(6)]],
+                      device atomic_uint* fault [[buffer(7)]], uint3 group [[threadgroup_position_in_grid]],
+                      uint simdgroup [[simdgroup_index_in_threadgroup]], uint lane [[thread_index_in_simdgroup]]) {
+    const uint slot = group.y, expert = ids[slot];
+    if (expert >= args.n_experts) {
+        const uint first = (group.x * 2 + simdgroup) * (32 / args.lanes * C);
+        for (uint j = first + lane; j < min(first + 32 / args.lanes * C, args.n); j += 32) {
+            store_y(y, ulong(slot) * args.n + j, NAN);
+        }
+        if (lane == 0) atomic_fetch_min_explicit(fault, slot, memory_order_relaxed);
+        return;
+    }
+    const W weight(data, scales, biases, args, expert);
+    mat_vec<W, 1, C>(weight, x, y, args, 0, slot / args.top_k, 1, slot, group.x * 2 + simdgroup, lane);
+}
+
+// output[t] = scale * weight[ids[t]], a thread for sixteen values; grid of chunks, ids.
+template <typename W>
+[[kernel]] void embedding(device const uchar* data [[buffer(0)]], device const uchar* scales [[buffer(1)]],
+                          device const uchar* biases [[buffer(2)]], device const uint* ids [[buffer(3)]],
+                          device float* y [[buffer(4)]], constant MatmulArgs& args [[buffer(5)]],
+                          device atomic_uint* fault [[buffer(6)]], uint3 group [[threadgroup_position_in_grid]],
+                          uint thread_index [[thread_index_in_threadgroup]]) {
+    const uint c = group.x * 64 + thread_index, token = group.y;
+    if (c >= (args.k + 15) / 16) return;
+    device float* out = y + ulong(token) * args.k + 16 * c;
+    const uint count = min(args.k - 16 * c, 16u), id = ids[token];
+    if (id >= args.n) {
+        for (uint i = 0; i < count; i++) out[i] = NAN;
+        if (c == 0) atomic_fetch_min_explicit(fault, token, memory_order_relaxed);
+        return;
+    }
+    const W weight(data, scales, biases, args, 0);
+    float v[16];
+    weight.chunk(id, c, args.k, v);
+    for (uint i = 0; i < 16; i++) {
+        if (i < count) out[i] = args.scale * v[i];
+    }
+}
+
+// output[b][i][j] = sum over l of x[b][i][l] weight[l][j], for the formats whose rows may run along n: a simdgroup makes sixteen
+// columns of a row; grid of chunks of n, rows, batches.
+template <typename W>
+[[kernel]] void vm(device const uchar* data [[buffer(0)]], device const uchar* scales [[buffer(1)]],
+                   device const uchar* biases [[buffer(2)]], device const uchar* x [[buffer(3)]], device uchar* y [[buffer(4)]],
+                   constant MatmulArgs& args [[buffer(5)]], uint3 group [[threadgroup_position_in_grid]],
+                   uint lane [[thread_index_in_simdgroup]]) {
+    const W weight(data, scales, biases, args, group.z / args.batch_ratio);
+    float sums[16];
+    for (uint i = 0; i < 16; i++) sums[i] = 0.0f;
+    for (uint c = lane; c < (args.k + 15) / 16; c += 32) {
+        float v[16];
+        x_values<16>(x, group.z, group.y, 16 * c, args, v);
+        for (uint l = 0; l < 16; l++) {
+            if (16 * c + l >= args.k) break;
+            float w[16];
+            weight.chunk(16 * c + l, group.x, args.n, w);
+            for (uint i = 0; i < 16; i++) sums[i] += v[l] * w[i];
+        }
+    }
+    const ulong row = ulong(group.z) * args.m + group.y;
+    for (uint i = 0; i < 16; i++) {
+        const float sum = simd_sum(sums[i]);
+        if (lane == i && 16 * group.x + i < args.n) store_y(y, row * args.n + 16 * group.x + i, sum);
+    }
+}
+

@@ -1,0 +1,258 @@
+//! Products with weights and rows of weights: which kernel, how many lanes to a row, which grid.
+
+use super::args::MatmulArgs;
+use super::{Access, Bound, Fault, Launch, Library, PipelineKey, Plan, u32_of};
+use crate::backend::metal::source::PASSES;
+use crate::device::DeviceOptions;
+use crate::format::WeightFormat;
+use crate::ops::{Embedding, Input, InputLayout, Matmul, MatmulId, WeightView};
+use crate::{DType, MM_ID_ROUTING_THRESHOLD, MM_ROUTING_THRESHOLD, Result};
+
+/// Simdgroups of a threadgroup that multiplies with single rows.
+const SIMDGROUPS: u32 = 2;
+/// Threads of a threadgroup that copies rows, each with sixteen values.
+const EMBEDDING_THREADS: usize = 64;
+
+/// Lanes that share a weight row of k values: as many as have a chunk of sixteen values each, 4 to 32. It depends on k alone, so that the order of
+/// summation does not depend on m.
+fn lanes(k: usize) -> u32 {
+    match k.div_ceil(16) {
+        0..8 => 4,
+        8..16 => 8,
+        16..32 => 16,
+        _ => 32,
+    }
+}
+
+/// Input rows that a pass over the weights serves, and columns of a team.
+fn pass(m: usize) -> (u32, u32) {
+    PASSES.into_iter().find(|(rows, _)| m <= *rows as usize).unwrap_or(PASSES[PASSES.len() - 1])
+}
+
+/// The kernel of a dense product with m rows. The tile kernel sums in another order than the row kernels, so with `batch_invariant` the row
+/// kernels run at every m, eight rows to a pass.
+pub(crate) fn dense_kernel(m: usize, options: &DeviceOptions) -> String {
+    if m > MM_ROUTING_THRESHOLD as usize && !options.batch_invariant {
+        return "mm".into();
+    }
+    format!("mv_r{}", pass(m).0)
+}
+
+/// The kernel of an expert-routed product with so many tokens.
+pub(crate) fn routed_kernel(n_tokens: usize, options: &DeviceOptions) -> &'static str {
+    if n_tokens > MM_ID_ROUTING_THRESHOLD as usize && !options.batch_invariant { "mm_id" } else { "mv_id" }
+}
+
+/// Columns and rows of a tile, its threads, and its threadgroup memory: the two operands, 32 of k deep, in f32 (the result goes out through the
+/// same bytes).
+const TILE: [usize; 2] = [64, 32];
+const TILE_THREADS: u32 = 128;
+const TILE_BYTES: usize = (TILE[0] + TILE[1]) * 32 * 4;
+
+/// What a function constant says of an element type.
+fn type_code(dtype: DType) -> u32 {
+    match dtype {
+        DType::F16 => 1,
+        DType::BF16 => 2,
+        _ => 0,
+    }
+}
+
+/// A kernel of the weight's library for these element types.
+fn pipeline(weight: &WeightView, function: String, x: DType, y: DType) -> PipelineKey {
+    PipelineKey {
+        library: Library::Weight(weight.format.into()),
+        function,
+        constants: vec![(0, type_code(x)), (1, type_code(y))],
+    }
+}
+
+/// The weight's three buffers; a format without scales or biases binds its data, which nobody reads there.
+fn weight_bindings(weight: &WeightView) -> Vec<Bound> {
+    let side = |view: &Option<_>| Bound::read(view.as_ref().unwrap_or(&weight.data));
+    vec![Bound::read(&weight.data), side(&weight.scales), side(&weight.biases)]
+}
+
+/// Arguments that the weight and the dimensions determine. `row` is the length of a stored row.
+fn args(weight: &WeightView, [m, n, k]: [usize; 3], row: usize) -> Result<MatmulArgs> {
+    let (group_size, groups) = match weight.format {
+        WeightFormat::Ggml(_) => (1, 0),
+        WeightFormat::Affine(affine) => (affine.group_size, affine.groups(row)?),
+        WeightFormat::Fp(mode) => (mode.group_size(), mode.groups(row)),
+    };
+    let [w_matrix, s_matrix, b_matrix] = weight.strides.map(|stride| stride as u64);
+    Ok(MatmulArgs {
+        x_row: 0,
+        x_batch: 0,
+        w_row: weight.format.row_bytes(row)? as u64,
+        w_matrix,
+        s_matrix,
+        b_matrix,
+        m: u32_of("m", m)?,
+        n: u32_of("n", n)?,
+        k: u32_of("k", k)?,
+        head_dim: 0,
+        group_size,
+        groups: u32_of("groups", groups)?,
+        batch_ratio: 1,
+        lanes: lanes(k),
+        top_k: 1,
+        n_experts: 1,
+        scale: 1.0,
+        pad: 0,
+    })
+}
+
+fn with_input(args: MatmulArgs, input: &Input) -> Result<MatmulArgs> {
+    Ok(match input.layout {
+        InputLayout::Rows { row_bytes, batch_bytes } => {
+            MatmulArgs { x_row: row_bytes as u64, x_batch: batch_bytes as u64, ..args }
+        }
+        InputLayout::Heads { head_dim } => MatmulArgs { head_dim: u32_of("head_dim", head_dim)?, ..args },
+    })
+}
+
+/// Threadgroups for n columns when a team has so many at once.
+fn column_groups(n: u32, lanes: u32, columns: u32) -> u32 {
+    n.div_ceil(SIMDGROUPS * (32 / lanes) * columns)
+}
+
+/// output[b][i][j]
+pub(super) fn matmul(op: &Matmul, options: &DeviceOptions) -> Result<Vec<Launch>> {
+    let stored_row = if op.weight.transposed { op.n } else { op.k };
+    let args = with_input(args(&op.weight, [op.m, op.n, op.k], stored_row)?, &op.input)?;
+    let args = MatmulArgs { batch_ratio: u32_of("batch", op.batch / op.weight_batch)?, ..args };
+    let batch = u32_of("batch", op.batch)?;
+    let mut bindings = weight_bindings(&op.weight);
+    bindings.extend([Bound::read(&op.input.view), Bound::overwrite(&op.output), Bound::args(&args)]);
+    let kernel = dense_kernel(op.m, options);
+    let (function, grid, threads, threadgroup_bytes) = if op.weight.transposed {
+        ("vm".into(), [args.n.div_ceil(16), args.m, batch], 32, 0)
+    } else if kernel == "mm" {
+        let grid = [args.n.div_ceil(TILE[0] as u32), args.m.div_ceil(TILE[1] as u32), batch];
+        (kernel, grid, TILE_THREADS, TILE_BYTES)
+    } else {
+        let (rows, columns) = pass(op.m);
+        let grid = [column_groups(args.n, args.lanes, columns), args.m.div_ceil(rows), batch];
+        (kernel, grid, SIMDGROUPS * 32, 0)
+    };
+    Ok(vec![Launch {
+        pipeline: pipeline(&op.weight, function, op.input.dtype, op.output_dtype),
+        bindings,
+        grid,
+        group: [threads, 1, 1],
+        threadgroup_bytes,
+    }])
+}
+
+/// output[slot] = weight[ids[slot]] · input[slot ÷ top_k]
+pub(super) fn matmul_id(op: &MatmulId, options: &DeviceOptions) -> Result<Plan> {
+    let args = with_input(args(&op.weight, [op.n_tokens, op.n, op.k], op.k)?, &op.input)?;
+    let args = MatmulArgs { top_k: u32_of("top_k", op.top_k)?, n_experts: u32_of("n_experts", op.n_experts)?, ..args };
+    let kernel = routed_kernel(op.n_tokens, options);
+    let pipeline = pipeline(&op.weight, kernel.into(), op.input.dtype, DType::F32);
+    let slots = op.n_tokens * op.top_k;
+    let mut bindings = weight_bindings(&op.weight);
+    bindings.push(Bound::read(&op.input.view));
+    let fault = Some(Fault { ids: op.ids.clone(), limit: op.n_experts, words: ["matmul_id", "slot", "expert"] });
+    if kernel == "mv_id" {
+        bindings.extend([Bound::overwrite(&op.output), Bound::args(&args), Bound::read(&op.ids), Bound::Fault]);
+        let launch = Launch {
+            pipeline,
+            bindings,
+            grid: [column_groups(args.n, args.lanes, PASSES[0].1), u32_of("slots", slots)?, 1],
+            group: [SIMDGROUPS * 32, 1, 1],
+            threadgroup_bytes: 0,
+        };
+        return Ok(Plan { launches: vec![launch], scratch: Vec::new(), fault });
+    }
+    let output = || Bound::View(op.output.clone(), Access::ReadWrite);
+    // The caller's lists, or the operation's own: a count for each expert, then the slots.
+    let lists = |access: Access| match &op.scratch {
+        Some(views) => views.clone().map(|view| Bound::View(view, access)),
+        None => [Bound::Scratch(0, access), Bound::Scratch(1, access)],
+    };
+    let [counts, slot_lists] = lists(Access::ReadWrite);
+    let map = Launch {
+        pipeline: PipelineKey::new(Library::MapExperts, "map_experts"),
+        bindings: vec![Bound::read(&op.ids), counts, slot_lists, output(), Bound::args(&args), Bound::Fault],
+        grid: [1, 1, 1],
+        group: [256, 1, 1],
+        threadgroup_bytes: 0,
+    };
+    bindings.extend([output(), Bound::args(&args)]);
+    bindings.extend(lists(Access::Read));
+    let tiles = u32_of("slots", slots / TILE[1] + op.n_experts)?;
+    let multiply = Launch {
+        pipeline,
+        bindings,
+        grid: [args.n.div_ceil(TILE[0] as u32), tiles, 1],
+        group: [TILE_THREADS, 1, 1],
+        threadgroup_bytes: TILE_BYTES,
+    };
+    let scratch = if op.scratch.is_some() { Vec::new() } else { vec![op.n_experts * 4, slots * 4] };
+    Ok(Plan { launches: vec![map, multiply], scratch, fault })
+}
+
+/// output[t] = scale · weight[ids[t]]
+pub(super) fn embedding(op: &Embedding) -> Result<Plan> {
+    let args = MatmulArgs { scale: op.params.scale, ..args(&op.weight, [op.params.n_tokens, op.n, op.k], op.k)? };
+    let mut bindings = weight_bindings(&op.weight);
+    bindings.extend([Bound::read(&op.ids), Bound::overwrite(&op.output), Bound::args(&args), Bound::Fault]);
+    let launch = Launch {
+        pipeline: pipeline(&op.weight, "embedding".into(), DType::F32, DType::F32),
+        bindings,
+        grid: [u32_of("k", op.k.div_ceil(16).div_ceil(EMBEDDING_THREADS))?, args.m, 1],
+        group: [EMBEDDING_THREADS as u32, 1, 1],
+        threadgroup_bytes: 0,
+    };
+    let fault = Some(Fault { ids: op.ids.clone(), limit: op.n, words: ["embedding", "token", "id"] });
+    Ok(Plan { launches: vec![launch], scratch: Vec::new(), fault })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::metal::launches::plan;
+    use crate::{GgmlType, MlxDevice, Weight};
+
+    /// The launch of a product with a Q8_0 weight.
+    fn product(m: usize, n: usize, k: usize, options: &DeviceOptions) -> Launch {
+        let device = MlxDevice::reference().unwrap();
+        let buffer = |bytes, dtype| device.alloc_buffer(bytes, dtype, vec![]).unwrap();
+        let weight = Weight::ggml(GgmlType::Q8_0, n, k, buffer(n * k / 32 * 34, DType::U8)).unwrap();
+        let (x, mut y) = (buffer(m * k * 4, DType::F32), buffer(m * n * 4, DType::F32));
+        let mut encoder = device.command_encoder().unwrap();
+        encoder.matmul(&x, &weight, &mut y).unwrap();
+        let op = encoder.ops().next().unwrap().clone();
+        plan(&op, options).unwrap().launches.remove(0)
+    }
+
+    #[test]
+    fn the_number_of_rows_chooses_the_kernel() {
+        let invariant = DeviceOptions { batch_invariant: true, ..DeviceOptions::default() };
+        for (m, expected, alone) in
+            [(1, "mv_r1", "mv_r1"), (3, "mv_r4", "mv_r4"), (8, "mv_r8", "mv_r8"), (9, "mm", "mv_r8")]
+        {
+            assert_eq!(product(m, 65, 64, &DeviceOptions::default()).pipeline.function, expected);
+            assert_eq!(product(m, 65, 64, &invariant).pipeline.function, alone);
+        }
+    }
+
+    #[test]
+    fn grids_cover_partial_tiles() {
+        let launch = product(33, 65, 64, &DeviceOptions::default());
+        assert_eq!((launch.grid, launch.group, launch.threadgroup_bytes), ([2, 2, 1], [128, 1, 1], 12_288));
+        // Four chunks of sixteen, so four lanes a row, eight teams of four columns, two simdgroups.
+        assert_eq!(product(1, 65, 64, &DeviceOptions::default()).grid, [2, 1, 1]);
+        assert_eq!(product(1, 65, 4096, &DeviceOptions::default()).grid, [9, 1, 1]);
+    }
+
+    #[test]
+    fn arguments_are_the_bytes_that_the_kernel_reads() {
+        let launch = product(2, 3, 96, &DeviceOptions::default());
+        let Bound::Bytes(bytes) = &launch.bindings[5] else { panic!("{:?}", launch.bindings) };
+        let args: MatmulArgs = bytemuck::pod_read_unaligned(bytes);
+        assert_eq!((args.m, args.n, args.k, args.x_row, args.w_row, args.w_matrix), (2, 3, 96, 384, 102, 306));
+    }
+}

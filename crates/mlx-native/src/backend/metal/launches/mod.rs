@@ -1,0 +1,176 @@
+//! From operations to launches, in plain Rust: what a GPU is asked to do is data, and is tested without one.
+
+pub(crate) mod args;
+pub(crate) mod attention;
+mod choose;
+mod elementwise;
+mod matmul;
+mod rows;
+
+use bytemuck::Pod;
+
+use crate::buffer::View;
+use crate::device::DeviceOptions;
+use crate::format::{FpMode, WeightFormat};
+use crate::ops::Op;
+use crate::{DType, GgmlType, MlxError, Result};
+
+pub(crate) use matmul::{dense_kernel, routed_kernel};
+
+/// The text that a kernel is compiled in: one library serves several kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Library {
+    /// Casts, sums, activations.
+    Elementwise,
+    /// Norms, softmax.
+    Rows,
+    /// Attention, the cache, rotary embedding.
+    Attention,
+    /// Argmax, routing to experts.
+    Choose,
+    /// The lists of an expert-routed product.
+    MapExperts,
+    /// Products with weights of one format, and rows of them.
+    Weight(WeightText),
+}
+
+/// What the text of a product depends on: a format without the group size, which is an argument.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum WeightText {
+    Ggml(GgmlType),
+    Affine { bits: u32, scales: DType },
+    Fp(FpMode),
+}
+
+impl From<WeightFormat> for WeightText {
+    fn from(format: WeightFormat) -> Self {
+        match format {
+            WeightFormat::Ggml(ty) => WeightText::Ggml(ty),
+            WeightFormat::Affine(affine) => WeightText::Affine { bits: affine.bits, scales: affine.scale_dtype },
+            WeightFormat::Fp(mode) => WeightText::Fp(mode),
+        }
+    }
+}
+
+/// A kernel, compiled: the device keeps one pipeline for each key.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct PipelineKey {
+    pub library: Library,
+    /// The function's name in the library.
+    pub function: String,
+    /// Values of function constants by index.
+    pub constants: Vec<(u32, u32)>,
+}
+
+impl PipelineKey {
+    fn new(library: Library, function: impl Into<String>) -> PipelineKey {
+        PipelineKey { library, function: function.into(), constants: Vec::new() }
+    }
+}
+
+/// What a kernel does to a binding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    Read,
+    ReadWrite,
+    /// Every byte is written, and none is read before.
+    Overwrite,
+}
+
+/// What is bound to a buffer index.
+#[derive(Clone, Debug)]
+pub(crate) enum Bound {
+    /// A part of a storage.
+    View(View, Access),
+    /// A copy of a few bytes: arguments, small tables.
+    Bytes(Vec<u8>),
+    /// Memory of this operation alone: an index into [`Plan::scratch`].
+    Scratch(usize, Access),
+    /// A word that starts as u32::MAX and ends as the first faulty index, see [`Fault`].
+    Fault,
+}
+
+impl Bound {
+    fn read(view: &View) -> Bound {
+        Bound::View(view.clone(), Access::Read)
+    }
+
+    fn overwrite(view: &View) -> Bound {
+        Bound::View(view.clone(), Access::Overwrite)
+    }
+
+    fn args<T: Pod>(args: &T) -> Bound {
+        Bound::Bytes(bytemuck::bytes_of(args).to_vec())
+    }
+}
+
+/// One dispatch.
+#[derive(Clone, Debug)]
+pub(crate) struct Launch {
+    pub pipeline: PipelineKey,
+    /// By buffer index.
+    pub bindings: Vec<Bound>,
+    /// Threadgroups.
+    pub grid: [u32; 3],
+    /// Threads of a threadgroup.
+    pub group: [u32; 3],
+    /// Bytes of threadgroup memory that the launch sets, a multiple of 16.
+    pub threadgroup_bytes: usize,
+}
+
+/// What only the data can tell: an index in `ids` that is out of range.
+#[derive(Clone, Debug)]
+pub(crate) struct Fault {
+    /// The ids, u32.
+    pub ids: View,
+    /// Ids below this are good.
+    limit: usize,
+    /// The operation, what an index counts, and what an id names.
+    words: [&'static str; 3],
+}
+
+impl Fault {
+    /// The error for the word that a kernel left and the id there.
+    pub(crate) fn error(&self, index: u32, id: u32) -> MlxError {
+        let [op, place, thing] = self.words;
+        MlxError::CommandBufferError(format!("{op}: {place} {index}: {thing} {id} of {}", self.limit))
+    }
+}
+
+/// What an operation asks of the device: its launches in order, each seeing what the ones before wrote.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub launches: Vec<Launch>,
+    /// Bytes of each scratch memory.
+    pub scratch: Vec<usize>,
+    /// What the word of [`Bound::Fault`] counts.
+    pub fault: Option<Fault>,
+}
+
+/// Plans an operation.
+pub(crate) fn plan(op: &Op, options: &DeviceOptions) -> Result<Plan> {
+    let launches = match op {
+        Op::MatmulId(op) => return matmul::matmul_id(op, options),
+        Op::Embedding(op) => return matmul::embedding(op),
+        Op::Matmul(op) => matmul::matmul(op, options),
+        Op::Cast(op) => elementwise::cast(op),
+        Op::Binary(op) => elementwise::binary(op),
+        Op::GatedActivation(op) => elementwise::gated_activation(op),
+        Op::SoftCap(op) => elementwise::soft_cap(op),
+        Op::RmsNorm(op) => rows::rms_norm(op),
+        Op::Softmax(op) => rows::softmax(op),
+        Op::Rope(op) => attention::rope(op),
+        Op::StoreKv(op) => attention::store_kv(op),
+        Op::Attention(op) => attention::attention(op),
+        Op::ExpertGate(op) => choose::expert_gate(op),
+        Op::ExpertSum(op) => choose::expert_sum(op),
+        Op::ArgMax(op) => choose::argmax(op),
+        Op::Sample(_) => Err(MlxError::KernelNotFound("sample: there is no Metal kernel".into())),
+    }?;
+    Ok(Plan { launches, scratch: Vec::new(), fault: None })
+}
+
+/// A dimension as a kernel takes it.
+fn u32_of(what: &str, value: usize) -> Result<u32> {
+    u32::try_from(value).map_err(|_| MlxError::InvalidArgument(format!("{what}: {value} exceeds what a kernel takes")))
+}

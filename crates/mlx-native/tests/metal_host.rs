@@ -1,0 +1,86 @@
+//! The Metal backend's planning and kernel text on the conformance table, run by metal-host with all checks on.
+#![cfg(feature = "metal-host")]
+
+use conformance::{Outcome, Reference, Selection, Verdict, cases, run};
+use mlx_native::{DeviceOptions, MlxDevice, MlxError};
+
+/// The device, unless this machine has no C++ compiler.
+fn device(options: DeviceOptions) -> Option<MlxDevice> {
+    match MlxDevice::by_name("metal-host", options) {
+        Ok(device) => Some(device),
+        Err(MlxError::DeviceNotFound(why)) => {
+            eprintln!("skipped: {why}");
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+fn seed() -> u64 {
+    std::env::var("MLX_NATIVE_CONFORMANCE_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1)
+}
+
+/// Runs the cases of the sample whose names begin with one of `ops` followed by a slash.
+fn sample(ops: &[&str], options: DeviceOptions) {
+    let Some(device) = device(options) else { return };
+    let wanted = |name: &str| ops.iter().any(|op| name.strip_prefix(op).is_some_and(|rest| rest.starts_with('/')));
+    let chosen = cases(Selection::Sample { seed: seed() }).filter(|case| wanted(&case.name()));
+    let failed = |outcome: &Outcome| {
+        if let Verdict::Failed(message) = &outcome.verdict {
+            eprintln!("{}: {message}", outcome.case);
+        }
+    };
+    let report = run(&[device], &Reference::new().unwrap(), chosen, failed);
+    assert!(report.is_ok(), "{report}");
+    println!("{report}\n{}", report.worst_lines());
+}
+
+#[test]
+fn elementwise() {
+    sample(&["cast", "binary", "gated_activation", "soft_cap"], DeviceOptions::default());
+}
+
+#[test]
+fn rows() {
+    sample(&["rms_norm", "softmax"], DeviceOptions::default());
+}
+
+#[test]
+fn attention_and_rope() {
+    sample(&["rope", "store_kv", "attention"], DeviceOptions::default());
+}
+
+#[test]
+fn choosing() {
+    sample(&["argmax", "expert_gate", "expert_sum"], DeviceOptions::default());
+}
+
+/// Products and rows of one format for each family of decoders; the ignored test has all of them.
+#[test]
+fn weights() {
+    for format in ["Q4_K", "IQ2_XXS", "F16", "affine4_g64_bf16", "mxfp4"] {
+        weights_of(format, DeviceOptions::default());
+    }
+}
+
+#[test]
+#[ignore = "compiles a library for each format: minutes"]
+fn weights_of_every_format() {
+    for format in conformance::formats() {
+        weights_of(&format.name(), DeviceOptions::default());
+    }
+}
+
+fn weights_of(format: &str, options: DeviceOptions) {
+    let ops = [
+        "matmul",
+        "matmul_id",
+        "matmul_batched",
+        "matmul_perm021",
+        "matmul_transposed",
+        "embedding",
+        "quantized_matmul",
+    ];
+    let names: Vec<String> = ops.iter().map(|op| format!("{op}/{format}")).collect();
+    sample(&names.iter().map(String::as_str).collect::<Vec<_>>(), options);
+}
