@@ -8,8 +8,9 @@ use metal_host::{Binding, Buffer, CompileOptions, Dispatch, FunctionConstant, Gr
 use super::launches::{self, Access, Bound, Launch, PipelineKey};
 use super::source;
 use crate::backend::{Backend, Capability, CapabilityQuery, CommandList, Completed, OpKind, Submission};
-use crate::buffer::{Memory, View};
+use crate::buffer::View;
 use crate::device::{DeviceKind, DeviceOptions};
+use crate::memory::Memory;
 use crate::ops::Op;
 use crate::{MlxError, Result};
 
