@@ -49,8 +49,8 @@ pub fn bound(precision: Precision, kind: DeviceKind, options: &DeviceOptions) ->
     const EXACT: Bound = Bound::Nmse(1e-10);
     const HALF: Bound = Bound::Nmse(1e-6);
     const Q8: Bound = Bound::Nmse(1e-4);
-    // Activations are rounded in blocks of 32. Over many blocks the NMSE settles at 2e-5 to 5e-5; that of a few blocks is a random number whose upper
-    // end lies at 1.4e-4, whatever the kernel.
+    // Activations are rounded in blocks of 32. Over many blocks the NMSE settles at 2e-5 to 5e-5; that of a few blocks scatters: 1.35e-4 is the
+    // largest seen, alike on every instruction set. The contract says 1e-4 without exception, so this is a departure from it.
     const Q8_OF_FEW_BLOCKS: Bound = Bound::Nmse(2e-4);
     const FEW_BLOCKS: usize = 128;
     let gpu = matches!(kind, DeviceKind::Cuda | DeviceKind::Metal);
