@@ -2,6 +2,8 @@
 
 pub(crate) mod cpu;
 #[cfg(feature = "metal-host")]
+pub(crate) mod gpu;
+#[cfg(feature = "metal-host")]
 pub(crate) mod metal;
 pub(crate) mod reference;
 

@@ -1,6 +1,5 @@
 //! From operations to launches, in plain Rust: what a GPU is asked to do is data, and is tested without one.
 
-pub(crate) mod args;
 pub(crate) mod attention;
 mod choose;
 mod elementwise;
@@ -9,11 +8,11 @@ mod rows;
 
 use bytemuck::Pod;
 
+pub(crate) use crate::backend::gpu::{Fault, WeightText, args, u32_of};
 use crate::buffer::View;
 use crate::device::DeviceOptions;
-use crate::format::{FpMode, WeightFormat};
 use crate::ops::Op;
-use crate::{DType, GgmlType, MlxError, Result};
+use crate::{MlxError, Result};
 
 pub(crate) use matmul::{dense_kernel, routed_kernel};
 
@@ -32,24 +31,6 @@ pub(crate) enum Library {
     MapExperts,
     /// Products with weights of one format, and rows of them.
     Weight(WeightText),
-}
-
-/// What the text of a product depends on: a format without the group size, which is an argument.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum WeightText {
-    Ggml(GgmlType),
-    Affine { bits: u32, scales: DType },
-    Fp(FpMode),
-}
-
-impl From<WeightFormat> for WeightText {
-    fn from(format: WeightFormat) -> Self {
-        match format {
-            WeightFormat::Ggml(ty) => WeightText::Ggml(ty),
-            WeightFormat::Affine(affine) => WeightText::Affine { bits: affine.bits, scales: affine.scale_dtype },
-            WeightFormat::Fp(mode) => WeightText::Fp(mode),
-        }
-    }
 }
 
 /// A kernel, compiled: the device keeps one pipeline for each key.
@@ -118,25 +99,6 @@ pub(crate) struct Launch {
     pub threadgroup_bytes: usize,
 }
 
-/// What only the data can tell: an index in `ids` that is out of range.
-#[derive(Clone, Debug)]
-pub(crate) struct Fault {
-    /// The ids, u32.
-    pub ids: View,
-    /// Ids below this are good.
-    limit: usize,
-    /// The operation, what an index counts, and what an id names.
-    words: [&'static str; 3],
-}
-
-impl Fault {
-    /// The error for the word that a kernel left and the id there.
-    pub(crate) fn error(&self, index: u32, id: u32) -> MlxError {
-        let [op, place, thing] = self.words;
-        MlxError::CommandBufferError(format!("{op}: {place} {index}: {thing} {id} of {}", self.limit))
-    }
-}
-
 /// What an operation asks of the device: its launches in order, each seeing what the ones before wrote.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
@@ -168,9 +130,4 @@ pub(crate) fn plan(op: &Op, options: &DeviceOptions) -> Result<Plan> {
         Op::Sample(_) => Err(MlxError::KernelNotFound("sample: there is no Metal kernel".into())),
     }?;
     Ok(Plan { launches, scratch: Vec::new(), fault: None })
-}
-
-/// A dimension as a kernel takes it.
-fn u32_of(what: &str, value: usize) -> Result<u32> {
-    u32::try_from(value).map_err(|_| MlxError::InvalidArgument(format!("{what}: {value} exceeds what a kernel takes")))
 }

@@ -1,0 +1,49 @@
+//! What the GPU backends share: arguments of kernels, and what only the data can tell.
+
+pub(crate) mod args;
+
+use crate::buffer::View;
+use crate::format::{FpMode, WeightFormat};
+use crate::{DType, GgmlType, MlxError, Result};
+
+/// What the text of a product depends on: a format without the group size, which is an argument.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum WeightText {
+    Ggml(GgmlType),
+    Affine { bits: u32, scales: DType },
+    Fp(FpMode),
+}
+
+impl From<WeightFormat> for WeightText {
+    fn from(format: WeightFormat) -> Self {
+        match format {
+            WeightFormat::Ggml(ty) => WeightText::Ggml(ty),
+            WeightFormat::Affine(affine) => WeightText::Affine { bits: affine.bits, scales: affine.scale_dtype },
+            WeightFormat::Fp(mode) => WeightText::Fp(mode),
+        }
+    }
+}
+
+/// What only the data can tell: an index in `ids` that is out of range.
+#[derive(Clone, Debug)]
+pub(crate) struct Fault {
+    /// The ids, u32.
+    pub ids: View,
+    /// Ids below this are good.
+    pub limit: usize,
+    /// The operation, what an index counts, and what an id names.
+    pub words: [&'static str; 3],
+}
+
+impl Fault {
+    /// The error for the word that a kernel left and the id there.
+    pub(crate) fn error(&self, index: u32, id: u32) -> MlxError {
+        let [op, place, thing] = self.words;
+        MlxError::CommandBufferError(format!("{op}: {place} {index}: {thing} {id} of {}", self.limit))
+    }
+}
+
+/// A dimension as a kernel takes it.
+pub(crate) fn u32_of(what: &str, value: usize) -> Result<u32> {
+    u32::try_from(value).map_err(|_| MlxError::InvalidArgument(format!("{what}: {value} exceeds what a kernel takes")))
+}
