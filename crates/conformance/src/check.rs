@@ -186,11 +186,10 @@ fn precision(case: &Case, output: usize, array: &Array) -> Precision {
         Operation::Embedding { .. } => Precision::Float,
         Operation::Attention { .. } | Operation::TokensAlone { .. } => Precision::Attention,
         Operation::RowsAlone { .. } | Operation::RoutedRowsAlone { .. } => {
-            let k = case.shape().map_or(1, |shape| shape.k);
-            Precision::Product { m: if output == 0 { 33 } else { output }, k, output: DType::F32 }
+            Precision::Product { m: if output == 0 { 33 } else { output }, output: DType::F32 }
         }
         _ => match case.shape() {
-            Some(shape) => Precision::Product { m: shape.m, k: shape.k, output: array.dtype },
+            Some(shape) => Precision::Product { m: shape.m, output: array.dtype },
             None => Precision::Float,
         },
     }

@@ -98,32 +98,6 @@ impl Draw<'_> {
         })
     }
 
-    /// Activations for a product: row i leans towards row `along(i)` of the weight's matrices, counted through. A sum of terms of random signs
-    /// may come out near zero, where rounded activations miss it by more than the bound; one such sum is all that a small product has.
-    fn rows_along(
-        &mut self,
-        dtype: DType,
-        rows: usize,
-        weight: &WeightData,
-        along: impl Fn(usize) -> usize,
-    ) -> Result<Array> {
-        let k = weight.k;
-        let lean = 0.5 * self.scale();
-        let drawn = self.tape.next < self.tape.drawn.len();
-        let decoded = if drawn { Vec::new() } else { weight.decode()? };
-        let spoilt = self.values == Values::NotFinite;
-        let scale = self.scale();
-        self.array(|rng| {
-            let mut values = normals(rng, rows * k, scale);
-            for (i, row) in values.chunks_mut(k).enumerate() {
-                let towards = &decoded[along(i) * k..][..k];
-                row.iter_mut().zip(towards).for_each(|(x, w)| *x += lean * w.signum());
-            }
-            spoil(&mut values, rows, k, spoilt);
-            Array::floats(dtype, &values)
-        })
-    }
-
     fn floats(&mut self, len: usize) -> Result<Array> {
         self.rows(DType::F32, 1, len)
     }
@@ -168,7 +142,7 @@ fn product(stage: &mut Stage<'_>, operation: &Operation, draw: &mut Draw<'_>) ->
     match *operation {
         Operation::Matmul { format, shape: Shape { m, n, k }, input, output } => {
             let weight = draw.weight(format, 1, n, k)?;
-            let x = draw.rows_along(input, m, &weight, |i| i % n)?;
+            let x = draw.rows(input, m, k)?;
             stage.expect_energy(&x, &weight, m)?;
             let mut y = stage.output(output, m * n)?;
             stage.encoder.matmul(&stage.input(&x)?, &stage.weight(&weight)?, &mut y)
@@ -187,9 +161,7 @@ fn product(stage: &mut Stage<'_>, operation: &Operation, draw: &mut Draw<'_>) ->
         Operation::MatmulId { format, shape: Shape { m, n, k }, top_k, n_experts, route, bad_id } => {
             let weight = draw.weight(format, n_experts, n, k)?;
             let ids = draw.ids(m * top_k, n_experts, bad_id)?;
-            let experts = ids.values();
-            let expert = |i: usize| (experts[i * top_k] as usize).min(n_experts - 1);
-            let x = draw.rows_along(DType::F32, m, &weight, |i| expert(i) * n + i % n)?;
+            let x = draw.rows(DType::F32, m, k)?;
             stage.expect_energy(&x, &weight, m * top_k)?;
             let y = stage.output(DType::F32, m * top_k * n)?;
             routed(stage, &weight, [&x, &ids], y, (m, top_k), route)
@@ -204,7 +176,7 @@ fn product(stage: &mut Stage<'_>, operation: &Operation, draw: &mut Draw<'_>) ->
         }
         Operation::RowsAlone { format, n, k } => {
             let weight = draw.weight(format, 1, n, k)?;
-            let x = draw.rows_along(DType::F32, 33, &weight, |i| i % n)?;
+            let x = draw.rows(DType::F32, 33, k)?;
             let (x, weight) = (stage.input(&x)?, stage.weight(&weight)?);
             for m in [33].into_iter().chain(1..=9) {
                 let mut y = stage.output(DType::F32, m * n)?;
@@ -216,8 +188,7 @@ fn product(stage: &mut Stage<'_>, operation: &Operation, draw: &mut Draw<'_>) ->
             let (n_experts, top_k) = (4, 2);
             let weight = draw.weight(format, n_experts, n, k)?;
             let ids = draw.ids(33 * top_k, n_experts, false)?;
-            let experts = ids.values();
-            let x = draw.rows_along(DType::F32, 33, &weight, |i| experts[i * top_k] as usize * n + i % n)?;
+            let x = draw.rows(DType::F32, 33, k)?;
             let (x, ids, weight) = (stage.input(&x)?, stage.input(&ids)?, stage.weight(&weight)?);
             for m in [33].into_iter().chain(1..=9) {
                 let mut y = stage.output(DType::F32, m * top_k * n)?;
@@ -239,8 +210,7 @@ fn batched(
 ) -> Result<()> {
     let weight = draw.weight(ty.into(), weight_batch, n, k)?;
     // Row i belongs to product i ÷ m, or to product i mod batch where the input is token-major.
-    let product = |i: usize| if strided { i % batch } else { i / m };
-    let x = draw.rows_along(DType::F32, batch * m, &weight, |i| product(i) / (batch / weight_batch) * n + i % n)?;
+    let x = draw.rows(DType::F32, batch * m, k)?;
     stage.expect_energy(&x, &weight, batch * m)?;
     let mut y = stage.output(DType::F32, batch * m * n)?;
     let (x, w) = (stage.input(&x)?, stage.weight_bytes(&weight)?);
@@ -267,7 +237,7 @@ fn perm021(
     head_dim: usize,
 ) -> Result<()> {
     let weight = draw.weight(ty.into(), 1, n, k)?;
-    let rows = draw.rows_along(DType::BF16, m, &weight, |i| i % n)?;
+    let rows = draw.rows(DType::BF16, m, k)?;
     let x = by_heads(&rows, m, head_dim);
     stage.expect_energy(&x, &weight, 2 * m)?;
     let (mut y, mut y_two_steps) = (stage.output(DType::F32, m * n)?, stage.output(DType::F32, m * n)?);
@@ -329,9 +299,7 @@ fn affine(
     let expert = entry == AffineEntry::Bf16Expert;
     let mut weight = draw.weight(format, if expert { 3 } else { 1 }, n, k)?;
     let dtype = if matches!(entry, AffineEntry::Plain | AffineEntry::Simd) { DType::F32 } else { DType::BF16 };
-    // The second expert's rows, or the only matrix's.
-    let first = if expert { n } else { 0 };
-    let x = draw.rows_along(dtype, m, &weight, |i| first + i % n)?;
+    let x = draw.rows(dtype, m, k)?;
     stage.expect_energy(&x, &weight, m)?;
     let (x, w) = (stage.input(&x)?, stage.weight_bytes(&weight)?);
     let side = |stage: &Stage<'_>, array: Option<Array>| stage.input(&array.unwrap_or(Array::raw(Vec::new())));

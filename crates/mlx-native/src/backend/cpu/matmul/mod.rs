@@ -6,8 +6,8 @@
 //!
 //! Weights that are small integers times a scale for each 16 or 32 values go through integer kernels ([`tiles`]): x becomes
 //! 8-bit integers with a scale for each 32 values. For [`Precision::Exact`] each row of x becomes three such
-//! *columns*, the second and third holding what the one before has left over, which keeps 23 bits. All other weights go
-//! through f32 ([`floats`]).
+//! *columns*, the second and third holding what the one before has left over, which keeps 23 bits; small weights get two columns for
+//! [`Precision::Q8`]. All other weights go through f32 ([`floats`]).
 //!
 //! A sum over 16 or 32 values is exact in i32, and the f32 operations on these sums are the same ones in the same order for every m, so a
 //! row's bits depend on that row alone: batch invariance costs nothing here.
@@ -33,7 +33,7 @@ use crate::format::{AffineFormat, FpMode, GgmlType, WeightFormat};
 pub(crate) enum Precision {
     /// As exact as f32: NMSE ≤ 1e-10.
     Exact,
-    /// 8-bit integers with a scale for each 32 values: NMSE ≤ 1e-4.
+    /// 8-bit integers with a scale for each 32 values: NMSE ≤ 1e-4. 16 bits for weights so small that 8 might miss that.
     Q8,
 }
 
@@ -169,7 +169,7 @@ pub(crate) struct Plan {
 impl Plan {
     /// Chooses the kernel for a legal product: `k` is whole blocks of `format`, which has a matmul, and `config.isa` is available.
     pub(crate) fn new(config: Config, format: WeightFormat, m: usize, n: usize, k: usize) -> Plan {
-        let choice = source::choose(config, format, k);
+        let choice = source::choose(config, format, n, k);
         let layout = choice.layout;
         Plan { m, n, k, isa: config.isa, layout, kernel: choice.kernel, name: choice.name }
     }

@@ -1,6 +1,6 @@
 //! Phase 1: x as the kernels read it.
 //!
-//! Integer layout: each row of x gives one column (three for exact activations, see [`quantize`]), and a column is one record for each step:
+//! Integer layout: each row of x gives one column (more for more than 8 bits, see [`quantize`]), and a column is one record for each step:
 //! `lo` and `hi` codes (16·lanes bytes each), the activation scales (four equal f32 a lane), and one or two vectors of
 //! what the kernel needs to know about the sums of codes (four equal values a lane), see [`Sums`].
 //!
@@ -45,7 +45,7 @@ pub(super) enum Layout {
         halves: bool,
         /// Which sums.
         sums: Sums,
-        /// Columns of a row: 1, or 3 for exact activations.
+        /// Columns of a row: 8 bits each.
         planes: usize,
     },
 }
@@ -243,7 +243,7 @@ unsafe fn read<const N: usize>(x: &XRows, i: usize, first: usize, k: usize, valu
 /// Fills one record of each column of row `i`.
 ///
 /// A block of 32 values x is c₀·d + c₁·d/254 + c₂·d/254² with d = max|x| / 127 and integers −127 ≤ c ≤ 127: each is the rounded rest of the
-/// one before, whose error is at most half a unit. Q8 stops after c₀.
+/// one before, whose error is at most half a unit. 8 bits stop after c₀, 16 after c₁.
 #[inline(always)]
 unsafe fn quantize<S: Simd>(work: &Work, i: usize, step: usize) {
     let Layout::Codes { k, halves, sums, planes, .. } = work.layout else { return };

@@ -86,10 +86,19 @@ pub(super) struct Choice {
     pub name: &'static str,
 }
 
-/// The layout of x for an integer kernel.
-fn codes_layout<S: Simd, F: Source<S>>(config: Config, k: usize) -> Layout {
+/// Fewer output features than this get 16-bit activations even with [`Precision::Q8`]: rounding errors and a sum that happens to come
+/// out near zero average out over many features, not over a few. Small products cost little either way.
+const FEW_FEATURES: usize = 64;
+
+/// Rows of fewer values than this get 16-bit activations too: one outlier in 32 values makes that block's error several times the average,
+/// and it takes some blocks to outweigh it.
+const FEW_VALUES: usize = 17 * 32;
+
+/// The layout of x for an integer kernel: a function of the weight's shape alone, so that a row's bits do not depend on m.
+fn codes_layout<S: Simd, F: Source<S>>(config: Config, n: usize, k: usize) -> Layout {
     let planes = match config.activations {
         Precision::Exact => 3,
+        Precision::Q8 if n < FEW_FEATURES || k < FEW_VALUES => 2,
         Precision::Q8 => 1,
     };
     let sums = if F::MINS { Sums::Plain } else { Sums::Offset(F::OFFSET) };
@@ -98,29 +107,29 @@ fn codes_layout<S: Simd, F: Source<S>>(config: Config, k: usize) -> Layout {
 
 /// The integer kernel of one source on every instruction set.
 macro_rules! codes {
-    ($config:expr, $k:expr, $source:ty) => {
+    ($config:expr, $n:expr, $k:expr, $source:ty) => {
         match $config.isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => Choice {
                 kernel: isa::avx512::<$source>,
-                layout: codes_layout::<super::simd::avx512::Avx512, $source>($config, $k),
+                layout: codes_layout::<super::simd::avx512::Avx512, $source>($config, $n, $k),
                 name: "avx512 int8",
             },
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => Choice {
                 kernel: isa::avx2::<$source>,
-                layout: codes_layout::<super::simd::avx2::Avx2, $source>($config, $k),
+                layout: codes_layout::<super::simd::avx2::Avx2, $source>($config, $n, $k),
                 name: "avx2 int8",
             },
             #[cfg(target_arch = "aarch64")]
             Isa::Neon => Choice {
                 kernel: isa::neon::<$source>,
-                layout: codes_layout::<super::simd::neon::Neon, $source>($config, $k),
+                layout: codes_layout::<super::simd::neon::Neon, $source>($config, $n, $k),
                 name: "neon int8",
             },
             Isa::Portable => Choice {
                 kernel: isa::portable::<$source>,
-                layout: codes_layout::<super::simd::portable::Portable, $source>($config, $k),
+                layout: codes_layout::<super::simd::portable::Portable, $source>($config, $n, $k),
                 name: "portable int8",
             },
         }
@@ -128,50 +137,50 @@ macro_rules! codes {
 }
 
 /// The kernel for a format.
-pub(super) fn choose(config: Config, format: WeightFormat, k: usize) -> Choice {
+pub(super) fn choose(config: Config, format: WeightFormat, n: usize, k: usize) -> Choice {
     match format {
         WeightFormat::Ggml(ty) => match ty {
-            GgmlType::Q4_0 => codes!(config, k, blocks::Q4_0),
-            GgmlType::Q4_1 => codes!(config, k, blocks::Q4_1),
-            GgmlType::Q5_0 => codes!(config, k, blocks::Q5_0),
-            GgmlType::Q5_1 => codes!(config, k, blocks::Q5_1),
-            GgmlType::Q8_0 => codes!(config, k, blocks::Q8_0),
-            GgmlType::IQ4_NL => codes!(config, k, blocks::IQ4_NL),
-            GgmlType::MXFP4 => codes!(config, k, blocks::MXFP4),
-            GgmlType::Q2_K => codes!(config, k, k_quants::Q2_K),
-            GgmlType::Q3_K => codes!(config, k, k_quants::Q3_K),
-            GgmlType::Q4_K => codes!(config, k, k_quants::Q4_K),
-            GgmlType::Q5_K => codes!(config, k, k_quants::Q5_K),
-            GgmlType::Q6_K => codes!(config, k, k_quants::Q6_K),
-            GgmlType::IQ4_XS => codes!(config, k, k_quants::IQ4_XS),
-            GgmlType::TQ2_0 => codes!(config, k, k_quants::TQ2_0),
-            GgmlType::NVFP4 => codes!(config, k, blocks::NVFP4),
-            GgmlType::Q1_0 => codes!(config, k, blocks::Q1_0),
-            GgmlType::TQ1_0 => codes!(config, k, Blocks<BlockTQ1_0>),
-            GgmlType::IQ1_S => codes!(config, k, Blocks<BlockIQ1_S>),
-            GgmlType::IQ1_M => codes!(config, k, Blocks<BlockIQ1_M>),
-            GgmlType::IQ2_XXS => codes!(config, k, Blocks<BlockIQ2_XXS>),
-            GgmlType::IQ2_XS => codes!(config, k, Blocks<BlockIQ2_XS>),
-            GgmlType::IQ2_S => codes!(config, k, Blocks<BlockIQ2_S>),
-            GgmlType::IQ3_XXS => codes!(config, k, Blocks<BlockIQ3_XXS>),
-            GgmlType::IQ3_S => codes!(config, k, Blocks<BlockIQ3_S>),
+            GgmlType::Q4_0 => codes!(config, n, k, blocks::Q4_0),
+            GgmlType::Q4_1 => codes!(config, n, k, blocks::Q4_1),
+            GgmlType::Q5_0 => codes!(config, n, k, blocks::Q5_0),
+            GgmlType::Q5_1 => codes!(config, n, k, blocks::Q5_1),
+            GgmlType::Q8_0 => codes!(config, n, k, blocks::Q8_0),
+            GgmlType::IQ4_NL => codes!(config, n, k, blocks::IQ4_NL),
+            GgmlType::MXFP4 => codes!(config, n, k, blocks::MXFP4),
+            GgmlType::Q2_K => codes!(config, n, k, k_quants::Q2_K),
+            GgmlType::Q3_K => codes!(config, n, k, k_quants::Q3_K),
+            GgmlType::Q4_K => codes!(config, n, k, k_quants::Q4_K),
+            GgmlType::Q5_K => codes!(config, n, k, k_quants::Q5_K),
+            GgmlType::Q6_K => codes!(config, n, k, k_quants::Q6_K),
+            GgmlType::IQ4_XS => codes!(config, n, k, k_quants::IQ4_XS),
+            GgmlType::TQ2_0 => codes!(config, n, k, k_quants::TQ2_0),
+            GgmlType::NVFP4 => codes!(config, n, k, blocks::NVFP4),
+            GgmlType::Q1_0 => codes!(config, n, k, blocks::Q1_0),
+            GgmlType::TQ1_0 => codes!(config, n, k, Blocks<BlockTQ1_0>),
+            GgmlType::IQ1_S => codes!(config, n, k, Blocks<BlockIQ1_S>),
+            GgmlType::IQ1_M => codes!(config, n, k, Blocks<BlockIQ1_M>),
+            GgmlType::IQ2_XXS => codes!(config, n, k, Blocks<BlockIQ2_XXS>),
+            GgmlType::IQ2_XS => codes!(config, n, k, Blocks<BlockIQ2_XS>),
+            GgmlType::IQ2_S => codes!(config, n, k, Blocks<BlockIQ2_S>),
+            GgmlType::IQ3_XXS => codes!(config, n, k, Blocks<BlockIQ3_XXS>),
+            GgmlType::IQ3_S => codes!(config, n, k, Blocks<BlockIQ3_S>),
             _ => floats::choose(config, k),
         },
         WeightFormat::Affine(affine) if affine.group_size >= 32 && affine.group_size.is_power_of_two() => {
             match affine.bits {
-                1 => codes!(config, k, Affine<1>),
-                2 => codes!(config, k, Affine<2>),
-                3 => codes!(config, k, Affine<3>),
-                4 => codes!(config, k, Affine<4>),
-                5 => codes!(config, k, Affine<5>),
-                6 => codes!(config, k, Affine<6>),
-                _ => codes!(config, k, Affine<8>),
+                1 => codes!(config, n, k, Affine<1>),
+                2 => codes!(config, n, k, Affine<2>),
+                3 => codes!(config, n, k, Affine<3>),
+                4 => codes!(config, n, k, Affine<4>),
+                5 => codes!(config, n, k, Affine<5>),
+                6 => codes!(config, n, k, Affine<6>),
+                _ => codes!(config, n, k, Affine<8>),
             }
         }
         WeightFormat::Affine(_) => floats::choose(config, k),
         WeightFormat::Fp(mode) => match mode {
-            FpMode::Mxfp4 => codes!(config, k, Fp4<false>),
-            FpMode::Nvfp4 => codes!(config, k, Fp4<true>),
+            FpMode::Mxfp4 => codes!(config, n, k, Fp4<false>),
+            FpMode::Nvfp4 => codes!(config, n, k, Fp4<true>),
             FpMode::Mxfp8 => floats::choose(config, k),
         },
     }
