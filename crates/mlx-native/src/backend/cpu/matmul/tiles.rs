@@ -24,6 +24,10 @@ pub(super) const ROWS: usize = 64;
 /// Values of k of a buffer of unpacked codes.
 const K_BLOCK: usize = 512;
 
+/// How many steps ahead of their use weights are asked for: the processor's own prefetching stops at every page, and eight rows at once are many streams
+/// for it. Measured: 8 and 16 are best for most formats, and twice as fast as none for rows of several KiB.
+const AHEAD: usize = 8;
+
 /// Bytes of codes and scales in the buffer: a byte a value, and up to four f32 for each 32 values.
 const PANEL_BYTES: usize = ROWS * K_BLOCK + ROWS * (K_BLOCK / 32) * 4 * size_of::<f32>();
 /// Bytes of partial sums: up to four lanes of f32 for each row and column.
@@ -117,6 +121,8 @@ unsafe fn one<S: Simd, F: Source<S>>(job: &Job) {
                     let mut record = job.prepared.add((x_row * planes + plane) * column_bytes);
                     let mut total = S::splat(0.0);
                     for step in (0..full).step_by(F::STEPS) {
+                        // Behind the end of a row lies the next one of its band.
+                        source.prefetch(&rows, step + 2 * AHEAD);
                         let stage = source.stage::<true>(&rows, step);
                         for s in 0..F::STEPS {
                             total = dot_step::<S, F>(&source, &stage, s, record, total);
@@ -351,7 +357,15 @@ unsafe fn few<S: Simd, F: Source<S>, const T: usize>(job: &Job) {
                 S::store_floats(sums.add(place * 4 * S::LANES), S::splat(0.0));
             }
             let rows: [F::Rows; T] = array!(T, |t| source.rows(neighbours(job, first + 4 * t)));
+            let next: [F::Rows; T] = array!(T, |t| source.rows(neighbours(job, first + 4 * T + 4 * t)));
             for step in (0..steps).step_by(F::STEPS) {
+                for t in 0..T {
+                    if step + AHEAD < steps {
+                        source.prefetch(&rows[t], step + AHEAD);
+                    } else {
+                        source.prefetch(&next[t], step + AHEAD - steps);
+                    }
+                }
                 if F::TAILS {
                     let (codes, scales) = if step < full {
                         tailed_step::<S, F, T, true>(&source, &rows, step)

@@ -41,6 +41,17 @@ pub(in super::super) struct Stage {
     first: usize,
 }
 
+/// Asks for `bytes` bytes of four rows from byte `at` on.
+#[inline(always)]
+pub(super) unsafe fn prefetch<S: Simd>(rows: &[*const u8; 4], at: usize, bytes: usize) {
+    for row in rows {
+        for line in (0..bytes).step_by(64) {
+            // SAFETY: any address may be prefetched; the caller runs on S's instruction set.
+            unsafe { S::prefetch(row.wrapping_add(at + line)) };
+        }
+    }
+}
+
 /// What stands in for blocks beyond k.
 static ZEROS: [u8; 16] = [0; 16];
 
@@ -129,6 +140,11 @@ macro_rules! block_source {
         unsafe fn rows(&self, rows: [usize; 4]) -> Self::Rows {
             // SAFETY: the caller's rows exist.
             unsafe { self.rows.at(rows) }
+        }
+        #[inline(always)]
+        unsafe fn prefetch(&self, rows: &Self::Rows, step: usize) {
+            // SAFETY: any address may be prefetched.
+            unsafe { prefetch::<S>(rows, step * S::LANES / $blocks * $bytes, S::LANES * $bytes / $blocks) }
         }
         #[inline(always)]
         unsafe fn stage<const FULL: bool>(&self, rows: &Self::Rows, step: usize) -> Stage {

@@ -2,7 +2,7 @@
 
 use super::super::Weight;
 use super::super::simd::{MAX_LANES, Simd, four};
-use super::blocks::{MXFP4_CODES, joined};
+use super::blocks::{MXFP4_CODES, joined, prefetch};
 use super::{Scales, Source};
 use crate::DType;
 use crate::format::FpMode;
@@ -44,6 +44,13 @@ impl<const BITS: usize> Packed<BITS> {
         let bytes = if FULL { step_bytes } else { (self.pitch - at).min(step_bytes) };
         let blocks = if FULL { S::LANES } else { (self.k.div_ceil(32) - block).min(S::LANES) };
         Stage { p, bytes, block, blocks, rows: *rows }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch<S: Simd>(&self, rows: &[usize; 4], step: usize) {
+        let rows = four!(|r| self.base.wrapping_add(rows[r] * self.pitch));
+        // SAFETY: any address may be prefetched; the caller runs on S's instruction set.
+        unsafe { prefetch::<S>(&rows, step * 4 * BITS * S::LANES, 4 * BITS * S::LANES) }
     }
 
     #[inline(always)]
@@ -100,7 +107,14 @@ impl<const BITS: usize> Affine<BITS> {
             if self.dtype == DType::F32 {
                 return S::load_floats(self.f32_values(stage, values, S::LANES).as_ptr());
             }
-            let words = four!(|i| joined(four!(|r| word(r, i))));
+            let words = if S::LANES == 4 && stage.blocks == 4 && self.shift > 0 {
+                // Two groups a step, or one.
+                let first = joined(four!(|r| word(r, 0)));
+                let second = if self.shift == 1 { joined(four!(|r| word(r, 2))) } else { first };
+                [first, first, second, second]
+            } else {
+                four!(|i| joined(four!(|r| word(r, i))))
+            };
             if self.dtype == DType::F16 { S::f16_lanes(words) } else { S::bf16_lanes(words) }
         }
     }
@@ -128,6 +142,11 @@ impl<S: Simd, const BITS: usize> Source<S> for Affine<BITS> {
     #[inline(always)]
     unsafe fn rows(&self, rows: [usize; 4]) -> Self::Rows {
         rows
+    }
+    #[inline(always)]
+    unsafe fn prefetch(&self, rows: &Self::Rows, step: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { self.packed.prefetch::<S>(rows, step) }
     }
     #[inline(always)]
     unsafe fn stage<const FULL: bool>(&self, rows: &Self::Rows, step: usize) -> Stage {
@@ -184,6 +203,11 @@ impl<S: Simd, const HALF: bool> Source<S> for Fp4<HALF> {
     #[inline(always)]
     unsafe fn rows(&self, rows: [usize; 4]) -> Self::Rows {
         rows
+    }
+    #[inline(always)]
+    unsafe fn prefetch(&self, rows: &Self::Rows, step: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { self.packed.prefetch::<S>(rows, step) }
     }
     #[inline(always)]
     unsafe fn stage<const FULL: bool>(&self, rows: &Self::Rows, step: usize) -> Stage {

@@ -4,7 +4,7 @@
 
 use super::super::Weight;
 use super::super::simd::{MAX_LANES, Simd, both_halves, four};
-use super::blocks::{Rows, iq4_codes, joined};
+use super::blocks::{Rows, iq4_codes, joined, prefetch};
 use super::{Scales, Source};
 
 /// Four rows at a block, with what is decoded for the block as a whole: for each row, a byte for each
@@ -69,6 +69,11 @@ macro_rules! block_source {
         unsafe fn rows(&self, rows: [usize; 4]) -> Self::Rows {
             // SAFETY: the caller's rows exist.
             unsafe { self.0.at(rows) }
+        }
+        #[inline(always)]
+        unsafe fn prefetch(&self, rows: &Self::Rows, step: usize) {
+            // SAFETY: any address may be prefetched.
+            unsafe { prefetch::<S>(rows, step / (8 / S::LANES) * $bytes, $bytes) }
         }
         #[inline(always)]
         unsafe fn stage<const FULL: bool>(&self, rows: &Self::Rows, step: usize) -> Self::Stage {

@@ -72,6 +72,9 @@ pub(super) trait Source<S: Simd>: Sized {
     unsafe fn stage<const FULL: bool>(&self, rows: &Self::Rows, step: usize) -> Self::Stage;
     /// Scales of the s-th staged step.
     unsafe fn scales(&self, stage: &Self::Stage, s: usize) -> Scales<S>;
+    /// Asks for the memory of a step of four rows, which need not exist.
+    #[inline(always)]
+    unsafe fn prefetch(&self, _rows: &Self::Rows, _step: usize) {}
     /// Codes of row r at the s-th staged step: first and second halves of its blocks.
     unsafe fn codes(&self, stage: &Self::Stage, r: usize, s: usize) -> [S::Bytes; 2];
 }
