@@ -102,8 +102,8 @@ impl MlxDevice {
         }
     }
 
-    /// Opens the device of this name: `cpu`, `cuda`, `cuda:1`, `metal`, `reference`; `metal-host` with the
-    /// feature of that name.
+    /// Opens the device of this name: `cpu`, `cuda`, `cuda:1`, `metal`, `reference`; with the feature of that
+    /// name `metal-host`, and `metal-host:tensor`, which has Metal's tensor operations.
     ///
     /// # Errors
     ///
@@ -113,7 +113,9 @@ impl MlxDevice {
             ("cpu", "0") => MlxDevice::cpu_with(options),
             ("metal", "0") => MlxDevice::metal_with(options),
             #[cfg(feature = "metal-host")]
-            ("metal-host", "0") => MlxDevice::metal_host_with(options),
+            ("metal-host", "0") => MlxDevice::metal_host_with(options, false),
+            #[cfg(feature = "metal-host")]
+            ("metal-host", "tensor") => MlxDevice::metal_host_with(options, true),
             ("reference", "0") => MlxDevice::reference(),
             ("cuda", index) => match index.parse() {
                 Ok(index) => MlxDevice::cuda_with(index, options),
@@ -194,14 +196,14 @@ impl MlxDevice {
     }
 
     /// The Metal backend without a GPU: its kernels run on the CPU by the `metal-host` crate, and any access that a GPU would not forgive is an
-    /// error of the wait. For tests.
+    /// error of the wait. `tensor_ops` says whether it has Metal's tensor operations. For tests.
     ///
     /// # Errors
     ///
     /// [`DeviceNotFound`](MlxError::DeviceNotFound) when there is no C++ compiler to compile kernels with.
     #[cfg(feature = "metal-host")]
-    pub fn metal_host_with(options: DeviceOptions) -> Result<MlxDevice> {
-        Ok(MlxDevice::open(Box::new(backend::metal::host::MetalHost::new(options)?), options))
+    pub fn metal_host_with(options: DeviceOptions, tensor_ops: bool) -> Result<MlxDevice> {
+        Ok(MlxDevice::open(Box::new(backend::metal::host::MetalHost::new(options, tensor_ops)?), options))
     }
 
     /// The f64 oracle: every operation by its formula, slow and obvious.

@@ -2,11 +2,14 @@
 #![cfg(feature = "metal-host")]
 
 use conformance::{Outcome, Reference, Selection, Verdict, cases, run};
-use mlx_native::{DeviceOptions, MlxDevice, MlxError};
+use mlx_native::{Activations, DeviceOptions, MlxDevice, MlxError};
+
+/// With and without Metal's tensor operations.
+const DEVICES: [&str; 2] = ["metal-host", "metal-host:tensor"];
 
 /// The device, unless this machine has no C++ compiler.
-fn device(options: DeviceOptions) -> Option<MlxDevice> {
-    match MlxDevice::by_name("metal-host", options) {
+fn device(name: &str, options: DeviceOptions) -> Option<MlxDevice> {
+    match MlxDevice::by_name(name, options) {
         Ok(device) => Some(device),
         Err(MlxError::DeviceNotFound(why)) => {
             eprintln!("skipped: {why}");
@@ -22,7 +25,11 @@ fn seed() -> u64 {
 
 /// Runs the cases of the sample whose names begin with one of `ops` followed by a slash.
 fn sample(ops: &[&str], options: DeviceOptions) {
-    let Some(device) = device(options) else { return };
+    sample_on(DEVICES[0], ops, options);
+}
+
+fn sample_on(name: &str, ops: &[&str], options: DeviceOptions) {
+    let Some(device) = device(name, options) else { return };
     let wanted = |name: &str| ops.iter().any(|op| name.strip_prefix(op).is_some_and(|rest| rest.starts_with('/')));
     let chosen = cases(Selection::Sample { seed: seed() }).filter(|case| wanted(&case.name()));
     let failed = |outcome: &Outcome| {
@@ -55,23 +62,41 @@ fn choosing() {
     sample(&["argmax", "expert_gate", "expert_sum"], DeviceOptions::default());
 }
 
-/// Products and rows of one format for each family of decoders; the ignored test has all of them.
+/// A format for each family of decoders; the ignored tests have all of them.
+const FAMILIES: [&str; 5] = ["Q4_K", "IQ2_XXS", "F16", "affine4_g64_bf16", "mxfp4"];
+
 #[test]
 fn weights() {
-    for format in ["Q4_K", "IQ2_XXS", "F16", "affine4_g64_bf16", "mxfp4"] {
-        weights_of(format, DeviceOptions::default());
+    for format in FAMILIES {
+        weights_of(DEVICES[0], format, DeviceOptions::default());
     }
 }
 
 #[test]
-#[ignore = "compiles a library for each format: minutes"]
-fn weights_of_every_format() {
-    for format in conformance::formats() {
-        weights_of(&format.name(), DeviceOptions::default());
+fn weights_by_tensor_operations() {
+    for format in FAMILIES {
+        weights_of(DEVICES[1], format, DeviceOptions::default());
     }
 }
 
-fn weights_of(format: &str, options: DeviceOptions) {
+#[test]
+fn exact_weights() {
+    for format in ["Q6_K", "mxfp8"] {
+        weights_of(DEVICES[0], format, DeviceOptions { activations: Activations::Exact, ..DeviceOptions::default() });
+    }
+}
+
+#[test]
+#[ignore = "compiles two libraries for each format: minutes"]
+fn weights_of_every_format() {
+    for format in conformance::formats() {
+        for name in DEVICES {
+            weights_of(name, &format.name(), DeviceOptions::default());
+        }
+    }
+}
+
+fn weights_of(device: &str, format: &str, options: DeviceOptions) {
     let ops = [
         "matmul",
         "matmul_id",
@@ -82,5 +107,5 @@ fn weights_of(format: &str, options: DeviceOptions) {
         "quantized_matmul",
     ];
     let names: Vec<String> = ops.iter().map(|op| format!("{op}/{format}")).collect();
-    sample(&names.iter().map(String::as_str).collect::<Vec<_>>(), options);
+    sample_on(device, &names.iter().map(String::as_str).collect::<Vec<_>>(), options);
 }

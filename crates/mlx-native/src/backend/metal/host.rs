@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use metal_host::{Binding, Buffer, CompileOptions, Dispatch, FunctionConstant, Grid, Library, Options, Pipeline};
 
-use super::launches::{self, Access, Bound, Launch, PipelineKey};
+use super::launches::route::{Dense, DenseShape, Routed};
+use super::launches::{self, Access, Bound, Launch, PipelineKey, Routing};
 use super::source;
 use crate::backend::{Backend, Capability, CapabilityQuery, CommandList, Completed, OpKind, Submission};
 use crate::buffer::View;
@@ -16,7 +17,7 @@ use crate::{MlxError, Result};
 
 /// A device without a GPU.
 pub(crate) struct MetalHost {
-    options: DeviceOptions,
+    routing: Routing,
     buffers: Arc<Registry>,
     pipelines: Mutex<HashMap<PipelineKey, Pipeline>>,
     /// Lists run one after the other, and each in another order of threads than the last.
@@ -74,12 +75,13 @@ fn command_error(error: &metal_host::Error) -> MlxError {
 }
 
 impl MetalHost {
-    /// Finds a C++ compiler to compile kernels with.
-    pub(crate) fn new(options: DeviceOptions) -> Result<MetalHost> {
+    /// Finds a C++ compiler to compile kernels with. With `tensor_ops` the device has tensor operations.
+    pub(crate) fn new(options: DeviceOptions, tensor_ops: bool) -> Result<MetalHost> {
         let probe = "kernel void probe(device uint* x [[buffer(0)]]) { x[0] = 1; }";
         Library::compile(probe, CompileOptions::named("probe.metal"))
             .map_err(|error| MlxError::DeviceNotFound(format!("metal-host: {error}")))?;
-        Ok(MetalHost { options, buffers: Arc::default(), pipelines: Mutex::default(), seed: Mutex::new(1) })
+        let routing = Routing { options, tensor_ops };
+        Ok(MetalHost { routing, buffers: Arc::default(), pipelines: Mutex::default(), seed: Mutex::new(1) })
     }
 
     fn pipeline(&self, key: &PipelineKey) -> Result<Pipeline> {
@@ -111,8 +113,8 @@ impl MetalHost {
         Ok((Arc::new(copy.read_only()), 0))
     }
 
-    fn run(&self, op: &Op, seed: u64) -> Result<()> {
-        let plan = launches::plan(op, &self.options)?;
+    fn run(&self, op: &Op, kernel: Option<&str>, seed: u64) -> Result<()> {
+        let plan = launches::plan(op, kernel, &self.routing)?;
         let memory = |error| command_error(&error);
         let word = Buffer::from_slice("fault", &[u32::MAX]).map_err(memory)?;
         let scratch = plan.scratch.iter().map(|&bytes| Buffer::uninitialised("scratch", bytes).map_err(memory));
@@ -198,7 +200,8 @@ impl Backend for MetalHost {
     }
 
     fn name(&self) -> String {
-        "metal-host (checked, on the CPU)".into()
+        let tensor_ops = if self.routing.tensor_ops { ", with tensor operations" } else { "" };
+        format!("metal-host (checked, on the CPU{tensor_ops})")
     }
 
     fn allocate(&self, bytes: usize) -> Result<Box<dyn Memory>> {
@@ -213,22 +216,17 @@ impl Backend for MetalHost {
             .iter()
             .map(|recorded| {
                 *seed = seed.wrapping_add(1);
-                match recorded.kernel.as_deref() {
-                    None => self.run(&recorded.op, *seed),
-                    Some(kernel) => Err(MlxError::KernelNotFound(format!(
-                        "{}: metal-host runs the kernel that it chooses, not `{kernel}`",
-                        recorded.op.name()
-                    ))),
-                }
+                self.run(&recorded.op, recorded.kernel.as_deref(), *seed)
             })
             .collect();
         Box::new(Completed(results.into_iter().collect()))
     }
 
     fn capability(&self, query: &CapabilityQuery) -> Capability {
+        let shape = DenseShape { m: query.m, transposed: false };
         let kernel = match query.op {
-            OpKind::Matmul | OpKind::MatmulPerm021 => launches::dense_kernel(query.m, &self.options),
-            OpKind::MatmulId => launches::routed_kernel(query.m, &self.options).into(),
+            OpKind::Matmul | OpKind::MatmulPerm021 => Dense::choose(&shape, &self.routing).name().into(),
+            OpKind::MatmulId => Routed::choose(query.m, &self.routing).name().into(),
             OpKind::Embedding => "embedding".into(),
         };
         Capability { supported: true, kernel, scratch_bytes: 0, why_not: None }

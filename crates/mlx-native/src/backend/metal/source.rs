@@ -60,6 +60,7 @@ pub(crate) fn assemble(library: Library) -> (String, String) {
             ("map_experts.metal".into(), text)
         }
         Library::Weight(weight) => weight_text(text, weight),
+        Library::Tensor(weight) => tensor_text(text, weight),
     }
 }
 
@@ -67,23 +68,24 @@ pub(crate) fn assemble(library: Library) -> (String, String) {
 /// stay about the same.
 pub(crate) const PASSES: [(u32, u32); 4] = [(1, 4), (2, 4), (4, 2), (8, 2)];
 
-fn weight_text(mut text: String, weight: WeightText) -> (String, String) {
-    text += &MatmulArgs::render();
-    let (name, w) = match weight {
+/// What every text with a weight begins with: the name of its format, and its type in weights.metal.
+fn begin_weight(text: &mut String, weight: WeightText) -> (String, String) {
+    *text += &MatmulArgs::render();
+    let named = match weight {
         WeightText::Ggml(ty) => {
             let name = ty.name();
             let _ = writeln!(text, "#define USES_{name}");
-            text += &render(Language::Msl, &[ty]);
-            text += include_str!("kernels/formats/blocks.metal");
-            text += include_str!("kernels/formats/codebooks.metal");
+            *text += &render(Language::Msl, &[ty]);
+            *text += include_str!("kernels/formats/blocks.metal");
+            *text += include_str!("kernels/formats/codebooks.metal");
             (name.to_string(), ggml_type_name(ty))
         }
         WeightText::Affine { bits, scales } => {
             (format!("affine{bits}_{scales}"), format!("Affine<{bits}, {}>", scalar_name(scales)))
         }
         WeightText::Fp(mode) => {
-            text += "#define USES_FP\n";
-            text += &codebook(Language::Msl, "E2M1_DOUBLED").unwrap_or_default();
+            *text += "#define USES_FP\n";
+            *text += &codebook(Language::Msl, "E2M1_DOUBLED").unwrap_or_default();
             let w = match mode {
                 FpMode::Mxfp4 => "FloatGroups<Mxfp4>",
                 FpMode::Mxfp8 => "FloatGroups<Mxfp8>",
@@ -92,21 +94,45 @@ fn weight_text(mut text: String, weight: WeightText) -> (String, String) {
             (format!("fp_{mode}"), w.to_string())
         }
     };
-    text += include_str!("kernels/weights.metal");
+    *text += include_str!("kernels/weights.metal");
+    *text += include_str!("kernels/operands.metal");
+    named
+}
+
+fn weight_text(mut text: String, weight: WeightText) -> (String, String) {
+    let (name, w) = begin_weight(&mut text, weight);
     text += include_str!("kernels/matvec.metal");
+    text += include_str!("kernels/tile.metal");
     text += include_str!("kernels/matmat.metal");
     for (rows, columns) in PASSES {
         instantiate(&mut text, &format!("mv_r{rows}"), &format!("mv<{w}, {rows}, {columns}>"));
     }
     instantiate(&mut text, "mv_id", &format!("mv_id<{w}, {}>", PASSES[0].1));
-    instantiate(&mut text, "mm", &format!("mm<{w}>"));
-    instantiate(&mut text, "mm_id", &format!("mm_id<{w}>"));
+    for (suffix, operand) in [("", "half"), ("_f32", "float")] {
+        instantiate(&mut text, &format!("mm{suffix}"), &format!("mm<{w}, {operand}>"));
+        instantiate(&mut text, &format!("mm_id{suffix}"), &format!("mm_id<{w}, {operand}>"));
+    }
     instantiate(&mut text, "embedding", &format!("embedding<{w}>"));
     if !matches!(weight, WeightText::Ggml(_)) {
         instantiate(&mut text, "vm", &format!("vm<{w}>"));
     }
     (format!("{name}.metal"), text)
 }
+
+/// A text of its own: its headers are new in Metal 4.
+fn tensor_text(text: String, weight: WeightText) -> (String, String) {
+    let mut text = format!("{TENSOR_HEADERS}{text}");
+    let (name, w) = begin_weight(&mut text, weight);
+    text += include_str!("kernels/tile.metal");
+    text += include_str!("kernels/tensor.metal");
+    for function in ["mm_tensor", "mm_id_tensor"] {
+        instantiate(&mut text, function, &format!("{function}<{w}>"));
+    }
+    (format!("{name}_tensor.metal"), text)
+}
+
+const TENSOR_HEADERS: &str = "#include <metal_stdlib>\n#include <metal_tensor>\n\
+     #include <MetalPerformancePrimitives/MetalPerformancePrimitives.h>\n";
 
 /// The weight type of a GGML format in weights.metal.
 fn ggml_type_name(ty: GgmlType) -> String {

@@ -1,10 +1,15 @@
 
 // Weights as rows of values, sixteen at a time. A weight type W has
 //   W(data, scales, biases, args, matrix): one matrix of the operand;
-//   chunk(row, c, v): values 16 c .. 16 c + 16 of a row of `length` values, zero from its end on.
+//   chunk(row, c, length, v): values 16 c .. 16 c + 16 of a row of `length` values, zero from its end on;
+//   HALF: whether every value is a half.
+
+template <typename T> struct IsHalf { enum { VALUE = 0 }; };
+template <> struct IsHalf<half> { enum { VALUE = 1 }; };
 
 // GGML blocks.
 template <typename F> struct Blocks {
+    enum { HALF = 0 };
     device const typename F::Block* blocks;
     ulong per_row;
 
@@ -21,6 +26,7 @@ template <typename F> struct Blocks {
 
 // Plain floats.
 template <typename T> struct Plain {
+    enum { HALF = IsHalf<T>::VALUE };
     device const uchar* data;
     ulong row_bytes;
 
@@ -62,6 +68,7 @@ template <uint BITS> inline void packed_codes(device const uchar* row, ulong row
 
 // MLX affine groups: scale * code + bias, rounded after the product and after the sum.
 template <uint BITS, typename S> struct Affine {
+    enum { HALF = 0 };
     device const uchar* data;
     device const S* scales;
     device const S* biases;
@@ -132,6 +139,7 @@ struct Nvfp4 {
 
 // MLX floating-point groups: scale * code.
 template <typename F> struct FloatGroups {
+    enum { HALF = 0 };
     device const uchar* data;
     device const uchar* scales;
     ulong row_bytes;

@@ -1,12 +1,12 @@
 //! Products with weights and rows of weights: which kernel, how many lanes to a row, which grid.
 
 use super::args::MatmulArgs;
+use super::route::{Dense, DenseShape, Routed, Routing};
 use super::{Access, Bound, Fault, Launch, Library, PipelineKey, Plan, u32_of};
 use crate::backend::metal::source::PASSES;
-use crate::device::DeviceOptions;
 use crate::format::WeightFormat;
 use crate::ops::{Embedding, Input, InputLayout, Matmul, MatmulId, WeightView};
-use crate::{DType, MM_ID_ROUTING_THRESHOLD, MM_ROUTING_THRESHOLD, Result};
+use crate::{DType, Result};
 
 /// Simdgroups of a threadgroup that multiplies with single rows.
 const SIMDGROUPS: u32 = 2;
@@ -24,30 +24,9 @@ fn lanes(k: usize) -> u32 {
     }
 }
 
-/// Input rows that a pass over the weights serves, and columns of a team.
-fn pass(m: usize) -> (u32, u32) {
-    PASSES.into_iter().find(|(rows, _)| m <= *rows as usize).unwrap_or(PASSES[PASSES.len() - 1])
-}
-
-/// The kernel of a dense product with m rows. The tile kernel sums in another order than the row kernels, so with `batch_invariant` the row
-/// kernels run at every m, eight rows to a pass.
-pub(crate) fn dense_kernel(m: usize, options: &DeviceOptions) -> String {
-    if m > MM_ROUTING_THRESHOLD as usize && !options.batch_invariant {
-        return "mm".into();
-    }
-    format!("mv_r{}", pass(m).0)
-}
-
-/// The kernel of an expert-routed product with so many tokens.
-pub(crate) fn routed_kernel(n_tokens: usize, options: &DeviceOptions) -> &'static str {
-    if n_tokens > MM_ID_ROUTING_THRESHOLD as usize && !options.batch_invariant { "mm_id" } else { "mv_id" }
-}
-
-/// Columns and rows of a tile, its threads, and its threadgroup memory: the two operands, 32 of k deep, in f32 (the result goes out through the
-/// same bytes).
-const TILE: [usize; 2] = [64, 32];
+/// Columns and rows of a tile, and its threads.
+const TILE: [u32; 2] = [64, 32];
 const TILE_THREADS: u32 = 128;
-const TILE_BYTES: usize = (TILE[0] + TILE[1]) * 32 * 4;
 
 /// What a function constant says of an element type.
 fn type_code(dtype: DType) -> u32 {
@@ -58,13 +37,14 @@ fn type_code(dtype: DType) -> u32 {
     }
 }
 
-/// A kernel of the weight's library for these element types.
-fn pipeline(weight: &WeightView, function: String, x: DType, y: DType) -> PipelineKey {
-    PipelineKey {
-        library: Library::Weight(weight.format.into()),
-        function,
-        constants: vec![(0, type_code(x)), (1, type_code(y))],
-    }
+/// A kernel of one of the weight's libraries for these element types.
+fn pipeline(library: Library, function: &str, x: DType, y: DType) -> PipelineKey {
+    PipelineKey { library, function: function.into(), constants: vec![(0, type_code(x)), (1, type_code(y))] }
+}
+
+/// The library of the weight that has the kernel.
+fn library(weight: &WeightView, is_tensor: bool) -> Library {
+    if is_tensor { Library::Tensor(weight.format.into()) } else { Library::Weight(weight.format.into()) }
 }
 
 /// The weight's three buffers; a format without scales or biases binds its data, which nobody reads there.
@@ -118,26 +98,30 @@ fn column_groups(n: u32, lanes: u32, columns: u32) -> u32 {
 }
 
 /// output[b][i][j]
-pub(super) fn matmul(op: &Matmul, options: &DeviceOptions) -> Result<Vec<Launch>> {
+pub(super) fn matmul(op: &Matmul, kernel: Option<&str>, routing: &Routing) -> Result<Vec<Launch>> {
     let stored_row = if op.weight.transposed { op.n } else { op.k };
     let args = with_input(args(&op.weight, [op.m, op.n, op.k], stored_row)?, &op.input)?;
     let args = MatmulArgs { batch_ratio: u32_of("batch", op.batch / op.weight_batch)?, ..args };
     let batch = u32_of("batch", op.batch)?;
     let mut bindings = weight_bindings(&op.weight);
     bindings.extend([Bound::read(&op.input.view), Bound::overwrite(&op.output), Bound::args(&args)]);
-    let kernel = dense_kernel(op.m, options);
-    let (function, grid, threads, threadgroup_bytes) = if op.weight.transposed {
-        ("vm".into(), [args.n.div_ceil(16), args.m, batch], 32, 0)
-    } else if kernel == "mm" {
-        let grid = [args.n.div_ceil(TILE[0] as u32), args.m.div_ceil(TILE[1] as u32), batch];
-        (kernel, grid, TILE_THREADS, TILE_BYTES)
-    } else {
-        let (rows, columns) = pass(op.m);
-        let grid = [column_groups(args.n, args.lanes, columns), args.m.div_ceil(rows), batch];
-        (kernel, grid, SIMDGROUPS * 32, 0)
+    let shape = DenseShape::of(op);
+    let kernel = match kernel {
+        Some(name) => Dense::named(name, &shape, routing)?,
+        None => Dense::choose(&shape, routing),
     };
+    let (grid, threads, threadgroup_bytes) = match kernel {
+        Dense::Transposed => ([args.n.div_ceil(16), args.m, batch], 32, 0),
+        Dense::Tile(operands) => {
+            ([args.n.div_ceil(TILE[0]), args.m.div_ceil(TILE[1]), batch], TILE_THREADS, operands.tile_bytes())
+        }
+        Dense::Rows { rows, columns } => {
+            ([column_groups(args.n, args.lanes, columns), args.m.div_ceil(rows), batch], SIMDGROUPS * 32, 0)
+        }
+    };
+    let library = library(&op.weight, kernel.is_tensor());
     Ok(vec![Launch {
-        pipeline: pipeline(&op.weight, function, op.input.dtype, op.output_dtype),
+        pipeline: pipeline(library, kernel.name(), op.input.dtype, op.output_dtype),
         bindings,
         grid,
         group: [threads, 1, 1],
@@ -146,16 +130,20 @@ pub(super) fn matmul(op: &Matmul, options: &DeviceOptions) -> Result<Vec<Launch>
 }
 
 /// output[slot] = weight[ids[slot]] · input[slot ÷ top_k]
-pub(super) fn matmul_id(op: &MatmulId, options: &DeviceOptions) -> Result<Plan> {
+pub(super) fn matmul_id(op: &MatmulId, kernel: Option<&str>, routing: &Routing) -> Result<Plan> {
     let args = with_input(args(&op.weight, [op.n_tokens, op.n, op.k], op.k)?, &op.input)?;
     let args = MatmulArgs { top_k: u32_of("top_k", op.top_k)?, n_experts: u32_of("n_experts", op.n_experts)?, ..args };
-    let kernel = routed_kernel(op.n_tokens, options);
-    let pipeline = pipeline(&op.weight, kernel.into(), op.input.dtype, DType::F32);
+    let kernel = match kernel {
+        Some(name) => Routed::named(name, op, routing)?,
+        None => Routed::choose(op.n_tokens, routing),
+    };
+    let library = library(&op.weight, kernel.is_tensor());
+    let pipeline = pipeline(library, kernel.name(), op.input.dtype, DType::F32);
     let slots = op.n_tokens * op.top_k;
     let mut bindings = weight_bindings(&op.weight);
     bindings.push(Bound::read(&op.input.view));
     let fault = Some(Fault { ids: op.ids.clone(), limit: op.n_experts, words: ["matmul_id", "slot", "expert"] });
-    if kernel == "mv_id" {
+    let Routed::Tile(operands) = kernel else {
         bindings.extend([Bound::overwrite(&op.output), Bound::args(&args), Bound::read(&op.ids), Bound::Fault]);
         let launch = Launch {
             pipeline,
@@ -165,7 +153,7 @@ pub(super) fn matmul_id(op: &MatmulId, options: &DeviceOptions) -> Result<Plan> 
             threadgroup_bytes: 0,
         };
         return Ok(Plan { launches: vec![launch], scratch: Vec::new(), fault });
-    }
+    };
     let output = || Bound::View(op.output.clone(), Access::ReadWrite);
     // The caller's lists, or the operation's own: a count for each expert, then the slots.
     let lists = |access: Access| match &op.scratch {
@@ -182,13 +170,13 @@ pub(super) fn matmul_id(op: &MatmulId, options: &DeviceOptions) -> Result<Plan> 
     };
     bindings.extend([output(), Bound::args(&args)]);
     bindings.extend(lists(Access::Read));
-    let tiles = u32_of("slots", slots / TILE[1] + op.n_experts)?;
+    let tiles = u32_of("slots", slots / TILE[1] as usize + op.n_experts)?;
     let multiply = Launch {
         pipeline,
         bindings,
-        grid: [args.n.div_ceil(TILE[0] as u32), tiles, 1],
+        grid: [args.n.div_ceil(TILE[0]), tiles, 1],
         group: [TILE_THREADS, 1, 1],
-        threadgroup_bytes: TILE_BYTES,
+        threadgroup_bytes: operands.tile_bytes(),
     };
     let scratch = if op.scratch.is_some() { Vec::new() } else { vec![op.n_experts * 4, slots * 4] };
     Ok(Plan { launches: vec![map, multiply], scratch, fault })
@@ -200,7 +188,7 @@ pub(super) fn embedding(op: &Embedding) -> Result<Plan> {
     let mut bindings = weight_bindings(&op.weight);
     bindings.extend([Bound::read(&op.ids), Bound::overwrite(&op.output), Bound::args(&args), Bound::Fault]);
     let launch = Launch {
-        pipeline: pipeline(&op.weight, "embedding".into(), DType::F32, DType::F32),
+        pipeline: pipeline(Library::Weight(op.weight.format.into()), "embedding", DType::F32, DType::F32),
         bindings,
         grid: [u32_of("k", op.k.div_ceil(16).div_ceil(EMBEDDING_THREADS))?, args.m, 1],
         group: [EMBEDDING_THREADS as u32, 1, 1],
@@ -213,11 +201,12 @@ pub(super) fn embedding(op: &Embedding) -> Result<Plan> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::metal::launches::plan;
-    use crate::{GgmlType, MlxDevice, Weight};
+    use crate::backend::metal::launches::{WeightText, plan};
+    use crate::device::{Activations, DeviceOptions};
+    use crate::{GgmlType, MlxDevice, MlxError, Weight};
 
     /// The launch of a product with a Q8_0 weight.
-    fn product(m: usize, n: usize, k: usize, options: &DeviceOptions) -> Launch {
+    fn product([m, n, k]: [usize; 3], kernel: Option<&str>, routing: &Routing) -> Result<Launch> {
         let device = MlxDevice::reference().unwrap();
         let buffer = |bytes, dtype| device.alloc_buffer(bytes, dtype, vec![]).unwrap();
         let weight = Weight::ggml(GgmlType::Q8_0, n, k, buffer(n * k / 32 * 34, DType::U8)).unwrap();
@@ -225,32 +214,61 @@ mod tests {
         let mut encoder = device.command_encoder().unwrap();
         encoder.matmul(&x, &weight, &mut y).unwrap();
         let op = encoder.ops().next().unwrap().clone();
-        plan(&op, options).unwrap().launches.remove(0)
+        Ok(plan(&op, kernel, routing)?.launches.remove(0))
+    }
+
+    fn routing(options: DeviceOptions, tensor_ops: bool) -> Routing {
+        Routing { options, tensor_ops }
     }
 
     #[test]
-    fn the_number_of_rows_chooses_the_kernel() {
-        let invariant = DeviceOptions { batch_invariant: true, ..DeviceOptions::default() };
-        for (m, expected, alone) in
-            [(1, "mv_r1", "mv_r1"), (3, "mv_r4", "mv_r4"), (8, "mv_r8", "mv_r8"), (9, "mm", "mv_r8")]
-        {
-            assert_eq!(product(m, 65, 64, &DeviceOptions::default()).pipeline.function, expected);
-            assert_eq!(product(m, 65, 64, &invariant).pipeline.function, alone);
+    fn rows_options_and_the_device_choose_the_kernel() {
+        let plain = DeviceOptions::default();
+        let invariant = routing(DeviceOptions { batch_invariant: true, ..plain }, true);
+        let exact = routing(DeviceOptions { activations: Activations::Exact, ..plain }, true);
+        let name = |m, routing: &Routing| product([m, 65, 64], None, routing).unwrap().pipeline.function;
+        for (m, expected, alone, float) in [
+            (1, "mv_r1", "mv_r1", "mv_r1"),
+            (3, "mv_r4", "mv_r4", "mv_r4"),
+            (8, "mv_r8", "mv_r8", "mv_r8"),
+            (9, "mm", "mv_r8", "mm_f32"),
+        ] {
+            assert_eq!(name(m, &routing(plain, false)), expected);
+            assert_eq!(name(m, &invariant), alone);
+            assert_eq!(name(m, &exact), float);
         }
+        assert_eq!(name(9, &routing(plain, true)), "mm_tensor");
+    }
+
+    #[test]
+    fn a_kernel_is_forced_by_name_where_it_suits() {
+        let without = routing(DeviceOptions::default(), false);
+        for name in ["mv_r1", "mv_r4", "mv_r8", "mm", "mm_f32"] {
+            assert_eq!(product([33, 65, 64], Some(name), &without).unwrap().pipeline.function, name);
+        }
+        for name in ["mm_tensor", "vm", "nonsense"] {
+            let error = product([33, 65, 64], Some(name), &without).unwrap_err();
+            assert!(matches!(&error, MlxError::KernelNotFound(text) if text.contains("`mm`")), "{error}");
+        }
+        let with = routing(DeviceOptions::default(), true);
+        let launch = product([3, 65, 64], Some("mm_tensor"), &with).unwrap();
+        assert_eq!(launch.pipeline.library, Library::Tensor(WeightText::Ggml(GgmlType::Q8_0)));
     }
 
     #[test]
     fn grids_cover_partial_tiles() {
-        let launch = product(33, 65, 64, &DeviceOptions::default());
-        assert_eq!((launch.grid, launch.group, launch.threadgroup_bytes), ([2, 2, 1], [128, 1, 1], 12_288));
+        let plain = routing(DeviceOptions::default(), false);
+        let launch = |shape| product(shape, None, &plain).unwrap();
+        let tile = launch([33, 65, 64]);
+        assert_eq!((tile.grid, tile.group, tile.threadgroup_bytes), ([2, 2, 1], [128, 1, 1], 8192));
         // Four chunks of sixteen, so four lanes a row, eight teams of four columns, two simdgroups.
-        assert_eq!(product(1, 65, 64, &DeviceOptions::default()).grid, [2, 1, 1]);
-        assert_eq!(product(1, 65, 4096, &DeviceOptions::default()).grid, [9, 1, 1]);
+        assert_eq!(launch([1, 65, 64]).grid, [2, 1, 1]);
+        assert_eq!(launch([1, 65, 4096]).grid, [9, 1, 1]);
     }
 
     #[test]
     fn arguments_are_the_bytes_that_the_kernel_reads() {
-        let launch = product(2, 3, 96, &DeviceOptions::default());
+        let launch = product([2, 3, 96], None, &routing(DeviceOptions::default(), false)).unwrap();
         let Bound::Bytes(bytes) = &launch.bindings[5] else { panic!("{:?}", launch.bindings) };
         let args: MatmulArgs = bytemuck::pod_read_unaligned(bytes);
         assert_eq!((args.m, args.n, args.k, args.x_row, args.w_row, args.w_matrix), (2, 3, 96, 384, 102, 306));

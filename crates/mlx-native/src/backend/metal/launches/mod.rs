@@ -4,17 +4,17 @@ pub(crate) mod attention;
 mod choose;
 mod elementwise;
 mod matmul;
+pub(crate) mod route;
 mod rows;
 
 use bytemuck::Pod;
 
 pub(crate) use crate::backend::gpu::{Fault, WeightText, args, u32_of};
 use crate::buffer::View;
-use crate::device::DeviceOptions;
 use crate::ops::Op;
 use crate::{MlxError, Result};
 
-pub(crate) use matmul::{dense_kernel, routed_kernel};
+pub(crate) use route::Routing;
 
 /// The text that a kernel is compiled in: one library serves several kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -31,6 +31,8 @@ pub(crate) enum Library {
     MapExperts,
     /// Products with weights of one format, and rows of them.
     Weight(WeightText),
+    /// Products with weights of one format by tensor operations.
+    Tensor(WeightText),
 }
 
 /// A kernel, compiled: the device keeps one pipeline for each key.
@@ -109,12 +111,17 @@ pub(crate) struct Plan {
     pub fault: Option<Fault>,
 }
 
-/// Plans an operation.
-pub(crate) fn plan(op: &Op, options: &DeviceOptions) -> Result<Plan> {
+/// Plans an operation, with the kernel of that name when there is one.
+pub(crate) fn plan(op: &Op, kernel: Option<&str>, routing: &Routing) -> Result<Plan> {
     let launches = match op {
-        Op::MatmulId(op) => return matmul::matmul_id(op, options),
+        Op::MatmulId(op) => return matmul::matmul_id(op, kernel, routing),
+        Op::Matmul(op) => matmul::matmul(op, kernel, routing),
+        _ if kernel.is_some() => Err(MlxError::KernelNotFound(format!(
+            "{}: {} has one kernel, which cannot be asked for by name",
+            kernel.unwrap_or_default(),
+            op.name()
+        ))),
         Op::Embedding(op) => return matmul::embedding(op),
-        Op::Matmul(op) => matmul::matmul(op, options),
         Op::Cast(op) => elementwise::cast(op),
         Op::Binary(op) => elementwise::binary(op),
         Op::GatedActivation(op) => elementwise::gated_activation(op),
