@@ -4,7 +4,7 @@
 //! [`Plan::run`] computes some output features of all rows. Both may be split over threads in any uneven way; no split, and no
 //! timing, changes a bit of the result.
 //!
-//! Weights that are small integers times a scale for each 16 or 32 values go through integer kernels ([`tiles`]): x becomes
+//! Weights that are small integers times a scale for each 16 or 32 values go through integer kernels ([`tiles`], for many rows [`panels`]): x becomes
 //! 8-bit integers with a scale for each 32 values. For [`Precision::Exact`] each row of x becomes three such
 //! *columns*, the second and third holding what the one before has left over, which keeps 23 bits; small weights get two columns for
 //! [`Precision::Q8`]. All other weights go through f32 ([`floats`]).
@@ -13,6 +13,7 @@
 //! row's bits depend on that row alone: batch invariance costs nothing here.
 
 mod floats;
+mod panels;
 mod prepare;
 mod simd;
 mod source;
@@ -181,7 +182,7 @@ impl Plan {
 
     /// Bytes of each thread's scratch memory for runs of at most m rows.
     pub(crate) fn thread_bytes(&self) -> usize {
-        tiles::SCRATCH_BYTES.max(floats::scratch_bytes(self.m))
+        panels::SCRATCH_BYTES.max(tiles::SCRATCH_BYTES).max(floats::scratch_bytes(self.m))
     }
 
     /// The kernel's name, for the capability query: instruction set, then family.
@@ -199,7 +200,7 @@ impl Plan {
     /// One row streams weights, which goes fastest in one long band a thread; many rows want bands whose intermediate sums fit the cache.
     pub(crate) fn chunk(&self, threads: usize) -> usize {
         let even = self.n.div_ceil(threads.max(1));
-        let chunk = if self.m * self.layout.planes() <= 1 { even } else { even.div_ceil(4).min(tiles::ROWS) };
+        let chunk = if self.m * self.layout.planes() <= 1 { even } else { even.div_ceil(4).min(panels::ROWS) };
         chunk.next_multiple_of(8)
     }
 

@@ -8,32 +8,22 @@
 //!   of four rows are merged into one vector. The four rows come from four far-apart bands, each a contiguous stream.
 //! - [`few`]: up to [`COLUMN_BLOCK`] columns. The codes of 4·T rows are transposed in registers so that a dot yields (lane, row) places at
 //!   once, and all columns run over them.
-//! - [`many`]: more columns. Transposed codes of [`ROWS`] rows × [`K_BLOCK`] values go to a buffer in the cache, and blocks of columns that fit the
-//!   first-level cache run over it.
+//! - [`panels`]: more columns.
 
-use super::Job;
-use super::simd::{Simd, array, four};
+use super::simd::{MAX_LANES, Simd, array, four};
 use super::source::{Scales, Source};
+use super::{Job, panels};
 
 /// Columns that share a pass over codes in the first-level cache.
-pub(super) const COLUMN_BLOCK: usize = 16;
-/// Columns that share an unpacking of the weights: a multiple of [`COLUMN_BLOCK`] and of 3.
-const COLUMNS: usize = 240;
-/// Weight rows of a buffer of unpacked codes.
-pub(super) const ROWS: usize = 64;
-/// Values of k of a buffer of unpacked codes.
-const K_BLOCK: usize = 512;
+const COLUMN_BLOCK: usize = 16;
+/// A thread's scratch memory for partial sums.
+pub(super) const SCRATCH_BYTES: usize = COLUMN_BLOCK * MAX_GROUPS * 4 * MAX_LANES * size_of::<f32>() + 64;
+/// The most groups of four rows that share a load of x.
+const MAX_GROUPS: usize = 2;
 
 /// How many steps ahead of their use weights are asked for: the processor's own prefetching stops at every page, and eight rows at once are many streams
 /// for it. Measured: 8 and 16 are best for most formats, and twice as fast as none for rows of several KiB.
 const AHEAD: usize = 8;
-
-/// Bytes of codes and scales in the buffer: a byte a value, and up to four f32 for each 32 values.
-const PANEL_BYTES: usize = ROWS * K_BLOCK + ROWS * (K_BLOCK / 32) * 4 * size_of::<f32>();
-/// Bytes of partial sums: up to four lanes of f32 for each row and column.
-const SUM_BYTES: usize = ROWS * COLUMNS * super::simd::MAX_LANES * size_of::<f32>();
-/// A thread's scratch memory.
-pub(super) const SCRATCH_BYTES: usize = PANEL_BYTES + SUM_BYTES + 64;
 
 /// Runs the job with the kernel for its number of columns. T: groups of four rows that share a load of x.
 #[inline(always)]
@@ -46,7 +36,7 @@ pub(super) unsafe fn run<S: Simd, F: Source<S>, const T: usize>(job: &Job) {
         } else if columns <= COLUMN_BLOCK {
             few::<S, F, T>(job);
         } else {
-            many::<S, F, T>(job);
+            panels::many::<S, F, T>(job);
         }
     }
 }
@@ -268,7 +258,7 @@ unsafe fn dots<S: Simd, F: Source<S>, const T: usize, const C: usize>(
 
 /// The transposed codes of four rows.
 #[inline(always)]
-unsafe fn transposed<S: Simd, F: Source<S>>(source: &F, stage: &F::Stage, s: usize) -> Codes<S> {
+pub(super) unsafe fn transposed<S: Simd, F: Source<S>>(source: &F, stage: &F::Stage, s: usize) -> Codes<S> {
     // SAFETY: the caller's promise.
     unsafe {
         let rows = four!(|r| source.codes(stage, r, s));
@@ -278,7 +268,7 @@ unsafe fn transposed<S: Simd, F: Source<S>>(source: &F, stage: &F::Stage, s: usi
 
 /// The record of step 0 of column `c` of the job.
 #[inline(always)]
-unsafe fn column(job: &Job, c: usize) -> *const u8 {
+pub(super) unsafe fn column(job: &Job, c: usize) -> *const u8 {
     let planes = job.layout.planes();
     let (row, _) = job.rows.get(c / planes);
     // SAFETY: the row is prepared, so the column lies in the prepared buffer.
@@ -287,7 +277,7 @@ unsafe fn column(job: &Job, c: usize) -> *const u8 {
 
 /// Weight rows `first..first + 4` within the job, the last one repeated past the end.
 #[inline(always)]
-fn neighbours(job: &Job, first: usize) -> [usize; 4] {
+pub(super) fn neighbours(job: &Job, first: usize) -> [usize; 4] {
     four!(|r| (first + r).min(job.n.end - 1))
 }
 
@@ -389,145 +379,7 @@ unsafe fn few<S: Simd, F: Source<S>, const T: usize>(job: &Job) {
 
 /// `scratch`, moved up to the next cache line.
 #[inline(always)]
-unsafe fn aligned(scratch: *mut u8) -> *mut u8 {
+pub(super) unsafe fn aligned(scratch: *mut u8) -> *mut u8 {
     // SAFETY: a scratch buffer is 64 bytes longer than what is used of it.
     unsafe { scratch.add(scratch.align_offset(64)) }
-}
-
-/// One step of 4·T rows in the buffer of [`many`]: codes, then scales.
-struct Panel<S: Simd, const T: usize> {
-    base: *mut u8,
-    set: std::marker::PhantomData<S>,
-}
-
-impl<S: Simd, const T: usize> Panel<S, T> {
-    const CODE_BYTES: usize = T * 8 * 16 * S::LANES;
-    const FLOATS_BYTES: usize = 16 * S::LANES;
-
-    /// Bytes of one step: all four kinds of scales have their place.
-    const STEP_BYTES: usize = Self::CODE_BYTES + T * 4 * Self::FLOATS_BYTES;
-
-    #[inline(always)]
-    unsafe fn write<F: Source<S>>(&self, at: usize, t: usize, codes: &Codes<S>, scales: &Scales<S>) {
-        // SAFETY: `at` counts steps of a buffer that has room for them.
-        unsafe {
-            let p = self.base.add(at * Self::STEP_BYTES);
-            for (i, v) in codes.iter().flatten().enumerate() {
-                S::store(p.add((8 * t + i) * 16 * S::LANES), *v);
-            }
-            let f = p.add(Self::CODE_BYTES + 4 * t * Self::FLOATS_BYTES).cast::<f32>();
-            for (h, (scale, min)) in scales.scale.into_iter().zip(scales.min).enumerate() {
-                if h == 0 || F::HALVES {
-                    S::store_floats(f.add(h * 4 * S::LANES), scale);
-                    if F::MINS {
-                        S::store_floats(f.add((2 + h) * 4 * S::LANES), min);
-                    }
-                }
-            }
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn codes(&self, at: usize, t: usize) -> Codes<S> {
-        // SAFETY: as in `write`.
-        unsafe {
-            let p = self.base.add(at * Self::STEP_BYTES);
-            let half = |h: usize| p.add((8 * t + 4 * h) * 16 * S::LANES);
-            let (lo, hi) = (half(0), half(1));
-            [four!(|s| S::load(lo.add(s * 16 * S::LANES))), four!(|s| S::load(hi.add(s * 16 * S::LANES)))]
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn scales(&self, at: usize, t: usize) -> Scales<S> {
-        // SAFETY: as in `write`; what the source does not have is not read.
-        unsafe {
-            let f = self.base.add(at * Self::STEP_BYTES + Self::CODE_BYTES + 4 * t * Self::FLOATS_BYTES).cast::<f32>();
-            // Places that the source does not use hold whatever the buffer held.
-            let place = |i: usize| f.add(i * 4 * S::LANES);
-            Scales {
-                scale: [S::load_floats(place(0)), S::load_floats(place(1))],
-                min: [S::load_floats(place(2)), S::load_floats(place(3))],
-            }
-        }
-    }
-}
-
-/// More columns than [`COLUMN_BLOCK`].
-#[inline(always)]
-unsafe fn many<S: Simd, F: Source<S>, const T: usize>(job: &Job) {
-    let count = job.rows.len() * job.layout.planes();
-    let (steps, record_bytes) = (job.layout.steps(), job.layout.record_bytes());
-    let block = K_BLOCK / (32 * S::LANES);
-    let full = job.k / (32 * S::LANES) / F::STEPS * F::STEPS;
-    // SAFETY: the caller's promise, as in `few`; the buffer and the sums have the sizes that SCRATCH_BYTES counts.
-    unsafe {
-        let source = F::new(job.weight, job.k);
-        let scratch = aligned(job.scratch);
-        let panel = Panel::<S, T> { base: scratch, set: std::marker::PhantomData };
-        let sums = scratch.add(PANEL_BYTES).cast::<f32>();
-        for first in job.n.clone().step_by(ROWS) {
-            let groups = (job.n.end - first).min(ROWS).div_ceil(4 * T);
-            for c0 in (0..count).step_by(COLUMNS) {
-                let columns = (count - c0).min(COLUMNS);
-                let group_sums = columns * T * 4 * S::LANES;
-                for place in 0..groups * columns * T {
-                    S::store_floats(sums.add(place * 4 * S::LANES), S::splat(0.0));
-                }
-                for k0 in (0..steps).step_by(block) {
-                    let k1 = (k0 + block).min(steps);
-                    for g in 0..groups {
-                        for t in 0..T {
-                            let rows = source.rows(neighbours(job, first + 4 * (g * T + t)));
-                            for step in (k0..k1).step_by(F::STEPS) {
-                                let stage = if !F::TAILS || step < full {
-                                    source.stage::<true>(&rows, step)
-                                } else {
-                                    source.stage::<false>(&rows, step)
-                                };
-                                for s in 0..F::STEPS.min(k1 - step) {
-                                    let codes = transposed::<S, F>(&source, &stage, s);
-                                    let scales = source.scales(&stage, s);
-                                    panel.write::<F>(g * block + step + s - k0, t, &codes, &scales);
-                                }
-                            }
-                        }
-                    }
-                    for c1 in (0..columns).step_by(COLUMN_BLOCK) {
-                        let width = (columns - c1).min(COLUMN_BLOCK);
-                        let mut pointers = [std::ptr::null(); COLUMN_BLOCK];
-                        for (c, place) in pointers[..width].iter_mut().enumerate() {
-                            *place = column(job, c0 + c1 + c);
-                        }
-                        // The records that come next are fetched while the first group is computed.
-                        let (next_column, next_step) =
-                            if c1 + COLUMN_BLOCK < columns { (c1 + COLUMN_BLOCK, k0) } else { (0, k1) };
-                        let ahead = if next_step < steps { (columns - next_column).min(COLUMN_BLOCK) } else { 0 };
-                        for g in 0..groups {
-                            let sums = sums.add(g * group_sums + c1 * T * 4 * S::LANES);
-                            for step in k0..k1 {
-                                if g == 0 && next_step + step - k0 < steps {
-                                    for c in 0..ahead {
-                                        let record = column(job, c0 + next_column + c);
-                                        let record = record.add((next_step + step - k0) * record_bytes);
-                                        for line in (0..record_bytes).step_by(64) {
-                                            S::prefetch(record.add(line));
-                                        }
-                                    }
-                                }
-                                let at = g * block + step - k0;
-                                let codes: [Codes<S>; T] = array!(T, |t| panel.codes(at, t));
-                                let scales: [Scales<S>; T] = array!(T, |t| panel.scales(at, t));
-                                let offset = step * record_bytes;
-                                columns_step::<S, F, T>(&codes, &scales, &pointers[..width], offset, sums);
-                            }
-                        }
-                    }
-                }
-                for g in 0..groups {
-                    finish::<S, T>(job, first + g * 4 * T, c0, columns, sums.add(g * group_sums));
-                }
-            }
-        }
-    }
 }

@@ -4,6 +4,7 @@
 
 use std::arch::x86_64::*;
 
+use super::super::panels::{self, Columns, Kind};
 use super::{MAX_LANES, Simd, four};
 
 /// See the module's comment.
@@ -134,6 +135,26 @@ impl Simd for Avx2 {
         _mm256_hadd_epi32(_mm256_hadd_epi32(v[0], v[1]), _mm256_hadd_epi32(v[2], v[3]))
     }
     #[inline(always)]
+    unsafe fn broadcast(p: *const u8) -> __m256i {
+        _mm256_set1_epi32(p.cast::<i32>().read_unaligned())
+    }
+    #[inline(always)]
+    unsafe fn regroup(v: [__m256i; 4]) -> [__m256i; 4] {
+        [_mm256_permute2x128_si256::<0x20>(v[0], v[1]), _mm256_permute2x128_si256::<0x31>(v[0], v[1]), v[2], v[3]]
+    }
+    #[inline(always)]
+    unsafe fn regroup_floats(v: [__m256; 4]) -> [__m256; 4] {
+        [_mm256_permute2f128_ps::<0x20>(v[0], v[1]), _mm256_permute2f128_ps::<0x31>(v[0], v[1]), v[2], v[3]]
+    }
+    #[inline(always)]
+    unsafe fn splat_int(v: i32) -> __m256i {
+        _mm256_set1_epi32(v)
+    }
+    #[inline(always)]
+    unsafe fn columns<K: Kind>(job: &Columns) {
+        panels::isa::avx2::<K>(job)
+    }
+    #[inline(always)]
     unsafe fn zero_ints() -> __m256i {
         _mm256_setzero_si256()
     }
@@ -213,6 +234,10 @@ impl Simd for Avx2 {
         let mut out = [0.0; 4];
         _mm_storeu_ps(out.as_mut_ptr(), half);
         out
+    }
+    #[inline(always)]
+    unsafe fn fold_lanes(v: [__m256; 4]) -> __m256 {
+        _mm256_add_ps(v[0], v[1])
     }
     #[inline(always)]
     unsafe fn sum(v: __m256) -> f32 {

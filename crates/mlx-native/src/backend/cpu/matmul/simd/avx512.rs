@@ -3,6 +3,7 @@
 
 use std::arch::x86_64::*;
 
+use super::super::panels::{self, Columns, Kind};
 use super::{MAX_LANES, Simd, four};
 
 /// See the module's comment.
@@ -67,6 +68,7 @@ unsafe fn byte_rows(rows: [u32; 4]) -> __m128i {
 
 impl Simd for Avx512 {
     const LANES: usize = 4;
+    const TILE_COLUMNS: [usize; 2] = [6, 4];
     const WIDE_OFFSET: u8 = 128;
     type Bytes = __m512i;
     type Ints = __m512i;
@@ -180,6 +182,36 @@ impl Simd for Avx512 {
         _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b))
     }
     #[inline(always)]
+    unsafe fn broadcast(p: *const u8) -> __m512i {
+        _mm512_set1_epi32(p.cast::<i32>().read_unaligned())
+    }
+    #[inline(always)]
+    unsafe fn regroup(v: [__m512i; 4]) -> [__m512i; 4] {
+        let a = _mm512_shuffle_i32x4::<0x44>(v[0], v[1]);
+        let b = _mm512_shuffle_i32x4::<0xEE>(v[0], v[1]);
+        let c = _mm512_shuffle_i32x4::<0x44>(v[2], v[3]);
+        let d = _mm512_shuffle_i32x4::<0xEE>(v[2], v[3]);
+        [
+            _mm512_shuffle_i32x4::<0x88>(a, c),
+            _mm512_shuffle_i32x4::<0xDD>(a, c),
+            _mm512_shuffle_i32x4::<0x88>(b, d),
+            _mm512_shuffle_i32x4::<0xDD>(b, d),
+        ]
+    }
+    #[inline(always)]
+    unsafe fn regroup_floats(v: [__m512; 4]) -> [__m512; 4] {
+        let v = Self::regroup(four!(|i| _mm512_castps_si512(v[i])));
+        four!(|i| _mm512_castsi512_ps(v[i]))
+    }
+    #[inline(always)]
+    unsafe fn splat_int(v: i32) -> __m512i {
+        _mm512_set1_epi32(v)
+    }
+    #[inline(always)]
+    unsafe fn columns<K: Kind>(job: &Columns) {
+        panels::isa::avx512::<K>(job)
+    }
+    #[inline(always)]
     unsafe fn zero_ints() -> __m512i {
         _mm512_setzero_si512()
     }
@@ -285,6 +317,10 @@ impl Simd for Avx512 {
         let mut out = [0.0; 4];
         _mm_storeu_ps(out.as_mut_ptr(), quarter);
         out
+    }
+    #[inline(always)]
+    unsafe fn fold_lanes(v: [__m512; 4]) -> __m512 {
+        _mm512_add_ps(_mm512_add_ps(v[0], v[2]), _mm512_add_ps(v[1], v[3]))
     }
     #[inline(always)]
     unsafe fn sum(v: __m512) -> f32 {

@@ -11,6 +11,8 @@
 
 use std::mem::MaybeUninit;
 
+use super::panels::{Columns, Kind};
+
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -89,6 +91,8 @@ pub(super) trait Simd: Copy + 'static {
     const LANES: usize;
     /// Whether there are registers for tiles of several columns; the results are the same bits.
     const TILED: bool = true;
+    /// Columns of a tile over a panel, for formats with one scale a block and with two: what the registers hold.
+    const TILE_COLUMNS: [usize; 2] = [4, 4];
     /// What has to be added to a signed 8-bit weight for [`dot`](Simd::dot) with wide codes: 128 where codes are unsigned there, else 0.
     const WIDE_OFFSET: u8;
 
@@ -138,8 +142,22 @@ pub(super) trait Simd: Copy + 'static {
     unsafe fn transpose(v: [Self::Bytes; 4]) -> [Self::Bytes; 4];
     /// In each lane, place r: the sum of the four i32 of `v[r]`.
     unsafe fn sum_each(v: [Self::Ints; 4]) -> Self::Ints;
+    /// Every dword: the one at `p`.
+    unsafe fn broadcast(p: *const u8) -> Self::Bytes;
+    /// Transposes lanes: lane j of result i is lane i of `v[j]`, for i, j < LANES.
+    #[inline(always)]
+    unsafe fn regroup(v: [Self::Bytes; MAX_LANES]) -> [Self::Bytes; MAX_LANES] {
+        v
+    }
+    /// [`regroup`](Simd::regroup) of floats.
+    #[inline(always)]
+    unsafe fn regroup_floats(v: [Self::Floats; MAX_LANES]) -> [Self::Floats; MAX_LANES] {
+        v
+    }
     /// All zero.
     unsafe fn zero_ints() -> Self::Ints;
+    /// The same value in every place.
+    unsafe fn splat_int(v: i32) -> Self::Ints;
     /// 4·LANES i32 at `p`.
     unsafe fn load_ints(p: *const i32) -> Self::Ints;
     /// v + w.
@@ -173,6 +191,13 @@ pub(super) trait Simd: Copy + 'static {
     unsafe fn i8_rows(rows: [u32; 4]) -> Self::Floats;
     /// Place r: the sum over the lanes, always in the same order.
     unsafe fn fold(v: Self::Floats) -> [f32; 4];
+    /// The sum over the vectors of all lanes, in the order of [`fold`](Simd::fold).
+    #[inline(always)]
+    unsafe fn fold_lanes(v: [Self::Floats; MAX_LANES]) -> Self::Floats {
+        v[0]
+    }
+    /// The loop over a panel, compiled once for each kind of format.
+    unsafe fn columns<K: Kind>(job: &Columns);
     /// The sum of all places, always in the same order.
     unsafe fn sum(v: Self::Floats) -> f32;
 

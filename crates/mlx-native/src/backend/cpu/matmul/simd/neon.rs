@@ -6,6 +6,7 @@ use std::arch::asm;
 
 use half::{bf16, f16};
 
+use super::super::panels::{self, Columns, Kind};
 use super::{MAX_LANES, Simd};
 
 /// See the module's comment.
@@ -45,6 +46,7 @@ unsafe fn floats(v: [f32; 4]) -> float32x4_t {
 
 impl Simd for Neon {
     const LANES: usize = 1;
+    const TILE_COLUMNS: [usize; 2] = [6, 4];
     const WIDE_OFFSET: u8 = 0;
     type Bytes = uint8x16_t;
     type Ints = int32x4_t;
@@ -136,6 +138,18 @@ impl Simd for Neon {
     #[inline(always)]
     unsafe fn sum_each(v: [int32x4_t; 4]) -> int32x4_t {
         vpaddq_s32(vpaddq_s32(v[0], v[1]), vpaddq_s32(v[2], v[3]))
+    }
+    #[inline(always)]
+    unsafe fn broadcast(p: *const u8) -> uint8x16_t {
+        vreinterpretq_u8_u32(vdupq_n_u32(p.cast::<u32>().read_unaligned()))
+    }
+    #[inline(always)]
+    unsafe fn splat_int(v: i32) -> int32x4_t {
+        vdupq_n_s32(v)
+    }
+    #[inline(always)]
+    unsafe fn columns<K: Kind>(job: &Columns) {
+        panels::isa::neon::<K>(job)
     }
     #[inline(always)]
     unsafe fn zero_ints() -> int32x4_t {

@@ -3,6 +3,7 @@
 
 use half::{bf16, f16};
 
+use super::super::panels::{self, Columns, Kind};
 use super::{MAX_LANES, Simd};
 
 /// See the module's comment.
@@ -98,6 +99,18 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn sum_each(v: [[i32; 4]; 4]) -> [i32; 4] {
         map(v, |v| v[0] + v[1] + v[2] + v[3])
+    }
+    #[inline(always)]
+    unsafe fn broadcast(p: *const u8) -> [u8; 16] {
+        std::array::from_fn(|i| *p.add(i % 4))
+    }
+    #[inline(always)]
+    unsafe fn splat_int(v: i32) -> [i32; 4] {
+        [v; 4]
+    }
+    #[inline(always)]
+    unsafe fn columns<K: Kind>(job: &Columns) {
+        panels::isa::portable::<K>(job)
     }
     #[inline(always)]
     unsafe fn zero_ints() -> [i32; 4] {

@@ -1,0 +1,418 @@
+//! The integer kernel for many columns: weights are unpacked once into a panel of codes, and tiles of rows × columns run over it.
+//!
+//! Here a vector's places are 4·LANES weight rows, all at the same block of 32 values: a dword of codes for each row meets the same dword of x, which a load
+//! broadcasts. That takes no shuffle of x, and a tile's sums stay in registers over a run of steps. To give the bits that [`tiles`](super::tiles) gives, where
+//! a place belongs to a (lane, row) pair, blocks are summed up lane by lane, and the lanes' sums are added at the end in the order of [`Simd::fold`].
+//!
+//! The loop over a panel depends on a [`Kind`] of format alone, not on the format: a few versions of it serve all of them.
+
+#![allow(clippy::needless_range_loop)] // An index of a row or a column names places in several arrays and in memory.
+
+use std::marker::PhantomData;
+
+use super::Job;
+use super::simd::{MAX_LANES, Simd, array, four};
+use super::source::{Scales, Source};
+use super::tiles::{aligned, column, neighbours, transposed};
+
+/// Weight rows of a panel.
+pub(super) const ROWS: usize = 64;
+/// Values of k of a panel.
+const K_BLOCK: usize = 512;
+/// Columns that share an unpacking of the weights: a multiple of 6, 4 and 3.
+const COLUMNS: usize = 240;
+
+/// Bytes of codes and scales: a byte a value, and up to four f32 for each 32 values.
+const PANEL_BYTES: usize = ROWS * K_BLOCK + ROWS * (K_BLOCK / 32) * 4 * size_of::<f32>();
+/// Bytes of partial sums: an f32 of each lane for each row and column.
+const SUM_BYTES: usize = ROWS * COLUMNS * MAX_LANES * size_of::<f32>();
+/// A thread's scratch memory.
+pub(super) const SCRATCH_BYTES: usize = PANEL_BYTES + SUM_BYTES + 64;
+
+/// What the loop over a panel depends on besides the instruction set.
+pub(crate) trait Kind {
+    /// As [`Source::HALVES`].
+    const HALVES: bool;
+    /// What the records say about sums of codes, and how it enters.
+    const SUMS: Entering;
+    /// As [`Source::WIDE`].
+    const WIDE: bool;
+}
+
+/// How sums of activations enter a result.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Entering {
+    /// Not at all.
+    None,
+    /// Integer sums start with them: the codes have an offset.
+    Start,
+    /// Times minimums.
+    Mins,
+}
+
+/// The kinds: (halves, wide) × how sums enter.
+struct With<const HALVES: bool, const SUMS: u8, const WIDE: bool>;
+
+impl<const HALVES: bool, const SUMS: u8, const WIDE: bool> Kind for With<HALVES, SUMS, WIDE> {
+    const HALVES: bool = HALVES;
+    const SUMS: Entering = match SUMS {
+        0 => Entering::None,
+        1 => Entering::Start,
+        _ => Entering::Mins,
+    };
+    const WIDE: bool = WIDE;
+}
+
+/// R vectors of rows in a panel, block after block: codes by half and dword, then scales and minimums of both halves.
+struct Panel<S: Simd, const R: usize> {
+    base: *mut u8,
+    set: PhantomData<S>,
+}
+
+impl<S: Simd, const R: usize> Panel<S, R> {
+    /// A vector's bytes, of codes and of floats alike.
+    const VECTOR: usize = 16 * S::LANES;
+    const BLOCK_BYTES: usize = 12 * R * Self::VECTOR;
+    const BYTES: usize = K_BLOCK / 32 * Self::BLOCK_BYTES;
+
+    /// Where the codes of dword `d` of half `half` of block `block` stand for vector r of rows.
+    #[inline(always)]
+    fn codes(&self, block: usize, half: usize, d: usize, r: usize) -> *mut u8 {
+        self.base.wrapping_add(block * Self::BLOCK_BYTES + ((4 * half + d) * R + r) * Self::VECTOR)
+    }
+
+    /// Where the scales (0 and 1, for first and second halves) and minimums (2 and 3) stand.
+    #[inline(always)]
+    fn floats(&self, block: usize, which: usize, r: usize) -> *mut f32 {
+        self.base.wrapping_add(block * Self::BLOCK_BYTES + ((8 + which) * R + r) * Self::VECTOR).cast()
+    }
+
+    /// Unpacks steps `k0..k1` of the rows from `first` on.
+    #[inline(always)]
+    unsafe fn fill<F: Source<S>>(&self, source: &F, job: &Job, first: usize, k0: usize, k1: usize) {
+        let full = job.k / (32 * S::LANES) / F::STEPS * F::STEPS;
+        // SAFETY: the rows (the last one repeated) and steps exist in the weight, and the panel has room for the steps.
+        unsafe {
+            for r in 0..R {
+                let rows = four!(|g| source.rows(neighbours(job, first + 4 * (r * S::LANES + g % S::LANES))));
+                for step in (k0..k1).step_by(F::STEPS) {
+                    let stages = if !F::TAILS || step < full {
+                        four!(|g| source.stage::<true>(&rows[g % S::LANES], step))
+                    } else {
+                        four!(|g| source.stage::<false>(&rows[g % S::LANES], step))
+                    };
+                    for s in 0..F::STEPS.min(k1 - step) {
+                        self.write(source, &stages, r, s, (step + s - k0) * S::LANES);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Writes the blocks of a staged step of LANES groups of four rows.
+    #[inline(always)]
+    unsafe fn write<F: Source<S>>(&self, source: &F, stages: &[F::Stage; 4], r: usize, s: usize, block: usize) {
+        // SAFETY: as in `fill`.
+        unsafe {
+            let codes = four!(|g| transposed::<S, F>(source, &stages[g % S::LANES], s));
+            for half in 0..2 {
+                for d in 0..4 {
+                    let by_lane = S::regroup(four!(|g| codes[g][half][d]));
+                    for (i, v) in by_lane.into_iter().enumerate().take(S::LANES) {
+                        S::store(self.codes(block + i, half, d, r), v);
+                    }
+                }
+            }
+            let scales: [Scales<S>; 4] = four!(|g| source.scales(&stages[g % S::LANES], s));
+            for half in 0..1 + F::HALVES as usize {
+                let by_lane = S::regroup_floats(four!(|g| scales[g].scale[half]));
+                for (i, v) in by_lane.into_iter().enumerate().take(S::LANES) {
+                    S::store_floats(self.floats(block + i, half, r), v);
+                }
+                if F::MINS {
+                    let by_lane = S::regroup_floats(four!(|g| scales[g].min[half]));
+                    for (i, v) in by_lane.into_iter().enumerate().take(S::LANES) {
+                        S::store_floats(self.floats(block + i, 2 + half, r), v);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Some columns over a panel.
+pub(crate) struct Columns<'a> {
+    panel: *mut u8,
+    steps: usize,
+    record_bytes: usize,
+    /// The columns' records of the panel's first step; a multiple of the tile's columns, whose last may stand there more than once.
+    records: &'a [*const u8],
+    /// Partial sums by column, vector of rows and lane.
+    sums: *mut f32,
+}
+
+/// Runs the tiles of C columns.
+#[inline(always)]
+unsafe fn tiles<S: Simd, K: Kind, const R: usize, const C: usize>(job: &Columns) {
+    let (groups, _) = job.records.as_chunks::<C>();
+    for (i, records) in groups.iter().enumerate() {
+        // The next columns are fetched while these are computed.
+        let next = groups.get(i + 1).unwrap_or(records);
+        // SAFETY: the caller's promise.
+        unsafe { tile::<S, K, R, C>(job, records, next, job.sums.add(i * C * R * S::LANES * 4 * S::LANES)) };
+    }
+}
+
+/// R vectors of rows × C columns over all blocks of the panel.
+#[inline(always)]
+unsafe fn tile<S: Simd, K: Kind, const R: usize, const C: usize>(
+    job: &Columns,
+    records: &[*const u8; C],
+    next: &[*const u8; C],
+    sums: *mut f32,
+) {
+    let panel = Panel::<S, R> { base: job.panel, set: PhantomData };
+    // SAFETY: the panel has the blocks of `steps` steps, each column as many records, and `sums` a vector for each lane.
+    unsafe {
+        for lane in 0..S::LANES {
+            let place = |c: usize, r: usize| sums.add(((c * R + r) * S::LANES + lane) * 4 * S::LANES);
+            let mut total: [[S::Floats; R]; C] = array!(C, |c| array!(R, |r| S::load_floats(place(c, r))));
+            for step in 0..job.steps {
+                let block = step * S::LANES + lane;
+                let offset = step * job.record_bytes;
+                if lane == 0 {
+                    for next in next {
+                        for line in (0..job.record_bytes).step_by(64) {
+                            S::prefetch(next.wrapping_add(offset + line));
+                        }
+                    }
+                }
+                let records: [*const u8; C] = array!(C, |c| records[c].add(offset + 16 * lane));
+                let ints = half::<S, K, R, C>(&panel, &records, block, 0);
+                let mut v: [[S::Floats; R]; C] = array!(C, |c| array!(R, |r| S::mul(
+                    S::to_floats(ints[c][r]),
+                    S::load_floats(panel.floats(block, 0, r))
+                )));
+                if K::HALVES {
+                    let ints = half::<S, K, R, C>(&panel, &records, block, 1);
+                    v = array!(C, |c| array!(R, |r| S::mul_add(
+                        S::to_floats(ints[c][r]),
+                        S::load_floats(panel.floats(block, 1, r)),
+                        v[c][r]
+                    )));
+                }
+                for c in 0..C {
+                    // Behind the codes stand the activation's scale and what sums there are, four times each.
+                    let floats = records[c].add(32 * S::LANES).cast::<f32>();
+                    let x_scale = S::splat(floats.read_unaligned());
+                    for r in 0..R {
+                        let mut v = v[c][r];
+                        if matches!(K::SUMS, Entering::Mins) {
+                            let sum = S::splat(floats.add(4 * S::LANES).read_unaligned());
+                            v = S::mul_add(sum, S::load_floats(panel.floats(block, 2, r)), v);
+                            if K::HALVES {
+                                let sum = S::splat(floats.add(8 * S::LANES).read_unaligned());
+                                v = S::mul_add(sum, S::load_floats(panel.floats(block, 3, r)), v);
+                            }
+                        }
+                        total[c][r] = S::mul_add(v, x_scale, total[c][r]);
+                    }
+                }
+            }
+            for c in 0..C {
+                for r in 0..R {
+                    S::store_floats(place(c, r), total[c][r]);
+                }
+            }
+        }
+    }
+}
+
+/// Integer sums of a half (0 or 1) of a block, or of the whole block where halves have no scales of their own.
+#[inline(always)]
+unsafe fn half<S: Simd, K: Kind, const R: usize, const C: usize>(
+    panel: &Panel<S, R>,
+    records: &[*const u8; C],
+    block: usize,
+    half: usize,
+) -> [[S::Ints; R]; C] {
+    // SAFETY: `records` are at the block's lane of whole records; the block lies in the panel.
+    unsafe {
+        let mut ints = array!(C, |c| {
+            let start = if matches!(K::SUMS, Entering::Start) {
+                let sums = records[c].add((48 + 16 * half) * S::LANES).cast::<i32>();
+                S::splat_int(sums.read_unaligned())
+            } else {
+                S::zero_ints()
+            };
+            [start; R]
+        });
+        for h in if K::HALVES { half..half + 1 } else { 0..2 } {
+            for d in 0..4 {
+                let codes: [S::Bytes; R] = array!(R, |r| S::load(panel.codes(block, h, d, r)));
+                for c in 0..C {
+                    let x = S::broadcast(records[c].add(16 * h * S::LANES + 4 * d));
+                    for r in 0..R {
+                        ints[c][r] = S::dot(K::WIDE, ints[c][r], codes[r], x);
+                    }
+                }
+            }
+        }
+        ints
+    }
+}
+
+/// [`tiles`] compiled for each instruction set, with as many vectors of rows and as many columns as its registers hold.
+pub(super) mod isa {
+    use super::{Columns, Kind, tiles};
+    #[cfg(target_arch = "aarch64")]
+    use crate::backend::cpu::matmul::simd::neon::Neon;
+    use crate::backend::cpu::matmul::simd::{Simd, portable::Portable};
+    #[cfg(target_arch = "x86_64")]
+    use crate::backend::cpu::matmul::simd::{avx2::Avx2, avx512::Avx512};
+
+    macro_rules! compiled {
+        ($(#[$attribute:meta])* $name:ident, $set:ty, $rows:literal) => {
+            $(#[$attribute])*
+            #[inline(never)]
+            pub(in super::super) unsafe fn $name<K: Kind>(job: &Columns) {
+                // SAFETY: the caller's promise is the same.
+                unsafe {
+                    if K::HALVES {
+                        tiles::<$set, K, $rows, { <$set as Simd>::TILE_COLUMNS[1] }>(job)
+                    } else {
+                        tiles::<$set, K, $rows, { <$set as Simd>::TILE_COLUMNS[0] }>(job)
+                    }
+                }
+            }
+        };
+    }
+
+    compiled!(
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vnni,avx2,fma,f16c")]
+        avx512,
+        Avx512,
+        2
+    );
+    compiled!(
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx2,fma,f16c,bmi2")]
+        avx2,
+        Avx2,
+        1
+    );
+    compiled!(
+        #[cfg(target_arch = "aarch64")]
+        #[target_feature(enable = "neon,dotprod")]
+        neon,
+        Neon,
+        2
+    );
+    compiled!(portable, Portable, 1);
+}
+
+/// The loop over a panel of the source's kind.
+#[inline(always)]
+unsafe fn run<S: Simd, F: Source<S>>(job: &Columns) {
+    let sums = if F::MINS { 2 } else { (F::OFFSET != 0) as u8 };
+    // SAFETY: the caller's promise is the same.
+    unsafe {
+        match (F::HALVES, sums, F::WIDE) {
+            (false, 0, false) => S::columns::<With<false, 0, false>>(job),
+            (false, 1, false) => S::columns::<With<false, 1, false>>(job),
+            (false, _, false) => S::columns::<With<false, 2, false>>(job),
+            (false, 0, true) => S::columns::<With<false, 0, true>>(job),
+            (false, 1, true) => S::columns::<With<false, 1, true>>(job),
+            (false, _, true) => S::columns::<With<false, 2, true>>(job),
+            (true, 0, false) => S::columns::<With<true, 0, false>>(job),
+            (true, 1, false) => S::columns::<With<true, 1, false>>(job),
+            (true, _, false) => S::columns::<With<true, 2, false>>(job),
+            (true, 0, true) => S::columns::<With<true, 0, true>>(job),
+            (true, 1, true) => S::columns::<With<true, 1, true>>(job),
+            (true, _, true) => S::columns::<With<true, 2, true>>(job),
+        }
+    }
+}
+
+/// Any number of columns, best more than some.
+#[inline(always)]
+pub(super) unsafe fn many<S: Simd, F: Source<S>, const R: usize>(job: &Job) {
+    let count = job.rows.len() * job.layout.planes();
+    let (steps, record_bytes) = (job.layout.steps(), job.layout.record_bytes());
+    let block = K_BLOCK / (32 * S::LANES);
+    let tile_rows = R * 4 * S::LANES;
+    // SAFETY: the caller's promise: rows below n.end exist in the weight, columns in the prepared x; the panel and the sums have the sizes that SCRATCH_BYTES
+    // counts.
+    unsafe {
+        let source = F::new(job.weight, job.k);
+        let scratch = aligned(job.scratch);
+        let panel = |g: usize| Panel::<S, R> { base: scratch.add(g * Panel::<S, R>::BYTES), set: PhantomData };
+        let sums = scratch.add(PANEL_BYTES).cast::<f32>();
+        for first in job.n.clone().step_by(ROWS) {
+            let groups = (job.n.end - first).min(ROWS).div_ceil(tile_rows);
+            for c0 in (0..count).step_by(COLUMNS) {
+                let columns = (count - c0).min(COLUMNS);
+                // Columns behind the last one repeat it, and their sums are not used.
+                let padded = columns.next_multiple_of(S::TILE_COLUMNS[F::HALVES as usize]);
+                let group_sums = padded * tile_rows * S::LANES;
+                std::slice::from_raw_parts_mut(sums, groups * group_sums).fill(0.0);
+                for k0 in (0..steps).step_by(block) {
+                    let k1 = (k0 + block).min(steps);
+                    let mut records = [std::ptr::null(); COLUMNS];
+                    for (c, place) in records[..padded].iter_mut().enumerate() {
+                        *place = column(job, c0 + c.min(columns - 1)).add(k0 * record_bytes);
+                    }
+                    for g in 0..groups {
+                        panel(g).fill(&source, job, first + g * tile_rows, k0, k1);
+                        run::<S, F>(&Columns {
+                            panel: panel(g).base,
+                            steps: k1 - k0,
+                            record_bytes,
+                            records: &records[..padded],
+                            sums: sums.add(g * group_sums),
+                        });
+                    }
+                }
+                for g in 0..groups {
+                    finish::<S, R>(job, first + g * tile_rows, c0, columns, sums.add(g * group_sums));
+                }
+            }
+        }
+    }
+}
+
+/// Adds up the partial sums of columns `c..` of the job, rows from `first` on, and writes the outputs.
+#[inline(always)]
+unsafe fn finish<S: Simd, const R: usize>(job: &Job, first: usize, c: usize, columns: usize, sums: *const f32) {
+    let planes = job.layout.planes();
+    for i in 0..columns / planes {
+        let (_, y_row) = job.rows.get(c / planes + i);
+        for r in 0..R {
+            // SAFETY: partial sums exist for all columns; the output row has places up to n.end.
+            unsafe {
+                let at = |plane: usize, lane: usize| {
+                    S::load_floats(sums.add((((i * planes + plane) * R + r) * S::LANES + lane) * 4 * S::LANES))
+                };
+                // The smallest plane first.
+                let by_lane = four!(|g| {
+                    let lane = g % S::LANES;
+                    let mut sum = at(planes - 1, lane);
+                    for plane in (0..planes - 1).rev() {
+                        sum = S::add(sum, at(plane, lane));
+                    }
+                    sum
+                });
+                let feature = first + r * 4 * S::LANES;
+                if feature >= job.n.end {
+                    break;
+                }
+                let mut values = [0f32; 4 * MAX_LANES];
+                S::store_floats(values.as_mut_ptr(), S::fold_lanes(by_lane));
+                let y = job.y.data.add(y_row * job.y.stride + feature);
+                let some = (job.n.end - feature).min(4 * S::LANES);
+                y.copy_from_nonoverlapping(values.as_ptr(), some);
+            }
+        }
+    }
+}
