@@ -74,7 +74,13 @@ static E4M3: LazyLock<[f32; 256]> = LazyLock::new(|| std::array::from_fn(|code| 
 /// Values `first..first + out.len()` of row `row` as f32. `first` is a multiple of [`K_BLOCK`].
 #[inline(always)]
 unsafe fn widen<S: Simd>(weight: &Weight, k: usize, row: usize, first: usize, out: &mut [f32]) {
-    if let Weight::Ggml { ty: GgmlType::F16 | GgmlType::BF16, blocks } = *weight {
+    if let Weight::Ggml { ty: GgmlType::F32, blocks } = *weight {
+        // SAFETY: the row's elements first..first + out.len() lie in the weight, at any address.
+        unsafe {
+            let from = blocks.as_ptr().add((row * k + first) * size_of::<f32>());
+            out.as_mut_ptr().cast::<u8>().copy_from_nonoverlapping(from, size_of_val(out));
+        }
+    } else if let Weight::Ggml { ty: GgmlType::F16 | GgmlType::BF16, blocks } = *weight {
         let width = 4 * S::LANES;
         let whole = out.len() / width * width;
         // SAFETY: the row's elements first..first + out.len() lie in the weight.
@@ -91,6 +97,20 @@ unsafe fn widen<S: Simd>(weight: &Weight, k: usize, row: usize, first: usize, ou
         }
     } else {
         widen_any(weight, k, row, first, out);
+    }
+}
+
+/// Asks for the values `first..first + K_BLOCK` of a row of plain floats, or for what lies behind the row instead.
+#[inline(always)]
+unsafe fn prefetch_next<S: Simd>(weight: &Weight, k: usize, row: usize, first: usize) {
+    if let Weight::Ggml { ty: ty @ (GgmlType::F32 | GgmlType::F16 | GgmlType::BF16), blocks } = *weight {
+        let size = ty.block_bytes() as usize;
+        // The four rows' neighbours follow the last of them.
+        let at = if first < k { row * k + first } else { (row + ROWS) * k };
+        for line in (0..K_BLOCK * size).step_by(64) {
+            // SAFETY: any address may be prefetched; the caller runs on S's instruction set.
+            unsafe { S::prefetch(blocks.as_ptr().wrapping_add(at * size + line)) };
+        }
     }
 }
 
@@ -178,6 +198,7 @@ unsafe fn run<S: Simd>(job: &Job) {
                 for k0 in (0..job.k).step_by(K_BLOCK) {
                     let len = (job.k - k0).min(K_BLOCK);
                     for (r, &row) in rows.iter().enumerate() {
+                        prefetch_next::<S>(job.weight, job.k, row, k0 + K_BLOCK);
                         let panel = std::slice::from_raw_parts_mut(scratch.add(r * K_BLOCK), K_BLOCK);
                         widen::<S>(job.weight, job.k, row, k0, &mut panel[..len]);
                         panel[len..len.next_multiple_of(FLOAT_PAD)].fill(0.0);

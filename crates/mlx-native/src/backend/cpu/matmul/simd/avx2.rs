@@ -5,7 +5,7 @@
 use std::arch::x86_64::*;
 
 use super::super::panels::{self, Columns, Kind};
-use super::{MAX_LANES, Simd, four};
+use super::{MAX_LANES, Simd, four, half_bytes_as_words};
 
 /// See the module's comment.
 #[derive(Clone, Copy)]
@@ -29,6 +29,7 @@ impl Simd for Avx2 {
     type Bytes = __m256i;
     type Ints = __m256i;
     type Floats = __m256;
+    half_bytes_as_words!();
 
     #[inline(always)]
     unsafe fn prefetch(p: *const u8) {

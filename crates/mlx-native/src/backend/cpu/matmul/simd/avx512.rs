@@ -54,6 +54,29 @@ impl<const BITS: usize> UnpackIndex<BITS> {
     };
 }
 
+/// Where [`Simd::half_bytes`] finds its bytes: 16 for each step and half, lane after lane, row after row.
+static HALF_BYTES: [u8; 64] = {
+    let mut index = [0; 64];
+    let mut t = 0;
+    while t < 64 {
+        let (step, half, lane, row) = (t / 32, t / 16 % 2, t / 4 % 4, t % 4);
+        index[t] = (16 * row + 2 * (4 * step + lane) + half) as u8;
+        t += 1;
+    }
+    index
+};
+
+/// Bytes of a step and half.
+#[inline(always)]
+unsafe fn half_step(v: __m512i, s: usize, half: usize) -> __m128i {
+    match 2 * s + half {
+        0 => _mm512_castsi512_si128(v),
+        1 => _mm512_extracti32x4_epi32::<1>(v),
+        2 => _mm512_extracti32x4_epi32::<2>(v),
+        _ => _mm512_extracti32x4_epi32::<3>(v),
+    }
+}
+
 #[inline(always)]
 unsafe fn low(p: *const u8) -> __m128i {
     _mm_loadu_si128(p.cast())
@@ -73,6 +96,7 @@ impl Simd for Avx512 {
     type Bytes = __m512i;
     type Ints = __m512i;
     type Floats = __m512;
+    type HalfBytes = __m512i;
 
     #[inline(always)]
     unsafe fn prefetch(p: *const u8) {
@@ -309,6 +333,29 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn i8_rows(rows: [u32; 4]) -> __m512 {
         _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(byte_rows(rows)))
+    }
+    #[inline(always)]
+    unsafe fn half_bytes(rows: [[u64; 2]; 4]) -> __m512i {
+        let [a, b, c, d] = rows;
+        let rows = Self::words([a[0], a[1], b[0], b[1], c[0], c[1], d[0], d[1]]);
+        _mm512_permutexvar_epi8(Self::load(HALF_BYTES.as_ptr()), rows)
+    }
+    #[inline(always)]
+    unsafe fn half_nibbles(v: __m512i) -> (__m512i, __m512i) {
+        (Self::and(v, 15), Self::and(_mm512_srli_epi16::<4>(v), 15))
+    }
+    #[inline(always)]
+    unsafe fn half_u8(v: __m512i, s: usize, half: usize) -> __m512 {
+        _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(half_step(v, s, half)))
+    }
+    #[inline(always)]
+    unsafe fn half_i8(v: __m512i, s: usize, half: usize) -> __m512 {
+        _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(half_step(v, s, half)))
+    }
+    #[inline(always)]
+    unsafe fn exp2_rows(rows: [u32; 4]) -> __m512 {
+        let exponent = _mm512_sub_ps(Self::u8_rows(rows), _mm512_set1_ps(128.0));
+        _mm512_scalef_ps(_mm512_set1_ps(1.0), exponent)
     }
     #[inline(always)]
     unsafe fn fold(v: __m512) -> [f32; 4] {

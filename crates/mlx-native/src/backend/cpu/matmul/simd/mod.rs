@@ -12,6 +12,7 @@
 use std::mem::MaybeUninit;
 
 use super::panels::{Columns, Kind};
+use crate::format::ggml::fp4::e8m0_half;
 
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx2;
@@ -73,6 +74,36 @@ macro_rules! array {
     }};
 }
 
+/// [`Simd::HalfBytes`] as words of bytes: one word for each row and half.
+macro_rules! half_bytes_as_words {
+    () => {
+        type HalfBytes = [[u64; 2]; 4];
+
+        #[inline(always)]
+        unsafe fn half_bytes(rows: [[u64; 2]; 4]) -> [[u64; 2]; 4] {
+            let even = |word: u64| {
+                let word = word & 0x00FF_00FF_00FF_00FF;
+                let word = (word | (word >> 8)) & 0x0000_FFFF_0000_FFFF;
+                (word | (word >> 16)) & 0xFFFF_FFFF
+            };
+            rows.map(|[low, high]| [even(low) | (even(high) << 32), even(low >> 8) | (even(high >> 8) << 32)])
+        }
+        #[inline(always)]
+        unsafe fn half_nibbles(v: [[u64; 2]; 4]) -> ([[u64; 2]; 4], [[u64; 2]; 4]) {
+            const LOW: u64 = 0x0F0F_0F0F_0F0F_0F0F;
+            (v.map(|halves| halves.map(|word| word & LOW)), v.map(|halves| halves.map(|word| (word >> 4) & LOW)))
+        }
+        #[inline(always)]
+        unsafe fn half_u8(v: [[u64; 2]; 4], s: usize, half: usize) -> Self::Floats {
+            Self::u8_rows(v.map(|halves| (halves[half] >> (8 * Self::LANES * s)) as u32))
+        }
+        #[inline(always)]
+        unsafe fn half_i8(v: [[u64; 2]; 4], s: usize, half: usize) -> Self::Floats {
+            Self::i8_rows(v.map(|halves| (halves[half] >> (8 * Self::LANES * s)) as u32))
+        }
+    };
+}
+
 /// What [`array`] has written; every place is initialized.
 #[inline(always)]
 pub(super) unsafe fn initialized<V, const N: usize>(places: [MaybeUninit<V>; N]) -> [V; N] {
@@ -80,6 +111,7 @@ pub(super) unsafe fn initialized<V, const N: usize>(places: [MaybeUninit<V>; N])
     unsafe { std::mem::transmute_copy(&places) }
 }
 
+use half_bytes_as_words;
 pub(super) use {array, both_halves, four};
 
 /// Widest vector's lanes: bounds arrays that have one entry a lane.
@@ -102,6 +134,8 @@ pub(super) trait Simd: Copy + 'static {
     type Ints: Copy;
     /// 4·LANES f32.
     type Floats: Copy;
+    /// Sixteen bytes of each of four rows, arranged for [`half_u8`](Simd::half_u8).
+    type HalfBytes: Copy;
 
     /// Asks for the cache line at `p`.
     #[inline(always)]
@@ -189,6 +223,26 @@ pub(super) trait Simd: Copy + 'static {
     unsafe fn u8_rows(rows: [u32; 4]) -> Self::Floats;
     /// Place r of lane i: byte i of `rows[r]`, signed.
     unsafe fn i8_rows(rows: [u32; 4]) -> Self::Floats;
+    /// Sixteen bytes of each of four rows: byte 2j + h belongs to half h of sub-block j.
+    unsafe fn half_bytes(rows: [[u64; 2]; 4]) -> Self::HalfBytes;
+    /// The low and the high four bits of each byte.
+    unsafe fn half_nibbles(v: Self::HalfBytes) -> (Self::HalfBytes, Self::HalfBytes);
+    /// Place r of lane i: row r's byte of half `half` of sub-block s·LANES + i, unsigned.
+    unsafe fn half_u8(v: Self::HalfBytes, s: usize, half: usize) -> Self::Floats;
+    /// [`half_u8`](Simd::half_u8), signed.
+    unsafe fn half_i8(v: Self::HalfBytes, s: usize, half: usize) -> Self::Floats;
+    /// Place r of lane i: 2 to the power of byte i of `rows[r]` − 128.
+    #[inline(always)]
+    unsafe fn exp2_rows(rows: [u32; 4]) -> Self::Floats {
+        let mut values = [0.0; 4 * MAX_LANES];
+        for i in 0..Self::LANES {
+            for r in 0..4 {
+                values[4 * i + r] = e8m0_half((rows[r] >> (8 * i)) as u8);
+            }
+        }
+        // SAFETY: the array has 4·LANES places; the caller runs on this instruction set.
+        unsafe { Self::load_floats(values.as_ptr()) }
+    }
     /// Place r: the sum over the lanes, always in the same order.
     unsafe fn fold(v: Self::Floats) -> [f32; 4];
     /// The sum over the vectors of all lanes, in the order of [`fold`](Simd::fold).

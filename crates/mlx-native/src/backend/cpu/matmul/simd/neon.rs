@@ -7,7 +7,7 @@ use std::arch::asm;
 use half::{bf16, f16};
 
 use super::super::panels::{self, Columns, Kind};
-use super::{MAX_LANES, Simd};
+use super::{MAX_LANES, Simd, half_bytes_as_words};
 
 /// See the module's comment.
 #[derive(Clone, Copy)]
@@ -51,6 +51,7 @@ impl Simd for Neon {
     type Bytes = uint8x16_t;
     type Ints = int32x4_t;
     type Floats = float32x4_t;
+    half_bytes_as_words!();
 
     #[inline(always)]
     unsafe fn load(p: *const u8) -> uint8x16_t {

@@ -4,7 +4,7 @@
 use half::{bf16, f16};
 
 use super::super::panels::{self, Columns, Kind};
-use super::{MAX_LANES, Simd};
+use super::{MAX_LANES, Simd, half_bytes_as_words};
 
 /// See the module's comment.
 #[derive(Clone, Copy)]
@@ -27,6 +27,7 @@ impl Simd for Portable {
     type Bytes = [u8; 16];
     type Ints = [i32; 4];
     type Floats = [f32; 4];
+    half_bytes_as_words!();
 
     #[inline(always)]
     unsafe fn load(p: *const u8) -> [u8; 16] {

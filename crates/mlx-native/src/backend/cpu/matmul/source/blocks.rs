@@ -5,7 +5,7 @@ use super::super::Weight;
 use super::super::simd::{MAX_LANES, Simd, both_halves, four};
 use super::{Scales, Source};
 use crate::format::ggml::codebooks::{E2M1_DOUBLED, IQ4_VALUES};
-use crate::format::ggml::fp4::{e8m0_half, ue4m3_half};
+use crate::format::ggml::fp4::ue4m3_half;
 
 /// Rows of blocks.
 #[derive(Clone, Copy)]
@@ -325,15 +325,13 @@ impl<S: Simd> Source<S> for MXFP4 {
 
     #[inline(always)]
     unsafe fn scales(&self, stage: &Stage, _: usize) -> Scales<S> {
-        let mut scales = [0.0; 4 * MAX_LANES];
-        for i in 0..S::LANES.min(stage.blocks) {
-            for r in 0..4 {
-                // SAFETY: the staged blocks exist.
-                scales[4 * i + r] = e8m0_half(unsafe { *stage.p[r].add(17 * i) });
-            }
+        // SAFETY: the staged blocks exist; blocks beyond k have any scale, as their codes of x are 0.
+        unsafe {
+            let exponent = |r: usize, i: usize| {
+                if i < S::LANES && i < stage.blocks { (*stage.p[r].add(17 * i) as u32) << (8 * i) } else { 0 }
+            };
+            Scales::plain(S::exp2_rows(four!(|r| exponent(r, 0) | exponent(r, 1) | exponent(r, 2) | exponent(r, 3))))
         }
-        // SAFETY: the array has 4·LANES places.
-        unsafe { Scales::plain(S::load_floats(scales.as_ptr())) }
     }
     #[inline(always)]
     unsafe fn codes(&self, stage: &Stage, r: usize, _: usize) -> [S::Bytes; 2] {

@@ -216,6 +216,24 @@ impl<S: Simd, const HALF: bool> Source<S> for Fp4<HALF> {
     }
     #[inline(always)]
     unsafe fn scales(&self, stage: &Stage, _: usize) -> Scales<S> {
+        if !HALF && stage.blocks >= S::LANES {
+            // SAFETY: the groups exist.
+            let bytes = |r: usize| unsafe {
+                let p = self.scales.add(stage.rows[r] * self.groups + stage.block);
+                if S::LANES == 4 {
+                    p.cast::<u32>().read_unaligned()
+                } else {
+                    (0..S::LANES).fold(0, |bytes, i| bytes | ((*p.add(i) as u32) << (8 * i)))
+                }
+            };
+            let rows = four!(|r| bytes(r));
+            // A byte of all ones stands for infinity, which half of it is not.
+            let infinite = |v: u32| (!v).wrapping_sub(0x0101_0101) & v & 0x8080_8080;
+            if rows.into_iter().fold(0, |any, v| any | infinite(v)) == 0 {
+                // Codes are twice the values, so scales are halved. SAFETY: the caller runs on S's instruction set.
+                return unsafe { Scales::plain(S::exp2_rows(rows)) };
+            }
+        }
         let parts = 1 + HALF as usize;
         let mut scales = [[0.0; 4 * MAX_LANES]; 2];
         for i in 0..S::LANES.min(stage.blocks) {

@@ -7,12 +7,14 @@ use super::super::simd::{MAX_LANES, Simd, both_halves, four};
 use super::blocks::{Rows, iq4_codes, joined, prefetch};
 use super::{Scales, Source};
 
-/// Four rows at a block, with what is decoded for the block as a whole: for each row, a byte for each
-/// 32 values (or two, see [`Source::HALVES`]).
-pub(in super::super) struct Stage<const N: usize> {
+/// Four rows at a block, with what is decoded for the block as a whole.
+pub(in super::super) struct Stage<T> {
     p: [*const u8; 4],
-    scales: [[u64; N]; 4],
+    scales: T,
 }
+
+/// For each row, N times a byte for each 32 values.
+type Words<const N: usize> = [[u64; N]; 4];
 
 /// Lane i's sub-block at step s.
 #[inline(always)]
@@ -22,7 +24,7 @@ fn sub_block<S: Simd>(s: usize, i: usize) -> usize {
 
 /// For each row, the bytes of the s-th step out of the stage's n-th eight.
 #[inline(always)]
-fn step_bytes<S: Simd, const N: usize>(stage: &Stage<N>, n: usize, s: usize) -> [u32; 4] {
+fn step_bytes<S: Simd, const N: usize>(stage: &Stage<Words<N>>, n: usize, s: usize) -> [u32; 4] {
     four!(|r| (stage.scales[r][n] >> (8 * S::LANES * s)) as u32)
 }
 
@@ -53,13 +55,13 @@ unsafe fn word(p: *const u8) -> u64 {
     unsafe { p.cast::<u64>().read_unaligned() }
 }
 
-/// The parts of [`Source`] that all formats of 256-value blocks share; `$decode` makes the stage's bytes of one row.
+/// The parts of [`Source`] that all formats of 256-value blocks share; `$decode` makes the stage's scales from pointers to the blocks.
 macro_rules! block_source {
-    ($name:ident, $bytes:literal, $decoded:literal, $decode:expr) => {
+    ($name:ident, $bytes:literal, $scales:ty, $decode:expr) => {
         const STEPS: usize = 8 / S::LANES;
         const TAILS: bool = false;
         type Rows = [*const u8; 4];
-        type Stage = Stage<$decoded>;
+        type Stage = Stage<$scales>;
 
         #[inline(always)]
         unsafe fn new(weight: &Weight, k: usize) -> Self {
@@ -80,7 +82,7 @@ macro_rules! block_source {
             // SAFETY: the block lies within the row, and `$decode` reads fields of it.
             unsafe {
                 let p = four!(|r| rows[r].add(step / (8 / S::LANES) * $bytes));
-                Stage { p, scales: four!(|r| $decode(p[r])) }
+                Stage { p, scales: $decode(p) }
             }
         }
     };
@@ -101,25 +103,13 @@ pub(in super::super) struct IQ4_XS(Rows);
 /// TQ2_0: d·(q − 1).
 pub(in super::super) struct TQ2_0(Rows);
 
-/// Bytes of even index, then of odd index, of 16 bytes: scales of first and of second halves.
-#[inline(always)]
-fn by_halves(words: [u64; 2]) -> [u64; 2] {
-    let even = |word: u64| {
-        let word = word & 0x00FF_00FF_00FF_00FF;
-        let word = (word | (word >> 8)) & 0x0000_FFFF_0000_FFFF;
-        (word | (word >> 16)) & 0xFFFF_FFFF
-    };
-    [even(words[0]) | (even(words[1]) << 32), even(words[0] >> 8) | (even(words[1] >> 8) << 32)]
-}
-
 const NIBBLES: u64 = 0x0F0F_0F0F_0F0F_0F0F;
 
-/// Scales of first and second halves, then minimums of both.
+/// Sixteen bytes at `offset` of four rows' blocks, by half.
 #[inline(always)]
-unsafe fn q2_k_scales(p: *const u8) -> [u64; 4] {
-    // SAFETY: the block's first 16 bytes.
-    let [first, second] = by_halves(unsafe { [word(p), word(p.add(8))] });
-    [first & NIBBLES, second & NIBBLES, (first >> 4) & NIBBLES, (second >> 4) & NIBBLES]
+unsafe fn half_bytes<S: Simd>(p: &[*const u8; 4], offset: usize) -> S::HalfBytes {
+    // SAFETY: the field lies within the block.
+    unsafe { S::half_bytes(four!(|r| [word(p[r].add(offset)), word(p[r].add(offset + 8))])) }
 }
 
 /// Two-bit fields of Q2_K, Q3_K and TQ2_0: sub-block j is bits 2·(j % 4) of 32 bytes at 32·(j / 4).
@@ -127,14 +117,15 @@ unsafe fn q2_k_scales(p: *const u8) -> [u64; 4] {
 unsafe fn two_bits<S: Simd>(p: *const u8, s: usize, half: usize) -> S::Bytes {
     // SAFETY: 64 bytes of fields stand at `p`.
     unsafe {
-        let bytes = gather::<S>(p, s, |j| 32 * (j / 4) + half);
+        // All lanes of a step are sub-blocks of the same 32 bytes.
+        let bytes = S::repeat(p.add(s * S::LANES / 4 * 32 + half));
         S::and(S::shr(bytes, per_lane::<S, _>(s, |j| 2 * (j % 4) as u32)), 3)
     }
 }
 
 impl<S: Simd> Source<S> for TQ2_0 {
     const OFFSET: i32 = 1;
-    block_source!(TQ2_0, 66, 0, no_scales);
+    block_source!(TQ2_0, 66, (), |_| ());
 
     #[inline(always)]
     unsafe fn scales(&self, stage: &Self::Stage, _: usize) -> Scales<S> {
@@ -148,16 +139,10 @@ impl<S: Simd> Source<S> for TQ2_0 {
     }
 }
 
-/// Nothing to decode for a block as a whole.
-#[inline(always)]
-unsafe fn no_scales(_: *const u8) -> [u64; 0] {
-    []
-}
-
 impl<S: Simd> Source<S> for Q2_K {
     const HALVES: bool = true;
     const MINS: bool = true;
-    block_source!(Q2_K, 84, 4, q2_k_scales);
+    block_source!(Q2_K, 84, S::HalfBytes, |p| half_bytes::<S>(&p, 0));
 
     #[inline(always)]
     unsafe fn scales(&self, stage: &Self::Stage, s: usize) -> Scales<S> {
@@ -165,8 +150,11 @@ impl<S: Simd> Source<S> for Q2_K {
         unsafe {
             let (d, min) = (block_scale::<S>(&stage.p, 80), block_scale::<S>(&stage.p, 82));
             let min = S::mul(min, S::splat(-1.0));
-            let times = |n: usize, d| S::mul(S::u8_rows(step_bytes::<S, _>(stage, n, s)), d);
-            Scales { scale: [times(0, d), times(1, d)], min: [times(2, min), times(3, min)] }
+            let (low, high) = S::half_nibbles(stage.scales);
+            Scales {
+                scale: [S::mul(S::half_u8(low, s, 0), d), S::mul(S::half_u8(low, s, 1), d)],
+                min: [S::mul(S::half_u8(high, s, 0), min), S::mul(S::half_u8(high, s, 1), min)],
+            }
         }
     }
     #[inline(always)]
@@ -179,7 +167,7 @@ impl<S: Simd> Source<S> for Q2_K {
     }
 }
 
-/// Signed scales of first and second halves.
+/// Sixteen signed scales.
 #[inline(always)]
 unsafe fn q3_k_scales(p: *const u8) -> [u64; 2] {
     // SAFETY: twelve bytes of scales stand at 96 of 110.
@@ -190,20 +178,20 @@ unsafe fn q3_k_scales(p: *const u8) -> [u64; 2] {
     let second = ((low >> 4) & NIBBLES) | ((bits(4) | (bits(6) << 32)) << 4);
     // Subtracting 32 from each byte (0..=63): no borrow crosses a byte once its top bit is set.
     let signed = |v: u64| ((v | 0x8080_8080_8080_8080) - 0x2020_2020_2020_2020) ^ 0x8080_8080_8080_8080;
-    by_halves([signed(first), signed(second)])
+    [signed(first), signed(second)]
 }
 
 impl<S: Simd> Source<S> for Q3_K {
     const HALVES: bool = true;
     const OFFSET: i32 = 4;
-    block_source!(Q3_K, 110, 2, q3_k_scales);
+    block_source!(Q3_K, 110, S::HalfBytes, |p: [*const u8; 4]| S::half_bytes(four!(|r| q3_k_scales(p[r]))));
 
     #[inline(always)]
     unsafe fn scales(&self, stage: &Self::Stage, s: usize) -> Scales<S> {
         // SAFETY: the staged blocks exist.
         unsafe {
             let d = block_scale::<S>(&stage.p, 108);
-            let times = |n: usize| S::mul(S::i8_rows(step_bytes::<S, _>(stage, n, s)), d);
+            let times = |half: usize| S::mul(S::half_i8(stage.scales, s, half), d);
             Scales { scale: [times(0), times(1)], min: [S::splat(0.0); 2] }
         }
     }
@@ -237,7 +225,7 @@ unsafe fn q4_k_scales(p: *const u8) -> [u64; 2] {
 
 /// Scales and minimums of Q4_K and Q5_K.
 #[inline(always)]
-unsafe fn q4_k_step<S: Simd>(stage: &Stage<2>, s: usize) -> Scales<S> {
+unsafe fn q4_k_step<S: Simd>(stage: &Stage<Words<2>>, s: usize) -> Scales<S> {
     // SAFETY: the staged blocks exist.
     unsafe {
         let (d, min) = (block_scale::<S>(&stage.p, 0), block_scale::<S>(&stage.p, 2));
@@ -259,7 +247,7 @@ unsafe fn q4_k_nibbles<S: Simd>(p: *const u8, s: usize, half: usize) -> S::Bytes
 
 impl<S: Simd> Source<S> for Q4_K {
     const MINS: bool = true;
-    block_source!(Q4_K, 144, 2, q4_k_scales);
+    block_source!(Q4_K, 144, Words<2>, |p: [*const u8; 4]| four!(|r| q4_k_scales(p[r])));
 
     #[inline(always)]
     unsafe fn scales(&self, stage: &Self::Stage, s: usize) -> Scales<S> {
@@ -275,7 +263,7 @@ impl<S: Simd> Source<S> for Q4_K {
 
 impl<S: Simd> Source<S> for Q5_K {
     const MINS: bool = true;
-    block_source!(Q5_K, 176, 2, q4_k_scales);
+    block_source!(Q5_K, 176, Words<2>, |p: [*const u8; 4]| four!(|r| q4_k_scales(p[r])));
 
     #[inline(always)]
     unsafe fn scales(&self, stage: &Self::Stage, s: usize) -> Scales<S> {
@@ -293,24 +281,17 @@ impl<S: Simd> Source<S> for Q5_K {
     }
 }
 
-/// Signed scales of first and second halves.
-#[inline(always)]
-unsafe fn q6_k_scales(p: *const u8) -> [u64; 2] {
-    // SAFETY: sixteen bytes of scales stand at 192.
-    by_halves(unsafe { [word(p.add(192)), word(p.add(200))] })
-}
-
 impl<S: Simd> Source<S> for Q6_K {
     const HALVES: bool = true;
     const OFFSET: i32 = 32;
-    block_source!(Q6_K, 210, 2, q6_k_scales);
+    block_source!(Q6_K, 210, S::HalfBytes, |p| half_bytes::<S>(&p, 192));
 
     #[inline(always)]
     unsafe fn scales(&self, stage: &Self::Stage, s: usize) -> Scales<S> {
         // SAFETY: the staged blocks exist.
         unsafe {
             let d = block_scale::<S>(&stage.p, 208);
-            let times = |n: usize| S::mul(S::i8_rows(step_bytes::<S, _>(stage, n, s)), d);
+            let times = |half: usize| S::mul(S::half_i8(stage.scales, s, half), d);
             Scales { scale: [times(0), times(1)], min: [S::splat(0.0); 2] }
         }
     }
@@ -344,7 +325,7 @@ unsafe fn iq4_xs_scales(p: *const u8) -> [u64; 1] {
 
 impl<S: Simd> Source<S> for IQ4_XS {
     const WIDE: bool = true;
-    block_source!(IQ4_XS, 136, 1, iq4_xs_scales);
+    block_source!(IQ4_XS, 136, Words<1>, |p: [*const u8; 4]| four!(|r| iq4_xs_scales(p[r])));
 
     #[inline(always)]
     unsafe fn scales(&self, stage: &Self::Stage, s: usize) -> Scales<S> {
