@@ -11,15 +11,13 @@
 //!   alive; its hold on the memory is dropped, and with one handle nothing is ever copied.
 
 use std::fmt;
-use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytemuck::Pod;
 
 use crate::device::DeviceId;
-use crate::io::FileMap;
-use crate::memory::{MappedMemory, Memory};
+use crate::memory::Memory;
 use crate::{DType, MlxError, Result};
 
 /// Memory, and how many handles show it to the host.
@@ -186,18 +184,6 @@ impl MlxBuffer {
             shown: Mutex::default(),
             fault: None,
         }
-    }
-
-    /// A read-only buffer over `range` of a file; the caller has checked the range.
-    pub(crate) fn mapped(
-        device: DeviceId,
-        map: FileMap,
-        range: Range<usize>,
-        dtype: DType,
-        shape: Vec<usize>,
-    ) -> MlxBuffer {
-        let len = range.len();
-        MlxBuffer::new(device, Box::new(MappedMemory { map, range }), len, dtype, shape)
     }
 
     /// Bytes that this handle covers.
@@ -463,6 +449,7 @@ impl fmt::Debug for MlxBuffer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::io::FileMap;
     use crate::{Binary, MlxDevice};
 
     fn device() -> MlxDevice {

@@ -10,6 +10,7 @@ use bytemuck::Pod;
 use crate::backend::{self, Backend, Capability, CapabilityQuery};
 use crate::buffer::MlxBuffer;
 use crate::io::FileMap;
+use crate::memory::MappedMemory;
 use crate::ops::check::invalid;
 use crate::{CommandEncoder, DType, MlxError, Result};
 
@@ -191,8 +192,15 @@ impl MlxDevice {
     /// # Errors
     ///
     /// As [`metal`](Self::metal).
-    pub fn metal_with(_options: DeviceOptions) -> Result<MlxDevice> {
-        Err(MlxError::DeviceNotFound("metal: this build of mlx-native has no Metal backend".into()))
+    pub fn metal_with(options: DeviceOptions) -> Result<MlxDevice> {
+        #[cfg(all(feature = "metal", target_os = "macos"))]
+        return Ok(MlxDevice::open(Box::new(backend::metal::device::MetalBackend::new(options)?), options));
+        #[cfg(not(all(feature = "metal", target_os = "macos")))]
+        {
+            let _ = options;
+            let why = if cfg!(target_os = "macos") { "this build lacks the feature `metal`" } else { "needs macOS" };
+            Err(MlxError::DeviceNotFound(format!("metal: {why}")))
+        }
     }
 
     /// The Metal backend without a GPU: its kernels run on the CPU by the `metal-host` crate, and any access that a GPU would not forgive is an
@@ -273,7 +281,8 @@ impl MlxDevice {
     ///
     /// # Errors
     ///
-    /// [`InvalidArgument`](MlxError::InvalidArgument) when the range is empty, not inside the file or not aligned to the dtype.
+    /// [`InvalidArgument`](MlxError::InvalidArgument) when the range is empty, not inside the file or not aligned to the dtype;
+    /// [`BufferAllocationError`](MlxError::BufferAllocationError) when the device cannot take that much.
     pub fn buffer_from_map(
         &self,
         map: &FileMap,
@@ -287,7 +296,9 @@ impl MlxDevice {
         if !map[range.start..].as_ptr().addr().is_multiple_of(dtype.size_of()) {
             return invalid(format!("buffer_from_map: byte {} of the file is not aligned to {dtype}", range.start));
         }
-        Ok(MlxBuffer::mapped(self.inner.id, map.clone(), range, dtype, shape))
+        let len = range.len();
+        let memory = self.inner.backend.map(MappedMemory { map: map.clone(), range })?;
+        Ok(MlxBuffer::new(self.inner.id, memory, len, dtype, shape))
     }
 
     /// An empty encoder.

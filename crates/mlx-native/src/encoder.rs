@@ -61,6 +61,12 @@ impl CommandEncoder {
         self.list.ops().is_empty()
     }
 
+    /// What has been recorded since the last commit, with its barriers.
+    #[cfg(all(test, feature = "metal-host"))]
+    pub(crate) fn list(&self) -> &CommandList {
+        &self.list
+    }
+
     /// What has been recorded since the last commit.
     #[cfg(test)]
     pub(crate) fn ops(&self) -> impl Iterator<Item = &Op> {

@@ -1,5 +1,6 @@
 //! Memory that buffers lie in: what a backend allocates, and parts of mapped files.
 
+use std::any::Any;
 use std::ops::Range;
 
 use crate::io::FileMap;
@@ -22,6 +23,8 @@ pub(crate) unsafe trait Memory: Send + Sync {
     }
     /// New memory of the same kind with the same content.
     fn duplicate(&self) -> Result<Box<dyn Memory>>;
+    /// The concrete type, for the backend that made it.
+    fn as_any(&self) -> &dyn Any;
 }
 
 /// Alignment of allocations, in bytes: a cache line, and the widest vector register of any CPU that is supported.
@@ -75,6 +78,10 @@ unsafe impl Memory for HostMemory {
         unsafe { std::ptr::copy_nonoverlapping(self.ptr.as_ptr(), copy.ptr.as_ptr(), self.layout.size()) };
         Ok(Box::new(copy))
     }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
 }
 
 /// A part of a mapped file, read-only.
@@ -99,5 +106,9 @@ unsafe impl Memory for MappedMemory {
 
     fn duplicate(&self) -> Result<Box<dyn Memory>> {
         Err(MlxError::InvalidArgument("a read-only buffer cannot be written".into()))
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
     }
 }

@@ -1,18 +1,18 @@
 //! What a device has to do, and asking what it can.
 
 pub(crate) mod cpu;
-#[cfg(feature = "metal-host")]
+#[cfg(any(feature = "metal-host", all(feature = "metal", target_os = "macos")))]
 pub(crate) mod gpu;
-#[cfg(feature = "metal-host")]
+#[cfg(any(feature = "metal-host", all(feature = "metal", target_os = "macos")))]
 pub(crate) mod metal;
 pub(crate) mod reference;
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use crate::buffer::Storage;
 use crate::device::{DeviceKind, DeviceOptions};
 use crate::format::WeightFormat;
-use crate::memory::{HostMemory, Memory};
+use crate::memory::{HostMemory, MappedMemory, Memory};
 use crate::ops::Op;
 use crate::{MlxError, Result};
 
@@ -24,6 +24,11 @@ pub(crate) trait Backend: Send + Sync {
     /// Zeroed memory.
     fn allocate(&self, bytes: usize) -> Result<Box<dyn Memory>> {
         Ok(Box::new(HostMemory::zeroed(bytes)?))
+    }
+
+    /// Memory that shows a part of a mapped file, read-only.
+    fn map(&self, memory: MappedMemory) -> Result<Box<dyn Memory>> {
+        Ok(Box::new(memory))
     }
 
     /// Runs the list, or starts to. The list keeps the host away from the storages until it is dropped.
@@ -95,6 +100,13 @@ impl Drop for CommandList {
             }
         }
     }
+}
+
+/// Whether `MLX_NATIVE_LOG` asks for routing decisions.
+pub(crate) fn log_kernels() -> bool {
+    static ENABLED: LazyLock<bool> =
+        LazyLock::new(|| std::env::var("MLX_NATIVE_LOG").is_ok_and(|value| value.split(',').any(|v| v == "kernels")));
+    *ENABLED
 }
 
 /// Which product.
@@ -169,7 +181,13 @@ pub struct MatmulShape {
 pub fn capability(op: OpKind, format: impl Into<WeightFormat>, shape: MatmulShape) -> Capability {
     let MatmulShape { m, n, k } = shape;
     let query = CapabilityQuery { op, format: format.into(), m, n, k };
-    checked_capability(&query, |query| cpu::capability(query, &DeviceOptions::default(), cpu::Isa::best()))
+    let options = DeviceOptions::default();
+    #[cfg(all(feature = "metal", target_os = "macos", target_arch = "aarch64"))]
+    return checked_capability(&query, |query| {
+        metal::capability(query, &metal::Routing { options, tensor_ops: false })
+    });
+    #[cfg(not(all(feature = "metal", target_os = "macos", target_arch = "aarch64")))]
+    checked_capability(&query, |query| cpu::capability(query, &options, cpu::Isa::best()))
 }
 
 /// Answers what follows from the contract alone, and asks `backend` for the rest.

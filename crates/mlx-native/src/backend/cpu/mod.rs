@@ -9,7 +9,7 @@ mod products;
 mod vector;
 
 use std::collections::HashSet;
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use exec::Executor;
 pub(crate) use isa::Isa;
@@ -77,10 +77,8 @@ pub(crate) fn capability(query: &CapabilityQuery, options: &DeviceOptions, isa: 
 
 /// Prints a routing decision once, where `MLX_NATIVE_LOG=kernels` asks for it.
 fn log_kernel(kernel: &'static str, format: WeightFormat, [m, n, k]: [usize; 3]) {
-    static ENABLED: LazyLock<bool> =
-        LazyLock::new(|| std::env::var("MLX_NATIVE_LOG").is_ok_and(|value| value.split(',').any(|v| v == "kernels")));
     static SEEN: Mutex<Option<HashSet<(&'static str, WeightFormat)>>> = Mutex::new(None);
-    if !*ENABLED {
+    if !super::log_kernels() {
         return;
     }
     let mut seen = SEEN.lock().unwrap_or_else(PoisonError::into_inner);

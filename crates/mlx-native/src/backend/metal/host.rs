@@ -1,55 +1,39 @@
 //! Launches run on the CPU by `metal-host`: the planning and the kernel text of the Metal backend, every access checked.
 
+use std::any::Any;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use metal_host::{Binding, Buffer, CompileOptions, Dispatch, FunctionConstant, Grid, Library, Options, Pipeline};
 
-use super::launches::route::{Dense, DenseShape, Routed};
-use super::launches::{self, Access, Bound, Launch, PipelineKey, Routing};
-use super::source;
-use crate::backend::{Backend, Capability, CapabilityQuery, CommandList, Completed, OpKind, Submission};
+use super::launches::{Access, Bound, Fault, Launch, PipelineKey, Routing};
+use super::schedule::{Schedule, Step};
+use super::{capability, log_pipeline, source};
+use crate::backend::{Backend, Capability, CapabilityQuery, CommandList, Completed, Submission};
 use crate::buffer::View;
 use crate::device::{DeviceKind, DeviceOptions};
-use crate::memory::Memory;
+use crate::memory::{MappedMemory, Memory};
 use crate::ops::Op;
 use crate::{MlxError, Result};
 
 /// A device without a GPU.
 pub(crate) struct MetalHost {
     routing: Routing,
-    buffers: Arc<Registry>,
     pipelines: Mutex<HashMap<PipelineKey, Pipeline>>,
     /// Lists run one after the other, and each in another order of threads than the last.
     seed: Mutex<u64>,
 }
 
-/// The device's buffers by address, so that a view's memory leads back to its buffer.
-#[derive(Default)]
-struct Registry(Mutex<HashMap<usize, Weak<Buffer>>>);
-
-impl Registry {
-    fn entries(&self) -> MutexGuard<'_, HashMap<usize, Weak<Buffer>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn allocate(registry: &Arc<Registry>, bytes: usize) -> Result<HostBuffer> {
-        let buffer =
-            Buffer::zeroed("buffer", bytes).map(Arc::new).map_err(|_| MlxError::BufferAllocationError { bytes })?;
-        registry.entries().insert(buffer.as_ptr() as usize, Arc::downgrade(&buffer));
-        Ok(HostBuffer { buffer, registry: Arc::clone(registry) })
-    }
-}
-
 /// Memory of the checked address space.
 struct HostBuffer {
     buffer: Arc<Buffer>,
-    registry: Arc<Registry>,
+    read_only: bool,
 }
 
-impl Drop for HostBuffer {
-    fn drop(&mut self) {
-        self.registry.entries().remove(&(self.buffer.as_ptr() as usize));
+impl HostBuffer {
+    fn zeroed(bytes: usize) -> Result<HostBuffer> {
+        let buffer = Buffer::zeroed("buffer", bytes).map_err(|_| MlxError::BufferAllocationError { bytes })?;
+        Ok(HostBuffer { buffer: Arc::new(buffer), read_only: false })
     }
 }
 
@@ -63,10 +47,18 @@ unsafe impl Memory for HostBuffer {
         Ok(self.buffer.as_ptr())
     }
 
+    fn read_only(&self) -> bool {
+        self.read_only
+    }
+
     fn duplicate(&self) -> Result<Box<dyn Memory>> {
-        let copy = Registry::allocate(&self.registry, self.buffer.len())?;
+        let copy = HostBuffer::zeroed(self.buffer.len())?;
         copy.buffer.write(0, &self.buffer.to_vec()).map_err(|error| command_error(&error))?;
         Ok(Box::new(copy))
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
     }
 }
 
@@ -81,14 +73,15 @@ impl MetalHost {
         Library::compile(probe, CompileOptions::named("probe.metal"))
             .map_err(|error| MlxError::DeviceNotFound(format!("metal-host: {error}")))?;
         let routing = Routing { options, tensor_ops };
-        Ok(MetalHost { routing, buffers: Arc::default(), pipelines: Mutex::default(), seed: Mutex::new(1) })
+        Ok(MetalHost { routing, pipelines: Mutex::default(), seed: Mutex::new(1) })
     }
 
-    fn pipeline(&self, key: &PipelineKey) -> Result<Pipeline> {
+    fn pipeline(&self, key: &PipelineKey, op: &Op) -> Result<Pipeline> {
         let mut pipelines = self.pipelines.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(pipeline) = pipelines.get(key) {
             return Ok(pipeline.clone());
         }
+        log_pipeline(key, op);
         let (name, text) = source::assemble(key.library);
         let constants: Vec<FunctionConstant> =
             key.constants.iter().map(|&(index, value)| FunctionConstant::int(index, value)).collect();
@@ -99,61 +92,59 @@ impl MetalHost {
         Ok(pipeline)
     }
 
-    /// The buffer that a view lies in, and the view's first byte there; what lies in a mapped file is copied.
-    fn locate(&self, view: &View) -> Result<(Arc<Buffer>, usize)> {
-        let memory = view.storage.memory();
-        let base = memory.host_ptr()?;
-        if let Some(buffer) = self.buffers.entries().get(&(base as usize)).and_then(Weak::upgrade) {
-            return Ok((buffer, view.offset));
+    /// Runs a schedule, the launches of each stage in an order that the seed chooses, and returns each operation's result.
+    fn run(&self, list: &CommandList, seed: u64) -> Vec<Result<()>> {
+        let schedule = Schedule::new(list, &self.routing);
+        let mut held: Vec<Held> = list.ops().iter().map(|_| Held::default()).collect();
+        let mut results: Vec<Result<()>> = list.ops().iter().map(|_| Ok(())).collect();
+        if let (Some(race), Some(first)) = (schedule.race(), results.first_mut()) {
+            *first = Err(MlxError::CommandBufferError(race));
+            return results;
         }
-        // SAFETY: `memory` is alive, the view lies inside of it (checked when the operation was recorded), and nobody writes it while the
-        // list is pending.
-        let bytes = unsafe { std::slice::from_raw_parts(base.add(view.offset), view.len) };
-        let copy = Buffer::from_bytes("mapped", bytes).map_err(|error| command_error(&error))?;
-        Ok((Arc::new(copy.read_only()), 0))
-    }
-
-    fn run(&self, op: &Op, kernel: Option<&str>, seed: u64) -> Result<()> {
-        let plan = launches::plan(op, kernel, &self.routing)?;
-        let memory = |error| command_error(&error);
-        let word = Buffer::from_slice("fault", &[u32::MAX]).map_err(memory)?;
-        let scratch = plan.scratch.iter().map(|&bytes| Buffer::uninitialised("scratch", bytes).map_err(memory));
-        let scratch: Vec<Buffer> = scratch.collect::<Result<_>>()?;
-        for launch in &plan.launches {
-            self.dispatch(launch, &word, &scratch, seed)?;
-        }
-        match (plan.fault, word.to_vec_of::<u32>()[..] != [u32::MAX]) {
-            (Some(fault), true) => {
-                let index = word.to_vec_of::<u32>()[0];
-                let (ids, offset) = self.locate(&fault.ids)?;
-                let id = ids.read(offset + index as usize * 4, 4).map_err(|error| command_error(&error))?;
-                Err(fault.error(index, u32::from_le_bytes([id[0], id[1], id[2], id[3]])))
+        let mut order = seed;
+        for stage in &schedule.stages {
+            let mut steps: Vec<&Step> = stage.iter().collect();
+            while !steps.is_empty() {
+                order = order.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                let step = steps.swap_remove((order >> 33) as usize % steps.len());
+                let (Some(recorded), Some(held)) = (list.ops().get(step.task), held.get_mut(step.task)) else {
+                    continue;
+                };
+                // What follows an error runs all the same, as on a GPU.
+                let result =
+                    held.fill(&schedule, step).and_then(|()| self.dispatch(&step.launch, &recorded.op, held, order));
+                if let (Err(error), Some(slot @ Ok(()))) = (result, results.get_mut(step.task)) {
+                    *slot = Err(error);
+                }
             }
-            _ => Ok(()),
         }
+        let faults = schedule.tasks.into_iter().zip(&held).map(|(task, held)| match task?.fault {
+            Some(fault) => held.check(&fault),
+            None => Ok(()),
+        });
+        results.into_iter().zip(faults).map(|(result, fault)| result.and(fault)).collect()
     }
 
-    fn dispatch(&self, launch: &Launch, fault: &Buffer, scratch: &[Buffer], seed: u64) -> Result<()> {
-        let pipeline = self.pipeline(&launch.pipeline)?;
-        let mut held = Vec::new();
+    fn dispatch(&self, launch: &Launch, op: &Op, memory: &Held, seed: u64) -> Result<()> {
+        let pipeline = self.pipeline(&launch.pipeline, op)?;
+        let mut views = Vec::new();
         for bound in &launch.bindings {
-            held.push(match bound {
-                Bound::View(view, access) => Some((self.locate(view)?, view, shared(launch, view, *access))),
+            views.push(match bound {
+                Bound::View(view, access) => Some((locate(view)?, view, shared(launch, view, *access))),
                 Bound::Bytes(_) | Bound::Scratch(..) | Bound::Fault => None,
             });
         }
         let bindings: Vec<Binding> = launch
             .bindings
             .iter()
-            .zip(&held)
-            .map(|(bound, held)| match (bound, held) {
+            .zip(&views)
+            .map(|(bound, view)| match (bound, view) {
                 (Bound::Bytes(bytes), _) => Binding::Bytes(bytes),
-                (Bound::Fault, _) => Binding::read_write(fault),
-                (Bound::Scratch(index, access), _) => match scratch.get(*index) {
-                    Some(buffer) => binding(buffer, *access),
-                    None => Binding::Empty,
-                },
-                (_, Some(((buffer, offset), view, access))) => binding(buffer, *access).part(*offset, view.len),
+                (Bound::Fault, _) => memory.fault.as_ref().map_or(Binding::Empty, Binding::read_write),
+                (Bound::Scratch(index, access), _) => {
+                    memory.scratch.get(*index).map_or(Binding::Empty, |buffer| binding(buffer, *access))
+                }
+                (_, Some((buffer, view, access))) => binding(buffer, *access).part(view.offset, view.len),
                 _ => Binding::Empty,
             })
             .collect();
@@ -171,6 +162,50 @@ impl MetalHost {
             return Ok(());
         }
         Err(MlxError::CommandBufferError(format!("{}: {report}", launch.pipeline.function)))
+    }
+}
+
+/// The buffer that a view lies in.
+fn locate(view: &View) -> Result<Arc<Buffer>> {
+    let memory = view.storage.memory();
+    match memory.as_any().downcast_ref::<HostBuffer>() {
+        Some(held) => Ok(Arc::clone(&held.buffer)),
+        None => Err(MlxError::CommandBufferError("metal-host: a buffer of another device".into())),
+    }
+}
+
+/// Memory that an operation has for itself while its list runs. Each scratch memory is a buffer of its own, so that one byte beyond is a finding.
+#[derive(Default)]
+struct Held {
+    scratch: Vec<Buffer>,
+    fault: Option<Buffer>,
+}
+
+impl Held {
+    /// Makes the memory before the operation's first launch.
+    fn fill(&mut self, schedule: &Schedule, step: &Step) -> Result<()> {
+        let Some(Ok(task)) = schedule.tasks.get(step.task) else { return Ok(()) };
+        let memory = |error| command_error(&error);
+        while let Some(part) = task.scratch.get(self.scratch.len()) {
+            self.scratch.push(Buffer::uninitialised("scratch", part.len()).map_err(memory)?);
+        }
+        if self.fault.is_none() && task.fault.is_some() {
+            self.fault = Some(Buffer::from_slice("fault", &[u32::MAX]).map_err(memory)?);
+        }
+        Ok(())
+    }
+
+    /// The error that the fault's word tells.
+    fn check(&self, fault: &Fault) -> Result<()> {
+        let word = self.fault.as_ref().map_or(Vec::new(), |word| word.to_vec_of::<u32>());
+        match word.first() {
+            Some(&index) if index != u32::MAX => {
+                let at = fault.ids.offset + index as usize * 4;
+                let id = locate(&fault.ids)?.read(at, 4).map_err(|error| command_error(&error))?;
+                Err(fault.error(index, u32::from_le_bytes([id[0], id[1], id[2], id[3]])))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -205,30 +240,24 @@ impl Backend for MetalHost {
     }
 
     fn allocate(&self, bytes: usize) -> Result<Box<dyn Memory>> {
-        Ok(Box::new(Registry::allocate(&self.buffers, bytes)?))
+        Ok(Box::new(HostBuffer::zeroed(bytes)?))
+    }
+
+    /// The checked address space has its own copy of the file's bytes.
+    fn map(&self, memory: MappedMemory) -> Result<Box<dyn Memory>> {
+        let bytes = memory.range.len();
+        let content = memory.map.get(memory.range).ok_or(MlxError::BufferAllocationError { bytes })?;
+        let buffer = Buffer::from_bytes("mapped", content).map_err(|_| MlxError::BufferAllocationError { bytes })?;
+        Ok(Box::new(HostBuffer { buffer: Arc::new(buffer.read_only()), read_only: true }))
     }
 
     fn submit(&self, list: CommandList) -> Box<dyn Submission> {
         let mut seed = self.seed.lock().unwrap_or_else(PoisonError::into_inner);
-        // What follows a bad id runs all the same: its row is NaN and goes on as NaN.
-        let results: Vec<Result<()>> = list
-            .ops()
-            .iter()
-            .map(|recorded| {
-                *seed = seed.wrapping_add(1);
-                self.run(&recorded.op, recorded.kernel.as_deref(), *seed)
-            })
-            .collect();
-        Box::new(Completed(results.into_iter().collect()))
+        *seed = seed.wrapping_add(1);
+        Box::new(Completed(self.run(&list, *seed).into_iter().collect()))
     }
 
     fn capability(&self, query: &CapabilityQuery) -> Capability {
-        let shape = DenseShape { m: query.m, transposed: false };
-        let kernel = match query.op {
-            OpKind::Matmul | OpKind::MatmulPerm021 => Dense::choose(&shape, &self.routing).name().into(),
-            OpKind::MatmulId => Routed::choose(query.m, &self.routing).name().into(),
-            OpKind::Embedding => "embedding".into(),
-        };
-        Capability { supported: true, kernel, scratch_bytes: 0, why_not: None }
+        capability(query, &self.routing)
     }
 }
