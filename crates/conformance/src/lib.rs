@@ -27,7 +27,7 @@ pub use case::{AffineEntry, Case, Operation, Route, Shape, Values};
 pub use check::{Outcome, Reference, Verdict, bounds, label, run_case};
 pub use compare::{Bound, Difference, Precision, bound, compare};
 pub use report::{Report, run, support_table};
-pub use table::{M, N, Selection, cases, formats};
+pub use table::{M, N, Selection, cases, formats, part};
 
 use mlx_native::{Activations, DeviceOptions, MlxDevice, Result};
 

@@ -47,6 +47,24 @@ pub fn cases(selection: Selection) -> impl Iterator<Item = Case> {
     chosen.into_iter()
 }
 
+/// Part `index` (from 0) of `of` parts of a list of cases, so that several processes share a table. Cases of one format stay together, because what is
+/// compiled for a format serves them all; those without a format take turns.
+pub fn part(cases: impl Iterator<Item = Case>, index: usize, of: usize) -> Vec<Case> {
+    let mut formats: BTreeMap<String, usize> = BTreeMap::new();
+    let mut without = 0;
+    let mut place = |case: &Case| match case.format() {
+        Some(format) => {
+            let next = formats.len();
+            *formats.entry(format.name().into_owned()).or_insert(next)
+        }
+        None => {
+            without += 1;
+            without
+        }
+    };
+    cases.filter(|case| place(case) % of.max(1) == index).collect()
+}
+
 /// The name of the cases that exercise the same code.
 fn class(case: &Case) -> String {
     let format = case.format().map(|format| format.name().into_owned()).unwrap_or_default();
@@ -438,6 +456,17 @@ mod tests {
         assert_eq!(names(5), names(5));
         assert_ne!(names(5), names(6));
         assert!(names(5).len() < 4000, "{}", names(5).len());
+    }
+
+    #[test]
+    fn parts_are_the_whole() {
+        let sample = || cases(Selection::Sample { seed: 5 });
+        let mut names: Vec<String> = (0..3).flat_map(|i| part(sample(), i, 3)).map(|case| case.name()).collect();
+        let mut all: Vec<String> = sample().map(|case| case.name()).collect();
+        assert!((0..3).all(|i| part(sample(), i, 3).len() > all.len() / 6));
+        names.sort();
+        all.sort();
+        assert_eq!(names, all);
     }
 
     #[test]

@@ -17,7 +17,8 @@ a sample is taken that touches every kernel.
 Examples:
   mlxn selftest
   mlxn selftest --device cpu --filter matmul/Q4_K
-  mlxn selftest --device metal --full")]
+  mlxn selftest --device metal --full
+  mlxn selftest --device metal-host --full --shard 1/2")]
 pub struct Args {
     /// cpu, metal, cuda or cuda:NUMBER [default: all that are here]
     #[arg(long)]
@@ -31,6 +32,9 @@ pub struct Args {
     /// Run the cases whose name contains this text
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
+    /// Run one of several parts, such as 1/2 and, in another process, 2/2
+    #[arg(long, value_name = "PART/PARTS", value_parser = shard)]
+    shard: Option<(usize, usize)>,
     /// Print each case's kernel and error too
     #[arg(short, long)]
     verbose: bool,
@@ -45,7 +49,8 @@ pub fn run(args: Args) -> Result<()> {
     }
     let selection = if args.full { Selection::Full } else { Selection::Sample { seed: args.seed } };
     let wanted = |name: &str| args.filter.as_ref().is_none_or(|filter| name.contains(filter.as_str()));
-    let cases: Vec<_> = cases(selection).filter(|case| wanted(&case.name())).collect();
+    let (part, parts) = args.shard.unwrap_or((1, 1));
+    let cases = conformance::part(cases(selection).filter(|case| wanted(&case.name())), part - 1, parts);
     if cases.is_empty() {
         bail!("no case's name contains `{}`", args.filter.as_deref().unwrap_or_default());
     }
@@ -60,6 +65,12 @@ pub fn run(args: Args) -> Result<()> {
         bail!("this machine computes wrong results");
     }
     Ok(())
+}
+
+/// `i/n` with i from 1 to n.
+fn shard(text: &str) -> std::result::Result<(usize, usize), String> {
+    let numbers = text.split_once('/').and_then(|(part, parts)| Some((part.parse().ok()?, parts.parse().ok()?)));
+    numbers.filter(|(part, parts)| (1..=*parts).contains(part)).ok_or_else(|| "expected i/n with 1 ≤ i ≤ n".into())
 }
 
 /// The devices of that name, in each way in which they can compute.
