@@ -149,6 +149,8 @@ pub(crate) struct Columns<'a> {
     records: &'a [*const u8],
     /// Partial sums by column, vector of rows and lane.
     sums: *mut f32,
+    /// The panel is the first of its rows: there are no partial sums yet.
+    first: bool,
 }
 
 /// Runs the tiles of C columns.
@@ -176,7 +178,10 @@ unsafe fn tile<S: Simd, K: Kind, const R: usize, const C: usize>(
     unsafe {
         for lane in 0..S::LANES {
             let place = |c: usize, r: usize| sums.add(((c * R + r) * S::LANES + lane) * 4 * S::LANES);
-            let mut total: [[S::Floats; R]; C] = array!(C, |c| array!(R, |r| S::load_floats(place(c, r))));
+            let mut total: [[S::Floats; R]; C] = [[S::splat(0.0); R]; C];
+            if !job.first {
+                total = array!(C, |c| array!(R, |r| S::load_floats(place(c, r))));
+            }
             for step in 0..job.steps {
                 let block = step * S::LANES + lane;
                 let offset = step * job.record_bytes;
@@ -356,7 +361,6 @@ pub(super) unsafe fn many<S: Simd, F: Source<S>, const R: usize>(job: &Job) {
                 // Columns behind the last one repeat it, and their sums are not used.
                 let padded = columns.next_multiple_of(S::TILE_COLUMNS[F::HALVES as usize]);
                 let group_sums = padded * tile_rows * S::LANES;
-                std::slice::from_raw_parts_mut(sums, groups * group_sums).fill(0.0);
                 for k0 in (0..steps).step_by(block) {
                     let k1 = (k0 + block).min(steps);
                     let mut records = [std::ptr::null(); COLUMNS];
@@ -371,47 +375,51 @@ pub(super) unsafe fn many<S: Simd, F: Source<S>, const R: usize>(job: &Job) {
                             record_bytes,
                             records: &records[..padded],
                             sums: sums.add(g * group_sums),
+                            first: k0 == 0,
                         });
                     }
                 }
-                for g in 0..groups {
-                    finish::<S, R>(job, first + g * tile_rows, c0, columns, sums.add(g * group_sums));
+                for i in 0..columns / job.layout.planes() {
+                    for g in 0..groups {
+                        finish::<S, R>(job, first + g * tile_rows, c0, i, sums.add(g * group_sums));
+                    }
                 }
             }
         }
     }
 }
 
-/// Adds up the partial sums of columns `c..` of the job, rows from `first` on, and writes the outputs.
+/// Adds up the partial sums of the i-th row of x from column `c` of the job on, weight rows from `first` on, and writes the outputs.
 #[inline(always)]
-unsafe fn finish<S: Simd, const R: usize>(job: &Job, first: usize, c: usize, columns: usize, sums: *const f32) {
+unsafe fn finish<S: Simd, const R: usize>(job: &Job, first: usize, c: usize, i: usize, sums: *const f32) {
     let planes = job.layout.planes();
-    for i in 0..columns / planes {
-        let (_, y_row) = job.rows.get(c / planes + i);
-        for r in 0..R {
-            // SAFETY: partial sums exist for all columns; the output row has places up to n.end.
-            unsafe {
-                let at = |plane: usize, lane: usize| {
-                    S::load_floats(sums.add((((i * planes + plane) * R + r) * S::LANES + lane) * 4 * S::LANES))
-                };
-                // The smallest plane first.
-                let by_lane = four!(|g| {
-                    let lane = g % S::LANES;
-                    let mut sum = at(planes - 1, lane);
-                    for plane in (0..planes - 1).rev() {
-                        sum = S::add(sum, at(plane, lane));
-                    }
-                    sum
-                });
-                let feature = first + r * 4 * S::LANES;
-                if feature >= job.n.end {
-                    break;
+    let (_, y_row) = job.rows.get(c / planes + i);
+    for r in 0..R {
+        let feature = first + r * 4 * S::LANES;
+        if feature >= job.n.end {
+            break;
+        }
+        // SAFETY: partial sums exist for all columns; the output row has places up to n.end.
+        unsafe {
+            let at = |plane: usize, lane: usize| {
+                S::load_floats(sums.add((((i * planes + plane) * R + r) * S::LANES + lane) * 4 * S::LANES))
+            };
+            // The smallest plane first.
+            let by_lane = four!(|g| {
+                let lane = g % S::LANES;
+                let mut sum = at(planes - 1, lane);
+                for plane in (0..planes - 1).rev() {
+                    sum = S::add(sum, at(plane, lane));
                 }
+                sum
+            });
+            let y = job.y.data.add(y_row * job.y.stride + feature);
+            if feature + 4 * S::LANES <= job.n.end {
+                S::store_floats(y, S::fold_lanes(by_lane));
+            } else {
                 let mut values = [0f32; 4 * MAX_LANES];
                 S::store_floats(values.as_mut_ptr(), S::fold_lanes(by_lane));
-                let y = job.y.data.add(y_row * job.y.stride + feature);
-                let some = (job.n.end - feature).min(4 * S::LANES);
-                y.copy_from_nonoverlapping(values.as_ptr(), some);
+                y.copy_from_nonoverlapping(values.as_ptr(), job.n.end - feature);
             }
         }
     }
