@@ -9,7 +9,6 @@ pub(crate) mod reference;
 
 use std::sync::{Arc, LazyLock};
 
-use crate::buffer::Storage;
 use crate::device::{DeviceKind, DeviceOptions};
 use crate::format::WeightFormat;
 use crate::memory::{HostMemory, MappedMemory, Memory};
@@ -76,17 +75,17 @@ impl CommandList {
 
     /// Appends an operation and marks its storages pending.
     pub(crate) fn push(&mut self, recorded: Recorded) -> Result<()> {
-        let mut begun: Vec<&Arc<Storage>> = Vec::new();
-        for view in recorded.op.writes() {
+        let writes = recorded.op.writes();
+        for (i, view) in writes.iter().enumerate() {
             if let Err(error) = view.storage.begin_write() {
-                begun.iter().for_each(|storage| storage.end());
+                writes[..i].iter().for_each(|begun| begun.storage.end());
                 return Err(error);
             }
-            begun.push(&view.storage);
         }
         for view in recorded.op.reads() {
             view.storage.begin();
         }
+        drop(writes);
         self.ops.push(recorded);
         Ok(())
     }

@@ -27,6 +27,8 @@ pub use norm::RmsNormParams;
 pub use rope::{RopeParams, RopeStyle};
 pub use sampling::SampleParams;
 
+use arrayvec::ArrayVec;
+
 pub(crate) use attention::{Attention, StoreKv};
 pub(crate) use cast::Cast;
 pub(crate) use elementwise::{BinaryOp, GatedActivation, SoftCap};
@@ -61,6 +63,9 @@ pub(crate) enum Op {
     Sample(Sample),
 }
 
+/// The views of one operation, at most three of a weight and three more. Recording asks for them several times an operation: they take no allocation.
+pub(crate) type Views<'a> = ArrayVec<&'a View, 6>;
+
 impl Op {
     /// The operation's name in messages and reports.
     pub(crate) fn name(&self) -> &'static str {
@@ -85,46 +90,46 @@ impl Op {
     }
 
     /// The views that the operation reads.
-    pub(crate) fn reads(&self) -> Vec<&View> {
+    pub(crate) fn reads(&self) -> Views<'_> {
         match self {
             Op::Matmul(op) => op.weight.views().chain([&op.input.view]).collect(),
             Op::MatmulId(op) => op.weight.views().chain([&op.input.view, &op.ids]).collect(),
-            Op::Cast(op) => vec![&op.input],
-            Op::Binary(op) => vec![&op.a, &op.b],
-            Op::GatedActivation(op) => vec![&op.gate, &op.up],
-            Op::SoftCap(op) => vec![&op.input],
+            Op::Cast(op) => [&op.input].into_iter().collect(),
+            Op::Binary(op) => [&op.a, &op.b].into_iter().collect(),
+            Op::GatedActivation(op) => [&op.gate, &op.up].into_iter().collect(),
+            Op::SoftCap(op) => [&op.input].into_iter().collect(),
             Op::RmsNorm(op) => [&op.input, &op.weight].into_iter().chain(&op.residual).collect(),
             Op::Rope(op) => [&op.input, &op.positions].into_iter().chain(&op.frequency_factors).collect(),
             Op::Embedding(op) => op.weight.views().chain([&op.ids]).collect(),
-            Op::Softmax(op) => vec![&op.input],
-            Op::StoreKv(op) => vec![&op.input],
-            Op::Attention(op) => vec![&op.q, &op.k_cache, &op.v_cache],
-            Op::ExpertGate(op) => vec![&op.logits],
-            Op::ExpertSum(op) => vec![&op.input, &op.weights],
-            Op::ArgMax(op) => vec![&op.input],
+            Op::Softmax(op) => [&op.input].into_iter().collect(),
+            Op::StoreKv(op) => [&op.input].into_iter().collect(),
+            Op::Attention(op) => [&op.q, &op.k_cache, &op.v_cache].into_iter().collect(),
+            Op::ExpertGate(op) => [&op.logits].into_iter().collect(),
+            Op::ExpertSum(op) => [&op.input, &op.weights].into_iter().collect(),
+            Op::ArgMax(op) => [&op.input].into_iter().collect(),
             Op::Sample(op) => [&op.logits].into_iter().chain(&op.history).collect(),
         }
     }
 
     /// The views that the operation writes.
-    pub(crate) fn writes(&self) -> Vec<&View> {
+    pub(crate) fn writes(&self) -> Views<'_> {
         match self {
-            Op::Matmul(op) => vec![&op.output],
+            Op::Matmul(op) => [&op.output].into_iter().collect(),
             Op::MatmulId(op) => [&op.output].into_iter().chain(op.scratch.iter().flatten()).collect(),
-            Op::Cast(op) => vec![&op.output],
-            Op::Binary(op) => vec![&op.output],
-            Op::GatedActivation(op) => vec![&op.output],
-            Op::SoftCap(op) => vec![&op.output],
+            Op::Cast(op) => [&op.output].into_iter().collect(),
+            Op::Binary(op) => [&op.output].into_iter().collect(),
+            Op::GatedActivation(op) => [&op.output].into_iter().collect(),
+            Op::SoftCap(op) => [&op.output].into_iter().collect(),
             Op::RmsNorm(op) => [&op.output].into_iter().chain(&op.sum).collect(),
-            Op::Rope(op) => vec![&op.output],
-            Op::Embedding(op) => vec![&op.output],
-            Op::Softmax(op) => vec![&op.output],
-            Op::StoreKv(op) => vec![&op.cache],
-            Op::Attention(op) => vec![&op.output],
-            Op::ExpertGate(op) => vec![&op.ids, &op.weights],
-            Op::ExpertSum(op) => vec![&op.output],
-            Op::ArgMax(op) => vec![&op.output],
-            Op::Sample(op) => vec![&op.output],
+            Op::Rope(op) => [&op.output].into_iter().collect(),
+            Op::Embedding(op) => [&op.output].into_iter().collect(),
+            Op::Softmax(op) => [&op.output].into_iter().collect(),
+            Op::StoreKv(op) => [&op.cache].into_iter().collect(),
+            Op::Attention(op) => [&op.output].into_iter().collect(),
+            Op::ExpertGate(op) => [&op.ids, &op.weights].into_iter().collect(),
+            Op::ExpertSum(op) => [&op.output].into_iter().collect(),
+            Op::ArgMax(op) => [&op.output].into_iter().collect(),
+            Op::Sample(op) => [&op.output].into_iter().collect(),
         }
     }
 
