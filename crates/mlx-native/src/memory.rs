@@ -24,6 +24,7 @@ pub(crate) unsafe trait Memory: Send + Sync {
     /// New memory of the same kind with the same content.
     fn duplicate(&self) -> Result<Box<dyn Memory>>;
     /// The concrete type, for the backend that made it.
+    #[allow(dead_code)] // Only backends with memory of their own ask, and a build may have none.
     fn as_any(&self) -> &dyn Any;
 }
 
