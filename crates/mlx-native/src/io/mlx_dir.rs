@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 
 use super::FileMap;
 use super::safetensors::{SafetensorsFile, SafetensorsInfo};
-use crate::format::{AffineFormat, FpMode, WeightFormat};
+use crate::format::{AffineFormat, FpMode, WeightFormat, WeightRow, dequantize_row};
 use crate::{DType, GgmlType, MlxError, Result};
 
 /// What MLX takes where an affine configuration leaves them out.
@@ -246,6 +246,63 @@ impl MlxModelDir {
             Quantization::Fp(_) => None,
         };
         Ok(MlxWeight { format, n_experts, n, k, weight, scales: Some(scales), biases })
+    }
+
+    /// The bytes of a row of `weight`, for [`WeightFormat::dequantize_row`]; the rows of a stack are counted through.
+    ///
+    /// # Errors
+    /// [`MlxError::InvalidArgument`] if there is no such row, [`MlxError::SafetensorsError`] if `weight` is of another directory.
+    pub fn row(&self, weight: &MlxWeight<'_>, row: usize) -> Result<WeightRow<'_>> {
+        let rows = weight.n_experts.saturating_mul(weight.n);
+        let part = |tensor: Option<&SafetensorsInfo>| -> Result<&[u8]> {
+            let Some(tensor) = tensor else { return Ok(&[]) };
+            let data = self.file.tensor_data(tensor)?;
+            let len = data.len() / rows.max(1);
+            row.checked_mul(len)
+                .and_then(|start| data.get(start..start + len))
+                .filter(|_| row < rows)
+                .ok_or_else(|| MlxError::InvalidArgument(format!("tensor `{}`: row {row} of {rows}", tensor.name)))
+        };
+        Ok(WeightRow { data: part(Some(weight.weight))?, scales: part(weight.scales)?, biases: part(weight.biases)? })
+    }
+
+    /// The values of a tensor of plain floats.
+    ///
+    /// # Errors
+    /// [`MlxError::UnsupportedDtype`] for other types, [`MlxError::InvalidArgument`] if `out` has another length than the tensor.
+    pub fn plain_values(&self, tensor: &SafetensorsInfo, out: &mut [f32]) -> Result<()> {
+        dequantize_row(plain_format(tensor)?, self.file.tensor_data(tensor)?, out)
+    }
+
+    /// Checks that every scale and bias of a layer's weight is a number: one that is not spoils every product with its row.
+    ///
+    /// # Errors
+    /// [`MlxError::SafetensorsError`] that names the tensor and the place.
+    pub fn check_scales(&self, layer: &str, weight: &MlxWeight<'_>) -> Result<()> {
+        for (part, tensor) in [("scales", weight.scales), ("biases", weight.biases)] {
+            let Some(tensor) = tensor else { continue };
+            let data = self.file.tensor_data(tensor)?;
+            // All bits of the exponent are set in infinities and NaN, and in nothing else.
+            let high = |byte: u8, mask: u8| byte & mask == mask;
+            let size = tensor.dtype()?.size_of();
+            let found = match (weight.format, tensor.dtype()?) {
+                (WeightFormat::Fp(mode), _) => data.iter().position(|&byte| !mode.scale(byte).is_finite()),
+                (_, DType::F16) => data.as_chunks::<2>().0.iter().position(|bytes| high(bytes[1], 0x7c)),
+                (_, DType::BF16) => {
+                    data.as_chunks::<2>().0.iter().position(|bytes| high(bytes[1], 0x7f) && high(bytes[0], 0x80))
+                }
+                _ => data.as_chunks::<4>().0.iter().position(|bytes| high(bytes[3], 0x7f) && high(bytes[2], 0x80)),
+            };
+            if let Some(index) = found {
+                let groups = (data.len() / size / weight.n_experts.saturating_mul(weight.n).max(1)).max(1);
+                return Err(MlxError::SafetensorsError(format!(
+                    "tensor `{layer}.{part}`: group {} of row {} is not a finite number",
+                    index % groups,
+                    index / groups
+                )));
+            }
+        }
+        Ok(())
     }
 }
 

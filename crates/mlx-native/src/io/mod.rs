@@ -3,6 +3,8 @@
 pub mod gguf;
 mod map;
 pub mod mlx_dir;
+mod output;
 pub mod safetensors;
 
 pub use map::FileMap;
+pub use output::TensorData;

@@ -37,11 +37,12 @@ pub use encode::{MetadataElement, ToMetadata};
 pub use split::{SPLIT_COUNT_KEY, SPLIT_NO_KEY, SPLIT_TENSORS_KEY, parse_split_path, split_path};
 pub use tensor::{MAX_DIMS, TensorInfo, TensorShape};
 pub use value::{FromMetadata, GgufStr, MetadataArray, MetadataArrayIter, MetadataType, MetadataValue};
-pub use writer::{GgufWriter, TensorData};
+pub use writer::GgufWriter;
 
 use self::cursor::{Place, error_at};
 use self::part::{Part, first_duplicate, in_file, sorted_positions};
 use crate::io::FileMap;
+pub use crate::io::TensorData;
 use crate::{MlxError, Result};
 
 /// An open GGUF file, or all parts of a split one: metadata, the list of tensors, and their data as slices of the memory map.

@@ -1,7 +1,6 @@
 //! Writing GGUF files.
 
 use std::collections::HashSet;
-use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -12,6 +11,7 @@ use super::split::{SPLIT_COUNT_KEY, SPLIT_NO_KEY, SPLIT_TENSORS_KEY, split_path}
 use super::tensor::{MAX_DIMS, byte_len};
 use super::value::MetadataType;
 use super::{GgufFile, TensorInfo};
+use crate::io::output::{PartialFile, Source, TensorData};
 use crate::{GgmlType, MlxError, Result};
 
 /// Longest key, in bytes, that the specification allows.
@@ -64,36 +64,6 @@ struct Tensor<'a> {
     ggml_type: GgmlType,
     byte_len: usize,
     data: TensorData<'a>,
-}
-
-/// Where a tensor's bytes come from.
-pub struct TensorData<'a>(Source<'a>);
-
-enum Source<'a> {
-    Borrowed(&'a [u8]),
-    Owned(Vec<u8>),
-    Stream(Box<Callback<'a>>),
-}
-
-type Callback<'a> = dyn FnOnce(&mut dyn Write) -> io::Result<()> + 'a;
-
-impl<'a> TensorData<'a> {
-    /// Bytes that a callback writes when the tensor's turn comes; it has to write exactly the tensor's size.
-    pub fn stream(write: impl FnOnce(&mut dyn Write) -> io::Result<()> + 'a) -> Self {
-        TensorData(Source::Stream(Box::new(write)))
-    }
-}
-
-impl<'a> From<&'a [u8]> for TensorData<'a> {
-    fn from(bytes: &'a [u8]) -> Self {
-        TensorData(Source::Borrowed(bytes))
-    }
-}
-
-impl From<Vec<u8>> for TensorData<'_> {
-    fn from(bytes: Vec<u8>) -> Self {
-        TensorData(Source::Owned(bytes))
-    }
 }
 
 impl Default for GgufWriter<'_> {
@@ -393,40 +363,5 @@ impl<W: Write> Write for Counted<W> {
 
     fn flush(&mut self) -> io::Result<()> {
         self.inner.flush()
-    }
-}
-
-/// A file under a temporary name, removed unless it is finished.
-struct PartialFile {
-    file: File,
-    temporary: PathBuf,
-    path: PathBuf,
-}
-
-impl PartialFile {
-    fn create(path: &Path) -> Result<Self> {
-        let Some(name) = path.file_name() else {
-            return Err(MlxError::io(path, io::Error::new(io::ErrorKind::InvalidInput, "not a file name")));
-        };
-        let mut hidden = std::ffi::OsString::from(".");
-        hidden.push(name);
-        hidden.push(format!(".{}.partial", std::process::id()));
-        let temporary = path.with_file_name(hidden);
-        let file = File::create(&temporary).map_err(|e| MlxError::io(&temporary, e))?;
-        Ok(PartialFile { file, temporary, path: path.to_path_buf() })
-    }
-
-    fn finish(self) -> Result<()> {
-        self.file
-            .sync_all()
-            .and_then(|()| fs::rename(&self.temporary, &self.path))
-            .map_err(|e| MlxError::io(&self.path, e))
-    }
-}
-
-impl Drop for PartialFile {
-    fn drop(&mut self) {
-        // After a rename there is nothing left to remove.
-        let _ = fs::remove_file(&self.temporary);
     }
 }

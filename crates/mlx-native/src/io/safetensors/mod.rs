@@ -3,11 +3,15 @@
 //! The layout: the length of a JSON header as u64, the header (`{"name": {"dtype", "shape", "data_offsets"}, "__metadata__": {…}}`), then the
 //! data without gaps. A model in shards has an index, `model.safetensors.index.json`, whose `weight_map` says which file holds which tensor.
 
+mod writer;
+
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
 use safetensors::tensor::{Dtype, Metadata};
+
+pub use writer::SafetensorsWriter;
 
 use super::FileMap;
 use crate::{DType, MlxError, Result};
