@@ -17,6 +17,7 @@
 //! ```
 
 use std::borrow::Cow;
+use std::path::Path;
 
 use minijinja::value::{Kwargs, Serde};
 use minijinja::{AutoEscape, Environment, ErrorKind, State, UndefinedBehavior, Value, context, syntax::SyntaxConfig};
@@ -24,6 +25,7 @@ use mlx_native::MlxError;
 use mlx_native::io::gguf::GgufFile;
 use serde::{Deserialize, Serialize};
 
+use crate::tokenizer::huggingface::read_json;
 use crate::tokenizer::{EncodeOptions, SpecialText, Tokenizer, TokenizerError};
 
 /// The name under which the template is kept, as error messages show it.
@@ -136,11 +138,25 @@ impl ChatTemplate {
     /// # Errors
     /// [`ChatTemplateError::File`] if the template is no text, [`ChatTemplateError::Syntax`] if it is malformed.
     pub fn from_gguf(file: &GgufFile, tokenizer: &Tokenizer) -> Result<Self, ChatTemplateError> {
+        Self::for_tokenizer(file.optional("tokenizer.chat_template")?, tokenizer)
+    }
+
+    /// The template of a model directory: `chat_template.jinja`, else the entry `chat_template` of `tokenizer_config.json` (of several the one called
+    /// `default`), else of `chat_template.json`; the plain format if there is none.
+    ///
+    /// # Errors
+    /// [`ChatTemplateError::Tokenizer`] if a file cannot be read or is malformed, [`ChatTemplateError::Syntax`] if the template is.
+    pub fn from_dir(dir: impl AsRef<Path>, tokenizer: &Tokenizer) -> Result<Self, ChatTemplateError> {
+        let dir = dir.as_ref();
+        Self::for_tokenizer(template_in(dir)?.as_deref(), tokenizer)
+    }
+
+    fn for_tokenizer(source: Option<&str>, tokenizer: &Tokenizer) -> Result<Self, ChatTemplateError> {
         let text = |id: Option<u32>| match id {
             Some(id) => tokenizer.piece(id, SpecialText::Show).map(String::from_utf8_lossy),
             None => Ok(Cow::Borrowed("")),
         };
-        Self::new(file.optional("tokenizer.chat_template")?, &text(tokenizer.bos())?, &text(tokenizer.eos())?)
+        Self::new(source, &text(tokenizer.bos())?, &text(tokenizer.eos())?)
     }
 
     /// Whether the model came without a template.
@@ -211,6 +227,31 @@ impl ChatTemplate {
         }
         Ok(ids)
     }
+}
+
+/// The text of a model directory's template.
+pub(crate) fn template_in(dir: &Path) -> Result<Option<String>, TokenizerError> {
+    let path = dir.join("chat_template.jinja");
+    match std::fs::read_to_string(&path) {
+        Ok(text) => return Ok(Some(text)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(MlxError::io(&path, error).into()),
+    }
+    for file in ["tokenizer_config.json", "chat_template.json"] {
+        let Some(config) = read_json(&dir.join(file))? else { continue };
+        let template = match config.get("chat_template") {
+            Some(serde_json::Value::Array(named)) => named
+                .iter()
+                .find(|entry| entry.get("name").and_then(|name| name.as_str()) == Some("default"))
+                .and_then(|entry| entry.get("template")?.as_str()),
+            Some(template) => template.as_str(),
+            None => None,
+        };
+        if let Some(template) = template {
+            return Ok(Some(template.to_owned()));
+        }
+    }
+    Ok(None)
 }
 
 /// Jinja as Hugging Face's libraries set it up: a tag's own line leaves no trace.

@@ -3,10 +3,12 @@
 use std::path::Path;
 
 use mlx_native::io::gguf::GgufFile;
+use mlx_native::io::mlx_dir::MlxModelDir;
 use mlx_native::{DType, MlxDevice};
 
+use crate::source::{Loader, MlxSource, Source};
 use crate::weights::Weights;
-use crate::{ModelConfig, Result, Session};
+use crate::{ModelConfig, ModelFile, Result, Session};
 
 /// A decoder's configuration and weights on a device. Sessions borrow it; several may run in turn.
 ///
@@ -49,13 +51,13 @@ impl Default for SessionOptions {
 const DEFAULT_CONTEXT: usize = 8192;
 
 impl Model {
-    /// Opens a GGUF file and puts it on a device.
+    /// Opens a GGUF file or a model directory and puts it on a device.
     ///
     /// # Errors
     ///
-    /// The file is malformed, its architecture is not supported, or a tensor is missing or has another shape.
+    /// A file is missing or malformed, its architecture is not supported, or a tensor is missing or has another shape.
     pub fn open(path: impl AsRef<Path>, device: &MlxDevice) -> Result<Model> {
-        Model::from_gguf(&GgufFile::open(path)?, device)
+        ModelFile::open(path)?.model(device)
     }
 
     /// Puts a model on a device. Quantized weights stay in the mapped file where the device shares the host's memory.
@@ -65,7 +67,23 @@ impl Model {
     /// As [`open`](Self::open).
     pub fn from_gguf(file: &GgufFile, device: &MlxDevice) -> Result<Model> {
         let config = ModelConfig::from_gguf(file)?;
-        let weights = Weights::load(file, &config, device)?;
+        Model::load(Source::Gguf(file), config, device)
+    }
+
+    /// Puts the model of a directory in MLX's or Hugging Face's layout on a device. Weights stay in the mapped files as with GGUF, except those
+    /// that are not aligned there, and experts that lie one by one.
+    ///
+    /// # Errors
+    ///
+    /// The configuration is malformed, the architecture is not supported, a tensor is missing or has another shape, or a scale is no number.
+    pub fn from_mlx(dir: &MlxModelDir, device: &MlxDevice) -> Result<Model> {
+        let config = ModelConfig::from_config_json(dir.config())?;
+        let architecture = config.architecture.clone();
+        Model::load(Source::Mlx(MlxSource::new(dir, &architecture)), config, device)
+    }
+
+    fn load(source: Source<'_>, config: ModelConfig, device: &MlxDevice) -> Result<Model> {
+        let weights = Weights::load(&Loader { source, device }, &config)?;
         Ok(Model { config, weights, device: device.clone() })
     }
 
@@ -84,11 +102,9 @@ impl Model {
         self.weights.vocabulary()
     }
 
-    /// Bytes of weights that a generated token reads.
+    /// Bytes of weights that a generated token reads; of experts those that a token goes to.
     pub fn bytes_per_token(&self) -> usize {
-        let layers =
-            self.weights.layers.iter().flat_map(|l| [&l.q, &l.k, &l.v, &l.attn_output, &l.gate, &l.up, &l.down]);
-        layers.chain([&self.weights.output]).map(|weight| weight.byte_len()).sum()
+        self.weights.bytes_per_token(&self.config)
     }
 
     /// The context that [`SessionOptions::context`] gives.

@@ -1,11 +1,14 @@
 //! One context: its cache, and the forward pass over new tokens.
 
 use mlx_native::{
-    AttentionParams, Binary, CommandEncoder, DType, EmbeddingParams, MlxBuffer, RmsNormParams, RopeParams, Weight,
+    AttentionParams, Binary, CommandEncoder, DType, EmbeddingParams, ExpertGateParams, MlxBuffer, RmsNormParams,
+    RopeParams, Weight,
 };
 
+use crate::activations::{Activations, GatedActivations};
+use crate::config::{Experts, QkNorm};
 use crate::kv_cache::{KvCache, LayerCache};
-use crate::weights::LayerWeights;
+use crate::weights::{ExpertWeights, FeedForward, Gated, LayerWeights};
 use crate::{Model, ModelConfig, ModelError, Result, SessionOptions};
 
 /// Tokens in context, and what computing further ones needs.
@@ -21,74 +24,6 @@ pub struct Session<'m> {
     many: Option<Activations>,
     /// `[vocabulary]`, after [`Session::forward`]; absent only while that runs.
     logits: Option<MlxBuffer>,
-}
-
-/// Hidden states and what becomes of them in a layer, for a fixed number of tokens, all f32.
-#[derive(Debug)]
-struct Activations {
-    n_tokens: usize,
-    /// `[n_tokens]`, u32
-    ids: MlxBuffer,
-    /// `[n_tokens]`, u32
-    positions: MlxBuffer,
-    /// `[n_tokens, hidden]`: the residual stream, and a second handle on it, through which it is updated in place.
-    hidden: MlxBuffer,
-    hidden_out: MlxBuffer,
-    /// `[n_tokens, hidden]`: normed, ready for a product.
-    normed: MlxBuffer,
-    /// `[n_tokens, hidden]`: what a half of a layer adds to the residual stream, with a second handle as above.
-    delta: MlxBuffer,
-    delta_out: MlxBuffer,
-    /// `[n_tokens, n_heads, head_dim]`, with a second handle
-    q: MlxBuffer,
-    q_out: MlxBuffer,
-    /// `[n_tokens, n_kv_heads, head_dim]`, with a second handle
-    k: MlxBuffer,
-    k_out: MlxBuffer,
-    /// `[n_tokens, n_kv_heads, head_dim]`, with a second handle
-    v: MlxBuffer,
-    v_out: MlxBuffer,
-    /// `[n_tokens, n_heads, head_dim]`
-    attended: MlxBuffer,
-    /// `[n_tokens, feed_forward]`, with a second handle
-    gate: MlxBuffer,
-    gate_out: MlxBuffer,
-    /// `[n_tokens, feed_forward]`
-    up: MlxBuffer,
-}
-
-impl Activations {
-    fn new(model: &Model, n_tokens: usize) -> Result<Activations> {
-        let config = &model.config;
-        let buffer = |width: usize| {
-            model.device.alloc_buffer(n_tokens * width * DType::F32.size_of(), DType::F32, vec![n_tokens, width])
-        };
-        let ids = || model.device.alloc_buffer(n_tokens * DType::U32.size_of(), DType::U32, vec![n_tokens]);
-        let (hidden, delta, gate) = (buffer(config.hidden)?, buffer(config.hidden)?, buffer(config.feed_forward)?);
-        let q = buffer(config.n_heads * config.head_dim)?;
-        let k = buffer(config.n_kv_heads * config.head_dim)?;
-        let v = buffer(config.n_kv_heads * config.head_dim)?;
-        Ok(Activations {
-            n_tokens,
-            ids: ids()?,
-            positions: ids()?,
-            hidden_out: hidden.clone(),
-            hidden,
-            normed: buffer(config.hidden)?,
-            delta_out: delta.clone(),
-            delta,
-            q_out: q.clone(),
-            q,
-            k_out: k.clone(),
-            k,
-            v_out: v.clone(),
-            v,
-            attended: buffer(config.n_heads * config.head_dim)?,
-            gate_out: gate.clone(),
-            gate,
-            up: buffer(config.feed_forward)?,
-        })
-    }
 }
 
 impl<'m> Session<'m> {
@@ -237,7 +172,7 @@ impl<'m> Session<'m> {
         for (i, (layer, cache)) in weights.layers.iter().zip(&mut self.cache.layers).enumerate() {
             pass.attention(layer, cache, i)?;
             let next_norm = weights.layers.get(i + 1).map_or(&weights.output_norm, |next| &next.attn_norm);
-            pass.feed_forward(layer, next_norm)?;
+            pass.feed_forward(layer, i, next_norm)?;
         }
         if let Some((logits, rows)) = logits {
             pass.logits(&weights.output, rows, logits)?;
@@ -301,8 +236,11 @@ impl Pass<'_> {
             (&layer.k_norm, &act.k, &mut act.k_out, config.n_kv_heads),
         ] {
             if let Some(norm) = norm {
-                let rows = act.n_tokens * n_heads;
-                let params = RmsNormParams { rows, dim: config.head_dim, eps: config.norm_eps };
+                let (rows, dim) = match config.qk_norm {
+                    QkNorm::Tokens => (act.n_tokens, n_heads * config.head_dim),
+                    QkNorm::None | QkNorm::Heads => (act.n_tokens * n_heads, config.head_dim),
+                };
+                let params = RmsNormParams { rows, dim, eps: config.norm_eps };
                 encoder.rms_norm(value, norm, value_out, &params)?;
             }
             let params = RopeParams {
@@ -329,6 +267,9 @@ impl Pass<'_> {
         };
         encoder.attention(&act.q, &cache.k, &cache.v, &mut act.attended, &attention)?;
         encoder.matmul(&act.attended, &layer.attn_output, &mut act.delta_out)?;
+        if let Some(bias) = &layer.attn_output_bias {
+            encoder.binary(Binary::Add, &act.delta, bias, &mut act.delta_out)?;
+        }
         if let Some(norm) = &layer.post_attn_norm {
             encoder.rms_norm(&act.delta, norm, &mut act.delta_out, &params)?;
         }
@@ -337,19 +278,53 @@ impl Pass<'_> {
     }
 
     /// Ends with the norm that follows the layer: the next layer's, or the output's.
-    fn feed_forward(&mut self, layer: &LayerWeights, next_norm: &MlxBuffer) -> Result<()> {
+    fn feed_forward(&mut self, layer: &LayerWeights, index: usize, next_norm: &MlxBuffer) -> Result<()> {
         let params = self.hidden_norm();
+        match (&layer.feed_forward, self.config.experts_of(index)) {
+            (FeedForward::Experts(weights), Some(experts)) => self.experts(weights, experts)?,
+            (FeedForward::Dense(weights), _) => {
+                let Activations { normed, delta_out, dense: Some(gated), .. } = &mut *self.act else {
+                    return Err(absent());
+                };
+                dense(&mut self.encoder, self.config, weights, normed, gated, delta_out)?;
+            }
+            (FeedForward::Experts(_), None) => return Err(absent()),
+        }
         let act = &mut *self.act;
         let encoder = &mut self.encoder;
-        encoder.matmul(&act.normed, &layer.gate, &mut act.gate_out)?;
-        encoder.matmul(&act.normed, &layer.up, &mut act.up)?;
-        encoder.gated_activation(self.config.activation, &act.gate, &act.up, &mut act.gate_out)?;
-        encoder.matmul(&act.gate, &layer.down, &mut act.delta_out)?;
         if let Some(norm) = &layer.post_ffn_norm {
             encoder.rms_norm(&act.delta, norm, &mut act.delta_out, &params)?;
         }
         let residual = (&act.delta, &mut act.hidden_out);
         Ok(encoder.add_rms_norm(&act.hidden, residual, next_norm, &mut act.normed, &params)?)
+    }
+
+    /// A mixture of experts: the router chooses, the chosen ones compute, and their weighted sum is the layer's.
+    fn experts(&mut self, weights: &ExpertWeights, experts: &Experts) -> Result<()> {
+        let config = self.config;
+        let encoder = &mut self.encoder;
+        let Activations { n_tokens, normed, delta, delta_out, experts: Some(act), .. } = &mut *self.act else {
+            return Err(absent());
+        };
+        let n_tokens = *n_tokens;
+        let &Experts { n_experts, top_k, normalize, .. } = experts;
+        encoder.matmul(normed, &weights.router, &mut act.router)?;
+        let gate = ExpertGateParams { n_tokens, n_experts, top_k, normalize };
+        encoder.expert_gate(&act.router, &mut act.ids, &mut act.shares, &gate)?;
+        encoder.matmul_id(normed, &weights.experts.gate, &act.ids, &mut act.gated.gate_out, None)?;
+        encoder.matmul_id(normed, &weights.experts.up, &act.ids, &mut act.gated.up, None)?;
+        let GatedActivations { gate, gate_out, up } = &mut act.gated;
+        encoder.gated_activation(config.activation, gate, up, gate_out)?;
+        // Every chosen expert's row is a row of its own here.
+        encoder.matmul_id(gate, &weights.experts.down, &act.ids, &mut act.outputs, None)?;
+        encoder.expert_sum(&act.outputs, &act.shares, delta_out, n_tokens, top_k, config.hidden)?;
+        let (Some(weights), Some(shared)) = (&weights.shared, &mut act.shared) else { return Ok(()) };
+        dense(encoder, config, &weights.expert, normed, &mut shared.gated, &mut shared.output)?;
+        encoder.matmul(normed, &weights.gate, &mut shared.pair_out)?;
+        encoder.softmax(&shared.pair, &mut shared.pair_out, 2, 1.0)?;
+        encoder.matmul(&shared.pair, &weights.first, &mut shared.share)?;
+        encoder.expert_sum(&shared.output, &shared.share, &mut shared.weighted, n_tokens, 1, config.hidden)?;
+        Ok(encoder.binary(Binary::Add, delta, &shared.weighted, delta_out)?)
     }
 
     /// The logits after the last `rows` tokens; the last layer has left its output normed.
@@ -359,4 +334,24 @@ impl Pass<'_> {
         let last = self.act.normed.try_slice_view(skip as u64, rows * hidden)?;
         Ok(self.encoder.matmul(&last, output, logits)?)
     }
+}
+
+/// A gated feed-forward layer.
+fn dense(
+    encoder: &mut CommandEncoder,
+    config: &ModelConfig,
+    weights: &Gated,
+    input: &MlxBuffer,
+    act: &mut GatedActivations,
+    output: &mut MlxBuffer,
+) -> Result<()> {
+    encoder.matmul(input, &weights.gate, &mut act.gate_out)?;
+    encoder.matmul(input, &weights.up, &mut act.up)?;
+    encoder.gated_activation(config.activation, &act.gate, &act.up, &mut act.gate_out)?;
+    Ok(encoder.matmul(&act.gate, &weights.down, output)?)
+}
+
+/// Weights and activations are both made from the configuration, so that each has what the other needs.
+fn absent() -> ModelError {
+    ModelError::Config("session: no activations for this kind of layer".into())
 }

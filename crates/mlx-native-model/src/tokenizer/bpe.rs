@@ -82,7 +82,11 @@ pub(super) struct Bpe {
 impl Bpe {
     /// Reads tokens and merges; `data` is valid.
     pub fn new(data: &TokenizerData, alphabet: &ByteAlphabet) -> Result<Self, TokenizerError> {
-        let pre = PreTokenizer::named(data.pre.as_deref())?;
+        let mut pre = match data.patterns.as_slice() {
+            [] => PreTokenizer::named(data.pre.as_deref())?,
+            patterns => PreTokenizer::from_patterns(patterns)?,
+        };
+        pre.whole_words = data.whole_words.unwrap_or(pre.whole_words);
         if data.merges.is_empty() {
             return Err(TokenizerError::Missing { key: "tokenizer.ggml.merges" });
         }

@@ -44,9 +44,16 @@ pub struct TokenizerData {
     /// The pre-tokenizer's name (`gpt2` only). A file that names none gets the rules called `default`, which cut some texts in other
     /// places than the model was trained with; a name that is not known is an error.
     pub pre: Option<String>,
+    /// The pre-tokenizer's patterns, where it has no name (`gpt2` only): regular expressions that apply one after the other, each to the pieces that
+    /// the one before it left. `\s+(?!\S)|\s+` at the end is the only look-around that is known.
+    pub patterns: Vec<String>,
+    /// Whether a word that is a token stays whole, whatever the merges say (`gpt2` only); `None` leaves it to the pre-tokenizer's name.
+    pub whole_words: Option<bool>,
+    /// Whether text is composed to Unicode's normal form C first.
+    pub composes: bool,
     /// Each token's text as the file stores it: with GGUF's byte alphabet for `gpt2`, with `▁` for spaces for `llama`.
     pub tokens: Vec<Vec<u8>>,
-    /// Each token's score (`llama` only): of all possible merges, the one with the highest score happens first.
+    /// Each token's score (`llama` only): of all possible merges, the one with the highest score happens first, and one of −∞ never.
     pub scores: Vec<f32>,
     /// Each token's role; empty means that all are normal.
     pub kinds: Vec<TokenKind>,
@@ -56,6 +63,8 @@ pub struct TokenizerData {
     pub bos: Option<u32>,
     /// End of sequence.
     pub eos: Option<u32>,
+    /// Tokens that end a generation beside those that are known by their text.
+    pub ends: Vec<u32>,
     /// End of turn.
     pub eot: Option<u32>,
     /// End of message.

@@ -23,6 +23,14 @@ pub enum TokenizerError {
         /// What this file holds.
         found: String,
     },
+    /// A file of a model directory is missing, malformed or describes a tokenizer that is not supported.
+    #[error("{path}: {problem}")]
+    Directory {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// The kind of tokenizer is not one of `gpt2` (byte-level BPE) and `llama` (SentencePiece).
     #[error("tokenizer: model `{0}` is not supported: expected `gpt2` (byte-level BPE) or `llama` (SentencePiece)")]
     UnsupportedModel(String),

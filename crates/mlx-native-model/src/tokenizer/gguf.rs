@@ -31,6 +31,10 @@ impl TokenizerData {
         let default = |id: u32| Some(id).filter(|&id| model == "llama" && (id as usize) < tokens.len());
         Ok(TokenizerData {
             pre: optional(file, "tokenizer.ggml.pre")?,
+            patterns: Vec::new(),
+            whole_words: None,
+            composes: false,
+            ends: Vec::new(),
             scores: optional(file, "tokenizer.ggml.scores")?.unwrap_or_default(),
             kinds: kinds.into_iter().map(TokenKind::from_gguf).collect(),
             merges: strings(file, "tokenizer.ggml.merges")?.unwrap_or_default(),

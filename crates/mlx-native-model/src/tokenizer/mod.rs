@@ -1,6 +1,6 @@
 //! Text to token ids and back, from the vocabulary that a model file carries.
 //!
-//! Two kinds of tokenizer are known, by GGUF's names: `gpt2`, byte-level byte-pair encoding with a pre-tokenizer that cuts
+//! The vocabulary comes from a GGUF file's metadata or from a `tokenizer.json`. Two kinds of tokenizer are known, by GGUF's names: `gpt2`, byte-level byte-pair encoding with a pre-tokenizer that cuts
 //! text into words, and `llama`, SentencePiece's byte-pair encoding over whole texts. Ids are those that llama.cpp gives.
 //!
 //! Text passes through these stages:
@@ -17,6 +17,8 @@ mod data;
 mod detokenizer;
 mod error;
 mod gguf;
+pub(crate) mod huggingface;
+mod huggingface_write;
 mod merge;
 mod pre;
 mod roles;
@@ -25,6 +27,7 @@ mod spm;
 mod stop;
 mod texts;
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 pub use data::{TokenKind, TokenizerData};
@@ -37,6 +40,7 @@ use roles::Roles;
 use special::{Fragment, Special, SpecialSplitter};
 use spm::Spm;
 use texts::Texts;
+use unicode_normalization::{UnicodeNormalization, is_nfc};
 
 /// What [`Tokenizer::encode`] does beside tokenizing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,6 +88,7 @@ pub struct Tokenizer {
     add_bos: bool,
     add_eos: bool,
     add_space_prefix: bool,
+    composes: bool,
     end_of_generation: BTreeSet<u32>,
 }
 
@@ -154,6 +159,7 @@ impl Tokenizer {
             add_bos: data.add_bos.unwrap_or(adds_bos),
             add_eos: data.add_eos.unwrap_or(false),
             add_space_prefix: is_spm && data.add_space_prefix.unwrap_or(true),
+            composes: data.composes,
             end_of_generation: roles.end_of_generation,
         })
     }
@@ -166,6 +172,8 @@ impl Tokenizer {
         if text.len() >= 1 << 30 {
             return Err(TokenizerError::TextTooLong(text.len()));
         }
+        let composed: Cow<'_, str> = if self.composes && !is_nfc(text) { text.nfc().collect() } else { text.into() };
+        let text = &*composed;
         let mut out = Vec::with_capacity(text.len() / 3 + 2);
         if options.add_special && self.add_bos {
             out.extend(self.bos);

@@ -179,9 +179,23 @@ const SPACE: usize = 1;
 
 impl Rule {
     fn new(text: &RuleText) -> Result<Self, TokenizerError> {
-        let patterns: &[&str] = if text.then_space { &[text.pattern, r"\s+"] } else { &[text.pattern] };
+        Self::compile(text.pattern, text.then_space)
+    }
+
+    /// A pattern as published `tokenizer.json` files write it.
+    fn published(pattern: &str) -> Result<Self, TokenizerError> {
+        let (main, then_space) = match pattern.strip_suffix(r"|\s+(?!\S)|\s+") {
+            Some(main) => (main, true),
+            None => (pattern, false),
+        };
+        // Without look-around, `(?i:` over contractions is all that asks for letters of either case, and they are ASCII.
+        Self::compile(&main.replace("(?i:", "(?i-u:"), then_space)
+    }
+
+    fn compile(pattern: &str, then_space: bool) -> Result<Self, TokenizerError> {
+        let patterns: &[&str] = if then_space { &[pattern, r"\s+"] } else { &[pattern] };
         let regex = Regex::new_many(patterns)
-            .map_err(|e| TokenizerError::Pattern { pattern: text.pattern.to_owned(), message: e.to_string() })?;
+            .map_err(|e| TokenizerError::Pattern { pattern: pattern.to_owned(), message: e.to_string() })?;
         Ok(Rule { regex })
     }
 
@@ -232,6 +246,15 @@ impl PreTokenizer {
             .ok_or_else(|| TokenizerError::UnknownPreTokenizer(name.to_owned()))?;
         let rules = entry.rules.iter().map(Rule::new).collect::<Result<_, _>>()?;
         Ok(PreTokenizer { rules, whole_words: entry.whole_words, add_bos: entry.add_bos })
+    }
+
+    /// A pre-tokenizer without a name, by its published patterns.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Pattern`].
+    pub fn from_patterns(patterns: &[String]) -> Result<Self, TokenizerError> {
+        let rules = patterns.iter().map(|pattern| Rule::published(pattern)).collect::<Result<_, _>>()?;
+        Ok(PreTokenizer { rules, whole_words: false, add_bos: false })
     }
 
     /// The words of `text`, in order; together they are the whole text.
@@ -306,6 +329,20 @@ mod tests {
                 assert_eq!(words(name, text).concat(), text, "{name}");
             }
         }
+    }
+
+    #[test]
+    fn published_patterns_cut_as_their_names_do() {
+        let text = "It'S 12345 a.b \n\n  x don't CAN'T  9  9\t日本 é!? tail   ";
+        for name in ["gpt-2", "smollm", "llama-bpe", "qwen2"] {
+            let patterns = super::super::huggingface::patterns_of(name).unwrap();
+            let patterns: Vec<String> = patterns.iter().map(|&p| p.to_owned()).collect();
+            let pieces = PreTokenizer::from_patterns(&patterns).unwrap().split(text);
+            let pieces: Vec<&str> = pieces.into_iter().map(|p| &text[p]).collect();
+            assert_eq!(pieces, words(name, text), "{name}");
+        }
+        let unknown = PreTokenizer::from_patterns(&["(?<=a)b".to_owned()]);
+        assert!(matches!(unknown, Err(TokenizerError::Pattern { .. })));
     }
 
     #[test]

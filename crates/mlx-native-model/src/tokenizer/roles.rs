@@ -109,7 +109,7 @@ impl Roles {
         for id in end_of_generation.iter().copied().chain(INFILL.iter().filter_map(id_of)) {
             kinds[id as usize] = TokenKind::Control;
         }
-        end_of_generation.extend([data.eos, eot, data.eom].into_iter().flatten());
+        end_of_generation.extend([data.eos, eot, data.eom].into_iter().flatten().chain(data.ends.iter().copied()));
         for id in VISIBLE.iter().filter_map(id_of) {
             kinds[id as usize] = TokenKind::UserDefined;
         }

@@ -13,6 +13,9 @@ pub(super) const SPACE: &str = "\u{2581}";
 /// Not a token.
 const NO_TOKEN: u32 = u32::MAX;
 
+/// The rank of tokens that are not made by merging.
+const NEVER: u32 = u32::MAX;
+
 /// The byte that a token's text `<0xHH>` names.
 pub(super) fn byte_named(text: &[u8]) -> Option<u8> {
     let hex = text.strip_prefix(b"<0x")?.strip_suffix(b">")?;
@@ -63,7 +66,7 @@ impl Spm {
             }
             let start = left.start as usize;
             let id = self.ids.get(&bytes[start..start + len])?;
-            Some(Merged { rank: self.ranks[id as usize], id })
+            Some(Merged { rank: self.ranks[id as usize], id }).filter(|merged| merged.rank != NEVER)
         });
         for symbol in symbols {
             if symbol.id != NO_TOKEN {
@@ -88,7 +91,10 @@ fn ranks(data: &TokenizerData) -> Result<Vec<u32>, TokenizerError> {
     let mut falling: Vec<f32> = data.scores.iter().map(|score| score + 0.0).collect();
     falling.sort_unstable_by(|a, b| b.total_cmp(a));
     falling.dedup();
-    let rank = |score: &f32| falling.partition_point(|other| other > score) as u32;
+    let rank = |score: &f32| match *score {
+        f32::NEG_INFINITY => NEVER,
+        _ => falling.partition_point(|other| other > score) as u32,
+    };
     Ok(data.scores.iter().map(rank).collect())
 }
 
@@ -110,6 +116,8 @@ mod tests {
         let tokens = vec![vec![b'a'], vec![b'b'], vec![b'c'], vec![b'd']];
         let mut data = TokenizerData { tokens, scores: vec![-1.0, 0.0, -3.0, -0.0], ..Default::default() };
         assert_eq!(ranks(&data).unwrap(), [1, 0, 2, 0]);
+        data.scores[0] = f32::NEG_INFINITY;
+        assert_eq!(ranks(&data).unwrap(), [NEVER, 0, 1, 0]);
         data.scores[1] = f32::NAN;
         assert!(matches!(ranks(&data), Err(TokenizerError::Metadata { key: "tokenizer.ggml.scores", .. })));
     }

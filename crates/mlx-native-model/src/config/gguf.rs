@@ -1,76 +1,10 @@
-//! What a model's metadata say of its layers.
+//! The configuration from a GGUF file's metadata.
 
 use mlx_native::io::gguf::{FromMetadata, GgufFile, MetadataValue};
 use mlx_native::{Activation, RopeStyle};
 
+use super::{Experts, ModelConfig, QkNorm, Rope, SlidingWindow};
 use crate::{ModelError, Result};
-
-/// Values of `general.architecture` that this crate runs.
-pub const ARCHITECTURES: &[&str] = &["llama", "gemma3"];
-
-/// A decoder's layers: the dimensions, and where the architectures differ.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ModelConfig {
-    /// `general.architecture`.
-    pub architecture: String,
-    /// Layers.
-    pub n_layers: usize,
-    /// Positions that the model was trained on.
-    pub context_length: usize,
-    /// Values of a hidden state.
-    pub hidden: usize,
-    /// Values between the two halves of a feed-forward layer.
-    pub feed_forward: usize,
-    /// Query heads.
-    pub n_heads: usize,
-    /// Key and value heads.
-    pub n_kv_heads: usize,
-    /// Values of a head.
-    pub head_dim: usize,
-    /// Added to the mean square in every norm.
-    pub norm_eps: f32,
-    /// Factor on embedded tokens.
-    pub embedding_scale: f32,
-    /// Factor on attention scores.
-    pub attention_scale: f32,
-    /// The activation of the feed-forward gate.
-    pub activation: Activation,
-    /// Which values of a head turn together.
-    pub rope_style: RopeStyle,
-    /// Values of a head that turn.
-    pub n_rot: usize,
-    /// Rotation in layers that see everything.
-    pub rope: Rope,
-    /// Sliding-window layers, where there are any.
-    pub sliding: Option<SlidingWindow>,
-}
-
-/// Rotary position embedding of a kind of layer.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Rope {
-    /// θ
-    pub base: f32,
-    /// 1 / the linear scaling factor.
-    pub frequency_scale: f32,
-}
-
-/// Layers that see a window of positions only.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct SlidingWindow {
-    /// Positions that a token sees, its own included.
-    pub window: usize,
-    /// Layer i sees everything when (i + 1) is a multiple of this, and the window otherwise.
-    pub global_every: usize,
-    /// Rotation in these layers.
-    pub rope: Rope,
-}
-
-impl SlidingWindow {
-    /// Whether layer `layer` (from 0) sees the window only.
-    pub fn covers(&self, layer: usize) -> bool {
-        !(layer + 1).is_multiple_of(self.global_every)
-    }
-}
 
 impl ModelConfig {
     /// Reads the metadata of a GGUF file.
@@ -84,40 +18,18 @@ impl ModelConfig {
         let config = match architecture {
             "llama" => llama(&keys)?,
             "gemma3" => gemma3(&keys)?,
+            "qwen2" => ModelConfig { rope_style: RopeStyle::NeoX, ..decoder(&keys)? },
+            "qwen2moe" => qwen2_moe(&keys)?,
+            "qwen3" => qwen3(&keys)?,
+            "qwen3moe" => {
+                let base = qwen3(&keys)?;
+                ModelConfig { experts: Some(keys.experts(base.feed_forward, true)?), ..base }
+            }
+            "olmoe" => olmoe(&keys)?,
             other => return Err(ModelError::UnsupportedArchitecture { found: other.into() }),
         };
         config.check()?;
         Ok(config)
-    }
-
-    fn check(&self) -> Result<()> {
-        let dims = [
-            ("block_count", self.n_layers),
-            ("context_length", self.context_length),
-            ("embedding_length", self.hidden),
-            ("feed_forward_length", self.feed_forward),
-            ("attention.head_count", self.n_heads),
-            ("attention.head_count_kv", self.n_kv_heads),
-            ("attention.key_length", self.head_dim),
-        ];
-        // Far above any model, and small enough that no product of three of them overflows.
-        const MOST: usize = 1 << 20;
-        if let Some((key, value)) = dims
-            .iter()
-            .find(|(key, value)| *value == 0 || *value > if *key == "context_length" { 1 << 31 } else { MOST })
-        {
-            return Err(ModelError::Config(format!("{}.{key} is {value}", self.architecture)));
-        }
-        if !self.n_heads.is_multiple_of(self.n_kv_heads) {
-            return Err(ModelError::Config(format!(
-                "{} query heads are no multiple of {} key heads",
-                self.n_heads, self.n_kv_heads
-            )));
-        }
-        if self.n_rot > self.head_dim || !self.n_rot.is_multiple_of(2) {
-            return Err(ModelError::Config(format!("{} of a head's {} values are to turn", self.n_rot, self.head_dim)));
-        }
-        Ok(())
     }
 }
 
@@ -170,13 +82,24 @@ impl<'a> Keys<'a> {
             frequency_scale: 1.0 / factor,
         })
     }
+
+    /// Experts whose files say how long they are, or leave it to `feed_forward`, the length of those that a token goes to together.
+    fn experts(&self, feed_forward: usize, normalize: bool) -> Result<Experts> {
+        let top_k = self.required("expert_used_count")?;
+        let default = feed_forward.checked_div(top_k).unwrap_or(0);
+        Ok(Experts {
+            n_experts: self.required("expert_count")?,
+            top_k,
+            feed_forward: self.number("expert_feed_forward_length", default)?,
+            normalize,
+            shared: None,
+            dense_layers: Vec::new(),
+        })
+    }
 }
 
-/// What the architectures have in common; `llama` is this and nothing more.
-fn llama(keys: &Keys<'_>) -> Result<ModelConfig> {
-    if keys.number("expert_count", 0)? > 0 {
-        return Err(ModelError::Config("llama with experts is not supported".into()));
-    }
+/// What the architectures have in common.
+fn decoder(keys: &Keys<'_>) -> Result<ModelConfig> {
     let hidden = keys.required("embedding_length")?;
     let missing = |key: &str| ModelError::Config(format!("{}.{key} is missing", keys.architecture));
     let n_heads = keys.per_layer("attention.head_count")?.ok_or_else(|| missing("attention.head_count"))?;
@@ -190,36 +113,72 @@ fn llama(keys: &Keys<'_>) -> Result<ModelConfig> {
         context_length: keys.required("context_length")?,
         hidden,
         feed_forward: keys.per_layer("feed_forward_length")?.ok_or_else(|| missing("feed_forward_length"))?,
+        experts: None,
         n_heads,
         n_kv_heads: keys.per_layer("attention.head_count_kv")?.unwrap_or(n_heads),
         head_dim,
         norm_eps: keys.optional::<f32>("attention.layer_norm_rms_epsilon")?.unwrap_or(1e-5),
+        qk_norm: QkNorm::None,
         embedding_scale: 1.0,
         attention_scale: 1.0 / (head_dim as f32).sqrt(),
         activation: Activation::Silu,
-        // The converter permutes query and key rows, so that neighbours pair up.
-        rope_style: RopeStyle::Interleaved,
+        rope_style: RopeStyle::NeoX,
         n_rot: keys.number("rope.dimension_count", head_dim)?,
         rope: keys.rope(10_000.0)?,
+        frequency_factors: None,
         sliding: None,
     })
 }
 
+/// Llama, Mistral, and with experts Mixtral, all of whose feed-forward layers have the same length.
+fn llama(keys: &Keys<'_>) -> Result<ModelConfig> {
+    let base = decoder(keys)?;
+    let experts = match keys.number("expert_count", 0)? {
+        0 => None,
+        _ => Some(Experts { feed_forward: base.feed_forward, ..keys.experts(0, true)? }),
+    };
+    // The converter permutes query and key rows, so that neighbours pair up.
+    Ok(ModelConfig { experts, rope_style: RopeStyle::Interleaved, ..base })
+}
+
+/// Qwen 2 with experts: one of them sees every token, and the chosen probabilities stay as they are.
+fn qwen2_moe(keys: &Keys<'_>) -> Result<ModelConfig> {
+    let base = decoder(keys)?;
+    let shared = keys.number("expert_shared_feed_forward_length", base.feed_forward)?;
+    let experts = Experts { shared: Some(shared), ..keys.experts(base.feed_forward, false)? };
+    Ok(ModelConfig { experts: Some(experts), ..base })
+}
+
+/// Qwen 3: norms over query and key heads, no biases.
+fn qwen3(keys: &Keys<'_>) -> Result<ModelConfig> {
+    Ok(ModelConfig { qk_norm: QkNorm::Heads, ..decoder(keys)? })
+}
+
+/// OLMoE: norms over all heads together, and the chosen probabilities stay as they are.
+fn olmoe(keys: &Keys<'_>) -> Result<ModelConfig> {
+    let base = decoder(keys)?;
+    let experts = Experts { feed_forward: base.feed_forward, ..keys.experts(0, false)? };
+    Ok(ModelConfig { qk_norm: QkNorm::Tokens, experts: Some(experts), ..base })
+}
+
 /// Gemma 3: scaled embeddings, norms around both halves of a layer and over query and key heads, five windowed layers to each global one.
 fn gemma3(keys: &Keys<'_>) -> Result<ModelConfig> {
-    let base = llama(keys)?;
+    let base = decoder(keys)?;
     let local = Rope { base: keys.optional::<f32>("rope.freq_base_swa")?.unwrap_or(10_000.0), frequency_scale: 1.0 };
     let sliding = keys
         .optional::<u32>("attention.sliding_window")?
         .filter(|&window| window > 0)
         .map(|window| SlidingWindow { window: window as usize, global_every: 6, rope: local });
     // The 27B model (62 layers) scales by hidden / n_heads instead of the head's length.
-    let scale_by = if base.n_layers == 62 { base.hidden / base.n_heads } else { base.head_dim };
+    let scale_by = match base.n_layers {
+        62 => base.hidden.checked_div(base.n_heads).unwrap_or(0),
+        _ => base.head_dim,
+    };
     Ok(ModelConfig {
+        qk_norm: QkNorm::Heads,
         embedding_scale: (base.hidden as f32).sqrt(),
         attention_scale: 1.0 / (scale_by as f32).sqrt(),
         activation: Activation::GeluTanh,
-        rope_style: RopeStyle::NeoX,
         rope: keys.rope(1_000_000.0)?,
         sliding,
         ..base
