@@ -2,12 +2,11 @@
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
-use mlx_native::io::gguf::GgufFile;
 use mlx_native::{Activations, DeviceOptions, MlxDevice};
 use mlx_native_model::chat_template::ChatTemplate;
 use mlx_native_model::sampler::SamplerConfig;
 use mlx_native_model::tokenizer::{SpecialText, Tokenizer};
-use mlx_native_model::{Finish, Generated, GenerationOptions, Model};
+use mlx_native_model::{Finish, Generated, GenerationOptions, Model, ModelFile};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::PathBuf;
 
@@ -136,7 +135,7 @@ impl GenerationArgs {
 
 /// A model, ready to run.
 pub struct Engine {
-    /// The file.
+    /// The file or directory.
     pub path: PathBuf,
     /// Text to tokens and back.
     pub tokenizer: Tokenizer,
@@ -147,15 +146,15 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Opens what `name` means (see [`store::resolve_model`]) on a device.
+    /// Opens what `name` means (see [`store::resolve_or_pull`]) on a device.
     pub fn open(name: &str, device: &DeviceArgs) -> Result<Self> {
         let device = device.open()?;
-        let path = store::resolve_model(name)?;
+        let path = store::resolve_or_pull(name)?;
         let failed = || format!("cannot load {}", path.display());
-        let file = GgufFile::open(&path)?;
-        let tokenizer = Tokenizer::from_gguf(&file).with_context(failed)?;
-        let template = ChatTemplate::from_gguf(&file, &tokenizer).with_context(failed)?;
-        let model = Model::from_gguf(&file, &device).with_context(failed)?;
+        let file = ModelFile::open(&path)?;
+        let tokenizer = file.tokenizer().with_context(failed)?;
+        let template = file.chat_template(&tokenizer).with_context(failed)?;
+        let model = file.model(&device).with_context(failed)?;
         Ok(Self { path, tokenizer, template, model })
     }
 }

@@ -3,14 +3,16 @@
 //! ```text
 //! models/<alias>/<file>.gguf               a model that is known by an alias
 //! models/<owner>/<repository>/<file>.gguf  a model from the Hugging Face hub
+//! models/<owner>/<repository>/config.json  a model directory from there, with all its files
 //! partial/<digest>.part                    downloads that are not finished
 //! locks/<name>.lock                        held while a model is pulled
 //! ```
 //!
-//! A file gets its place under `models` by a rename after its digest was checked, so whatever lies there is whole.
+//! A file gets its place under `models` by a rename after its digest was checked, so whatever lies there is whole. A directory gets its `config.json` last.
 
 use anyhow::{Context, Result, bail};
 use mlx_native::io::gguf::{parse_split_path, split_path};
+use mlx_native_model::ModelFile;
 use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
 use std::path::{Component, Path, PathBuf};
@@ -23,11 +25,13 @@ pub struct Store {
     root: PathBuf,
 }
 
-/// A model in the store: one file, or all parts of a split one.
+/// A model in the store: one file, all parts of a split one, or a directory.
 pub struct Stored {
-    /// What commands call it: the alias, or `owner/repository/file`.
+    /// What commands call it: the alias, `owner/repository/file`, or for a directory `owner/repository`.
     pub name: String,
-    /// Its files in order; the first is the one to open.
+    /// What to open: the file, the first part, or the directory.
+    pub path: PathBuf,
+    /// Its files in order.
     pub files: Vec<PathBuf>,
     /// The size of all files, in bytes.
     pub bytes: u64,
@@ -89,16 +93,23 @@ impl Store {
     /// Every model in the store, by name.
     pub fn list(&self) -> Result<Vec<Stored>> {
         let models = self.root.join("models");
-        let mut files = Vec::new();
-        collect_gguf(&models, &mut files)?;
+        let (mut files, mut directories) = (Vec::new(), Vec::new());
+        collect_models(&models, &mut files, &mut directories)?;
+        let mut found: Vec<(PathBuf, Vec<PathBuf>)> = group_splits(files).into_iter().collect();
+        for directory in directories {
+            let mut files = Vec::new();
+            collect_files(&directory, &mut files)?;
+            files.retain(|file| !is_gguf(file));
+            found.push((directory, files));
+        }
         let mut stored = Vec::new();
-        for (first, files) in group_splits(files) {
+        for (first, files) in found {
             let relative = first.strip_prefix(&models).unwrap_or(&first);
             let name = match relative.iter().next().and_then(|folder| folder.to_str()).and_then(fetch::alias) {
                 Some(alias) => alias.name.to_owned(),
                 None => relative.to_string_lossy().into_owned(),
             };
-            let mut model = Stored { name, files, bytes: 0, pulled: SystemTime::UNIX_EPOCH };
+            let mut model = Stored { name, path: first, files, bytes: 0, pulled: SystemTime::UNIX_EPOCH };
             for file in &model.files {
                 let metadata = fs::metadata(file).with_context(|| format!("cannot read {}", file.display()))?;
                 model.bytes += metadata.len();
@@ -148,11 +159,20 @@ impl Store {
     }
 }
 
-/// The GGUF file that `model` means: an alias (pulled when missing), a file, a folder with one model in it, or the name
+/// The GGUF file or model directory that `model` means: an alias (pulled when missing), a file, a folder with one model in it, or the name
 /// of a pulled model. For a split model, the first part.
 ///
 /// An alias means the alias even where a file of that name exists; `./name` is the file.
 pub fn resolve_model(model: &str) -> Result<PathBuf> {
+    resolve(model, false)
+}
+
+/// The same, and a name `owner/repository[/file]` is pulled from the hub when it is missing.
+pub fn resolve_or_pull(model: &str) -> Result<PathBuf> {
+    resolve(model, true)
+}
+
+fn resolve(model: &str, may_pull: bool) -> Result<PathBuf> {
     let store = Store::open()?;
     if let Some(alias) = fetch::alias(model) {
         return fetch::pull(&store, &Source::Alias(alias));
@@ -166,8 +186,16 @@ pub fn resolve_model(model: &str) -> Result<PathBuf> {
     }
     let mut found = store.find(model)?;
     match found.len() {
-        1 => found.swap_remove(0).files.into_iter().next().context("a model without files"),
+        1 => Ok(found.swap_remove(0).path),
         0 => {
+            // `folder/model.gguf` is a path to a file that is not there: repositories are not called so.
+            let is_path = model.matches('/').count() < 2 && is_gguf(path);
+            if let Ok(source @ Source::Hub(_)) = fetch::Source::parse(model)
+                && may_pull
+                && !is_path
+            {
+                return fetch::pull(&store, &source);
+            }
             let mut hint = format!("known aliases are {}", fetch::alias_names());
             if matches!(fetch::Source::parse(model), Ok(Source::Hub(_))) {
                 hint = format!("{hint}; `mlxn pull {model}` fetches it from the Hugging Face hub");
@@ -178,13 +206,16 @@ pub fn resolve_model(model: &str) -> Result<PathBuf> {
     }
 }
 
-/// The one model in a folder.
+/// The one model in a folder, or the folder itself.
 fn model_in(folder: &Path) -> Result<PathBuf> {
+    if ModelFile::is_model_directory(folder) {
+        return Ok(folder.to_owned());
+    }
     let files = read_dir(folder)?.into_iter().filter(|path| is_gguf(path)).collect();
     let mut models: Vec<PathBuf> = group_splits(files).into_keys().collect();
     match models.len() {
         1 => Ok(models.swap_remove(0)),
-        0 => bail!("{}: no GGUF file in this folder", folder.display()),
+        0 => bail!("{}: no GGUF file in this folder, and no config.json", folder.display()),
         _ => {
             let listed = models.iter().filter_map(|path| path.file_name()?.to_str());
             bail!("{}: several models in this folder, name one: {}", folder.display(), names(listed))
@@ -220,11 +251,27 @@ fn is_gguf(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
 }
 
-fn collect_gguf(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+/// Finds GGUF files and model directories.
+fn collect_models(folder: &Path, files: &mut Vec<PathBuf>, directories: &mut Vec<PathBuf>) -> Result<()> {
+    if ModelFile::is_model_directory(folder) {
+        directories.push(folder.to_owned());
+    }
     for path in read_dir(folder)? {
         if path.is_dir() {
-            collect_gguf(&path, files)?;
+            collect_models(&path, files, directories)?;
         } else if is_gguf(&path) {
+            files.push(path);
+        }
+    }
+    Ok(())
+}
+
+/// All files below a folder.
+fn collect_files(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+    for path in read_dir(folder)? {
+        if path.is_dir() {
+            collect_files(&path, files)?;
+        } else {
             files.push(path);
         }
     }

@@ -265,3 +265,59 @@ fn usage() {
     let listed = run(&mut mlxn(&cache, &["list"]));
     assert!(listed.status.success() && String::from_utf8_lossy(&listed.stderr).contains("mlxn pull smollm2"));
 }
+
+/// The hub with a model directory.
+fn hub_directory(request: &Request) -> Reply {
+    let files =
+        ["README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "onnx/model.onnx"];
+    let name = request.path.rsplit('/').next().unwrap_or_default().to_owned();
+    hub(request, &files, format!("the content of {name}").as_bytes())
+}
+
+#[test]
+fn a_model_directory_from_the_hub() {
+    let cache = folder("directory");
+    let server = Server::start(hub_directory);
+    let printed = stdout_of(&mut pull(&cache, &server, "owner/repo"));
+    let place = cache.join("models/owner/repo");
+    assert_eq!(Path::new(printed.trim_end()), place);
+    let mut names: Vec<String> = std::fs::read_dir(&place)
+        .expect("the folder")
+        .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]);
+    let config = std::fs::read_to_string(place.join("config.json")).expect("the configuration");
+    assert_eq!(config, "the content of config.json");
+    let requests = server.requests();
+    let order: Vec<&str> = requests.iter().filter_map(|request| request.path.strip_prefix("/cdn/")).collect();
+    assert_eq!(order.last(), Some(&"config.json"), "the folder becomes a model when it is whole");
+
+    // What is there needs no network, and is one model that can be listed and removed.
+    stdout_of(&mut pull(&cache, &server, "owner/repo"));
+    assert_eq!(server.requests().len(), requests.len());
+    let listed = stdout_of(&mut mlxn(&cache, &["list", "--json"]));
+    let listed: serde_json::Value = serde_json::from_str(&listed).expect("JSON");
+    assert_eq!(listed.as_array().map(Vec::len), Some(1));
+    assert_eq!(listed[0]["name"], "owner/repo");
+    assert_eq!(listed[0]["path"], place.to_string_lossy().into_owned());
+    stdout_of(&mut mlxn(&cache, &["rm", "owner/repo"]));
+    assert!(!cache.join("models/owner").exists());
+}
+
+#[test]
+fn run_pulls_what_is_missing() {
+    let cache = folder("run-pulls");
+    let server = Server::start(hub_directory);
+    let mut command = mlxn(&cache, &["run", "owner/repo", "Hello"]);
+    // What comes is no model, but it has come.
+    let error = error_of(command.env("HF_ENDPOINT", &server.url));
+    assert!(error.contains("config.json"), "{error}");
+    assert!(cache.join("models/owner/repo/config.json").exists());
+    // A path to a file that is not there is not looked for in the network.
+    let count = server.requests().len();
+    let mut command = mlxn(&cache, &["run", "folder/absent.gguf", "Hello"]);
+    let error = error_of(command.env("HF_ENDPOINT", &server.url));
+    assert!(error.contains("no such file"), "{error}");
+    assert_eq!(server.requests().len(), count);
+}

@@ -19,7 +19,7 @@ Examples:
   mlxn chat smollm2
   mlxn chat gemma3-270m --system 'Answer in one sentence.' --temperature 0.3")]
 pub struct Args {
-    /// An alias (pulled when missing), a GGUF file, or a folder with one
+    /// An alias or OWNER/REPO (pulled when missing), a GGUF file, or a model directory
     model: String,
     /// What the model is told about its role
     #[arg(long, value_name = "TEXT")]

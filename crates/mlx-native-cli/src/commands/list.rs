@@ -23,7 +23,7 @@ pub struct Args {
 struct Row {
     name: String,
     bytes: u64,
-    path: Option<PathBuf>,
+    path: PathBuf,
     pulled: u64,
 }
 
@@ -36,7 +36,7 @@ pub fn run(args: Args) -> Result<()> {
         .map(|model| Row {
             name: model.name,
             bytes: model.bytes,
-            path: model.files.into_iter().next(),
+            path: model.path,
             pulled: model.pulled.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs()),
         })
         .collect();
@@ -49,7 +49,7 @@ pub fn run(args: Args) -> Result<()> {
     for Row { name, bytes, path, pulled } in &rows {
         let size = BinaryBytes(*bytes).to_string();
         let age = HumanDuration(now.saturating_sub(std::time::Duration::from_secs(*pulled))).to_string();
-        let path = path.as_deref().unwrap_or("".as_ref()).display();
+        let path = path.display();
         writeln!(out, "{name:width$}  {size:>10}  {age:>10} ago  {path}")?;
     }
     if rows.is_empty() {

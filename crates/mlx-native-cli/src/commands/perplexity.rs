@@ -18,7 +18,7 @@ as llama.cpp's llama-perplexity does. A text shorter than one piece is one piece
 
 Example: mlxn perplexity smollm2 book.txt --json")]
 pub struct Args {
-    /// An alias (pulled when missing), a GGUF file, or a folder with one
+    /// An alias or OWNER/REPO (pulled when missing), a GGUF file, or a model directory
     model: String,
     /// A text file; - for standard input
     text: String,

@@ -11,7 +11,8 @@ use crate::store::Store;
 #[derive(clap::Args)]
 #[command(after_help = "\
 An interrupted download is resumed by the next pull, and what was fetched is checked against its SHA-256.
-When a repository holds several GGUF files and none is named, its Q4_K_M is taken. All parts of a split file are fetched.
+When a repository holds several GGUF files and none is named, its Q4_K_M is taken. All parts of a split file are fetched, and of a
+repository with config.json and safetensors all files that make a model directory.
 
 Examples:
   mlxn pull smollm2

@@ -21,7 +21,7 @@ Examples:
   mlxn run model.gguf --raw 'Once upon a time' --max-tokens 100 --temperature 0
   git log -5 | mlxn run gemma3-270m --raw --ctx 4096")]
 pub struct Args {
-    /// An alias (pulled when missing), a GGUF file, or a folder with one
+    /// An alias or OWNER/REPO (pulled when missing), a GGUF file, or a model directory
     model: String,
     /// The prompt
     #[arg(conflicts_with = "prompt_option")]

@@ -1,8 +1,8 @@
 //! `mlxn tokenize`.
 
 use anyhow::{Context, Result};
-use mlx_native::io::gguf::GgufFile;
-use mlx_native_model::tokenizer::{EncodeOptions, SpecialText, Tokenizer};
+use mlx_native_model::ModelFile;
+use mlx_native_model::tokenizer::{EncodeOptions, SpecialText};
 use serde::Serialize;
 use std::io::{Read, Write};
 
@@ -18,7 +18,7 @@ Examples:
   printf 'Hello world' | mlxn tokenize smollm2
   printf '<|im_start|>user' | mlxn tokenize smollm2 --json --no-bos")]
 pub struct Args {
-    /// An alias, a GGUF file, or a folder with one
+    /// An alias, a GGUF file, a folder with one, or a model directory
     model: String,
     /// Print {"ids": […]}
     #[arg(long)]
@@ -38,7 +38,7 @@ struct Ids {
 
 /// Tokenizes standard input, byte for byte.
 pub fn run(args: Args) -> Result<()> {
-    let tokenizer = Tokenizer::from_gguf(&GgufFile::open(store::resolve_model(&args.model)?)?)?;
+    let tokenizer = ModelFile::open(store::resolve_model(&args.model)?)?.tokenizer()?;
     let mut text = Vec::new();
     std::io::stdin().read_to_end(&mut text).context("cannot read standard input")?;
     let text = str::from_utf8(&text).context("standard input is not UTF-8")?;

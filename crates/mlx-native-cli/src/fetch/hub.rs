@@ -50,9 +50,14 @@ struct Sibling {
     rfilename: String,
 }
 
-/// Fetches a model's files, and returns the first.
+/// Fetches a model's files, and returns what to open: the first, or the directory.
 pub fn pull(store: &Store, model: &HubModel) -> Result<PathBuf> {
-    // A file that is already there needs no network.
+    // What is already there needs no network.
+    if model.file.is_none()
+        && let Some(found) = store.list()?.into_iter().find(|stored| stored.name == model.repo)
+    {
+        return Ok(found.path);
+    }
     if let Some(file) = &model.file
         && let [found] = store.find(&format!("{}/{file}", model.repo))?.as_slice()
         && let Some(first) = found.files.first()
@@ -63,7 +68,11 @@ pub fn pull(store: &Store, model: &HubModel) -> Result<PathBuf> {
     let _lock = store.lock(&model.repo)?;
     let hub = Hub::from_env();
     let listing = hub.list(&model.repo)?;
-    let files = choose(&model.repo, &listing.siblings, model.file.as_deref())?;
+    let directory = model.file.is_none().then(|| directory_files(&listing.siblings)).flatten();
+    let files = match &directory {
+        Some(files) => files.clone(),
+        None => choose(&model.repo, &listing.siblings, model.file.as_deref())?,
+    };
     let revision = listing.sha.as_deref().unwrap_or("main");
     let mut places = Vec::new();
     for file in &files {
@@ -79,7 +88,35 @@ pub fn pull(store: &Store, model: &HubModel) -> Result<PathBuf> {
         }
         places.push(place);
     }
-    places.into_iter().next().context("the repository lists no file")
+    match directory {
+        Some(_) => Ok(store.place(&model.repo)),
+        None => places.into_iter().next().context("the repository lists no file"),
+    }
+}
+
+/// The files of a model directory: what configures it and its tokenizer, and the weights; `None` where the repository is none.
+///
+/// `config.json` is the last, since it makes the folder a model.
+fn directory_files(siblings: &[Sibling]) -> Option<Vec<String>> {
+    const CONFIG: &str = "config.json";
+    let names = || siblings.iter().map(|sibling| sibling.rfilename.as_str());
+    let has = |suffix: &str| names().any(|name| name.ends_with(suffix));
+    // Repositories of GGUF files often have the configuration beside them.
+    if !names().any(|name| name == CONFIG) || !has(".safetensors") || has(".gguf") {
+        return None;
+    }
+    // Only the top folder: below it lie other formats, and training's leftovers.
+    let wanted = |name: &&str| {
+        let suffixes = [".safetensors", ".json", ".jinja", "tokenizer.model", "merges.txt"];
+        !name.contains('/') && store::stays_below(name) && suffixes.iter().any(|suffix| name.ends_with(suffix))
+    };
+    let mut files: Vec<String> = names().filter(wanted).filter(|name| *name != CONFIG).map(str::to_owned).collect();
+    // With both, the consolidated file holds the shards' weights once more.
+    if files.iter().any(|name| name == "model.safetensors.index.json" || name == "model.safetensors") {
+        files.retain(|name| !name.ends_with(".safetensors") || name.starts_with("model"));
+    }
+    files.push(CONFIG.to_owned());
+    Some(files)
 }
 
 /// The files of the model that is meant: one, or all parts of a split one.
@@ -93,7 +130,7 @@ fn choose(repo: &str, siblings: &[Sibling], wanted: Option<&str>) -> Result<Vec<
     let groups = store::group_splits(files);
     let listed: Vec<String> = groups.keys().map(|first| first.to_string_lossy().into_owned()).collect();
     if listed.is_empty() {
-        bail!("{repo} has no GGUF file")
+        bail!("{repo} has no GGUF file, and is no model directory (config.json and safetensors)")
     }
     let all = || store::names(listed.iter().map(String::as_str));
     let parts = match wanted {
@@ -242,6 +279,26 @@ mod tests {
         let error = chosen(&["a-Q8_0.gguf", "a-Q5_0.gguf"], None).expect_err("two").to_string();
         assert!(error.contains("a-Q8_0.gguf") && error.contains("a-Q5_0.gguf"), "{error}");
         assert!(chosen(&["README.md"], None).is_err());
+    }
+
+    #[test]
+    fn a_model_directory_is_all_its_files_and_the_configuration_comes_last() {
+        let files = |names: &[&str]| {
+            let siblings: Vec<_> = names.iter().map(|name| Sibling { rfilename: name.to_string() }).collect();
+            directory_files(&siblings)
+        };
+        let names = [
+            "README.md",
+            "config.json",
+            "consolidated.safetensors",
+            "model.safetensors",
+            "onnx/model.json",
+            "tokenizer.json",
+        ];
+        assert_eq!(files(&names).expect("a directory"), ["model.safetensors", "tokenizer.json", "config.json"]);
+        assert!(files(&["config.json", "m.gguf"]).is_none());
+        assert!(files(&["config.json", "m.gguf", "model.safetensors"]).is_none());
+        assert!(files(&["model.safetensors"]).is_none());
     }
 
     #[test]

@@ -18,7 +18,7 @@ Each repetition starts with an empty context, as llama.cpp's llama-bench does; a
 
 Example: mlxn bench model smollm2 -p 512 -n 64 --threads 2 --json")]
 pub struct Args {
-    /// An alias (pulled when missing), a GGUF file, or a folder with one
+    /// An alias or OWNER/REPO (pulled when missing), a GGUF file, or a model directory
     model: String,
     /// Tokens of the prompt; 0 leaves prefill out
     #[arg(short, value_name = "TOKENS", default_value_t = 512)]
