@@ -66,6 +66,26 @@ static HALF_BYTES: [u8; 64] = {
     index
 };
 
+/// Where [`by_lane`] finds its u16, for groups of one, two and four blocks.
+static GROUPS: [[u16; 16]; 3] = {
+    let mut index = [[0; 16]; 3];
+    let mut t = 0;
+    while t < 48 {
+        let (shift, lane, row) = (t / 16, t % 16 / 4, t % 4);
+        index[shift][t % 16] = (4 * row + (lane >> shift)) as u16;
+        t += 1;
+    }
+    index
+};
+
+/// Place r of lane i: u16 number i >> shift of `rows[r]`.
+#[inline(always)]
+unsafe fn by_lane(rows: [u64; 4], shift: u32) -> __m256i {
+    let [a, b, c, d] = four!(|r| rows[r] as i64);
+    let index = _mm256_loadu_si256(GROUPS[(shift as usize).min(2)].as_ptr().cast());
+    _mm256_permutexvar_epi16(index, _mm256_set_epi64x(d, c, b, a))
+}
+
 /// Bytes of a step and half.
 #[inline(always)]
 unsafe fn half_step(v: __m512i, s: usize, half: usize) -> __m128i {
@@ -294,6 +314,14 @@ impl Simd for Avx512 {
         let [a, b, c, d] = four!(|i| words[i] as i64);
         let bits = _mm512_cvtepu16_epi32(_mm256_set_epi64x(d, c, b, a));
         _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
+    }
+    #[inline(always)]
+    unsafe fn f16_groups(rows: [u64; 4], shift: u32) -> __m512 {
+        _mm512_cvtph_ps(by_lane(rows, shift))
+    }
+    #[inline(always)]
+    unsafe fn bf16_groups(rows: [u64; 4], shift: u32) -> __m512 {
+        _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(by_lane(rows, shift))))
     }
     #[inline(always)]
     unsafe fn words(words: [u64; 2 * MAX_LANES]) -> __m512i {

@@ -74,6 +74,15 @@ macro_rules! array {
     }};
 }
 
+/// For each lane i the u16 number i >> shift of four rows.
+#[inline(always)]
+fn by_lane(rows: [u64; 4], shift: u32) -> [u64; MAX_LANES] {
+    four!(|i| {
+        let [a, b, c, d] = rows.map(|row| row >> (16 * (i >> shift)) & 0xFFFF);
+        a | (b << 16) | (c << 32) | (d << 48)
+    })
+}
+
 /// [`Simd::HalfBytes`] as words of bytes: one word for each row and half.
 macro_rules! half_bytes_as_words {
     () => {
@@ -219,6 +228,18 @@ pub(super) trait Simd: Copy + 'static {
     unsafe fn f16_lanes(words: [u64; MAX_LANES]) -> Self::Floats;
     /// Lane i: the four bf16 of `words[i]`, lowest first.
     unsafe fn bf16_lanes(words: [u64; MAX_LANES]) -> Self::Floats;
+    /// Place r of lane i: f16 number i >> shift of `rows[r]`.
+    #[inline(always)]
+    unsafe fn f16_groups(rows: [u64; 4], shift: u32) -> Self::Floats {
+        // SAFETY: the caller runs on this instruction set.
+        unsafe { Self::f16_lanes(by_lane(rows, shift)) }
+    }
+    /// [`f16_groups`](Simd::f16_groups) of bf16.
+    #[inline(always)]
+    unsafe fn bf16_groups(rows: [u64; 4], shift: u32) -> Self::Floats {
+        // SAFETY: the caller runs on this instruction set.
+        unsafe { Self::bf16_lanes(by_lane(rows, shift)) }
+    }
     /// Place r of lane i: byte i of `rows[r]`, unsigned.
     unsafe fn u8_rows(rows: [u32; 4]) -> Self::Floats;
     /// Place r of lane i: byte i of `rows[r]`, signed.

@@ -107,14 +107,24 @@ impl<const BITS: usize> Affine<BITS> {
             if self.dtype == DType::F32 {
                 return S::load_floats(self.f32_values(stage, values, S::LANES).as_ptr());
             }
-            let words = if S::LANES == 4 && stage.blocks == 4 && self.shift > 0 {
-                // Two groups a step, or one.
-                let first = joined(four!(|r| word(r, 0)));
-                let second = if self.shift == 1 { joined(four!(|r| word(r, 2))) } else { first };
-                [first, first, second, second]
-            } else {
-                four!(|i| joined(four!(|r| word(r, i))))
-            };
+            if S::LANES == 4 && stage.blocks == 4 {
+                // The groups of a step, one behind the other.
+                let groups = |r: usize| {
+                    let p = values.cast::<u16>().add(at(r, 0));
+                    match self.shift {
+                        0 => p.cast::<u64>().read_unaligned(),
+                        1 => p.cast::<u32>().read_unaligned() as u64,
+                        _ => p.read_unaligned() as u64,
+                    }
+                };
+                let rows = four!(|r| groups(r));
+                return if self.dtype == DType::F16 {
+                    S::f16_groups(rows, self.shift)
+                } else {
+                    S::bf16_groups(rows, self.shift)
+                };
+            }
+            let words = four!(|i| joined(four!(|r| word(r, i))));
             if self.dtype == DType::F16 { S::f16_lanes(words) } else { S::bf16_lanes(words) }
         }
     }
