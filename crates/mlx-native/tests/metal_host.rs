@@ -59,7 +59,7 @@ fn attention_and_rope() {
 
 #[test]
 fn choosing() {
-    sample(&["argmax", "expert_gate", "expert_sum"], DeviceOptions::default());
+    sample(&["argmax", "sample", "expert_gate", "expert_sum"], DeviceOptions::default());
 }
 
 /// A format for each family of decoders; the ignored tests have all of them.
@@ -84,6 +84,18 @@ fn exact_weights() {
     for format in ["Q6_K", "mxfp8"] {
         weights_of(DEVICES[0], format, DeviceOptions { activations: Activations::Exact, ..DeviceOptions::default() });
     }
+}
+
+/// Every row alone and among 32 others, tokens alone and among others, experts' rows too: the same bits.
+#[test]
+fn rows_do_not_depend_on_their_company() {
+    let options = DeviceOptions { batch_invariant: true, ..DeviceOptions::default() };
+    let ops = ["Q4_K", "F16", "affine4_g64_bf16"]
+        .iter()
+        .flat_map(|format| [format!("matmul_rows_alone/{format}"), format!("matmul_id_rows_alone/{format}")])
+        .chain(["attention_tokens_alone".into()]);
+    let ops: Vec<String> = ops.collect();
+    sample(&ops.iter().map(String::as_str).collect::<Vec<_>>(), options);
 }
 
 #[test]

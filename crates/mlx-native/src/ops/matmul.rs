@@ -54,6 +54,8 @@ pub(crate) struct Matmul {
     /// `[batch, m, n]`, F32 or BF16.
     pub output: View,
     pub output_dtype: DType,
+    /// Where the shape allows it, in the order of accumulation of MLX's qmv kernel; for those GPUs that have it.
+    pub mlx_order: bool,
     pub batch: usize,
     pub weight_batch: usize,
     pub m: usize,
@@ -141,6 +143,7 @@ impl CommandEncoder {
             weight: weight.matrix_view(device, "matmul")?,
             output: output.write(device, "output", output_bytes)?,
             output_dtype: output.dtype(),
+            mlx_order: false,
             batch: 1,
             weight_batch: 1,
             m,

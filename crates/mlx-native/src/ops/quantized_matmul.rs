@@ -37,7 +37,7 @@ pub fn quantized_matmul(
     biases: &MlxBuffer,
     params: &QuantizedMatmulParams,
 ) -> Result<MlxBuffer> {
-    let operands = Affine { input, weight, scales, biases, offsets: [0; 3], dtype: DType::F32 };
+    let operands = Affine { input, weight, scales, biases, offsets: [0; 3], dtype: DType::F32, mlx_order: false };
     operands.record("quantized_matmul", encoder, registry, device, params)
 }
 
@@ -58,7 +58,7 @@ pub fn quantized_matmul_simd(
     biases: &MlxBuffer,
     params: &QuantizedMatmulParams,
 ) -> Result<MlxBuffer> {
-    let operands = Affine { input, weight, scales, biases, offsets: [0; 3], dtype: DType::F32 };
+    let operands = Affine { input, weight, scales, biases, offsets: [0; 3], dtype: DType::F32, mlx_order: true };
     operands.record("quantized_matmul_simd", encoder, registry, device, params)
 }
 
@@ -78,7 +78,8 @@ pub fn dispatch_quantized_matmul_simd_bf16(
     biases: &MlxBuffer,
     params: &QuantizedMatmulParams,
 ) -> Result<MlxBuffer> {
-    let operands = Affine { input, weight: packed_weights, scales, biases, offsets: [0; 3], dtype: DType::BF16 };
+    let operands =
+        Affine { input, weight: packed_weights, scales, biases, offsets: [0; 3], dtype: DType::BF16, mlx_order: true };
     operands.record("dispatch_quantized_matmul_simd_bf16", encoder, registry, device, params)
 }
 
@@ -112,7 +113,8 @@ pub fn dispatch_quantized_matmul_simd_bf16_expert(
             _ => return check::invalid(format!("{OP}: bits must be 4 or 8, got {bits}")),
         };
     let offsets = [expert_offset_bytes, scales_offset_bytes, biases_offset_bytes].map(|offset| offset as usize);
-    let operands = Affine { input, weight: packed_weights, scales, biases, offsets, dtype: DType::BF16 };
+    let operands =
+        Affine { input, weight: packed_weights, scales, biases, offsets, dtype: DType::BF16, mlx_order: true };
     if !fast && params.m > 0 && n > 0 && k > 0 && group_size > 0 {
         return check::invalid(format!(
             "{OP}: n {n}, k {k}, group_size {group_size} at {bits} bits are not aligned for the kernel"
@@ -140,6 +142,8 @@ struct Affine<'a> {
     offsets: [usize; 3],
     /// Element type of input and result.
     dtype: DType,
+    /// MLX's order of accumulation where the shape is one of its fast kernel's.
+    mlx_order: bool,
 }
 
 impl Affine<'_> {
@@ -209,6 +213,7 @@ impl Affine<'_> {
             },
             output: output.write(id, "output", m * n * self.dtype.size_of())?,
             output_dtype: self.dtype,
+            mlx_order: self.mlx_order,
             batch: 1,
             weight_batch: 1,
             m,

@@ -142,7 +142,18 @@ pub fn quantized_matmul_ggml_batched_strided(
     let weight = ggml_view(OP, device, weight, &slabs)?;
     let output = output.write(device, "output", check::bytes(OP, &[batch, m, n], DType::F32)?)?;
     encoder.force(registry);
-    encoder.record(Op::Matmul(Matmul { input, weight, output, output_dtype: DType::F32, batch, weight_batch, m, n, k }))
+    encoder.record(Op::Matmul(Matmul {
+        input,
+        weight,
+        output,
+        output_dtype: DType::F32,
+        mlx_order: false,
+        batch,
+        weight_batch,
+        m,
+        n,
+        k,
+    }))
 }
 
 /// The layout, and the bytes from the first to the last value of the last row.
@@ -212,6 +223,7 @@ pub fn quantized_matmul_mm_tensor_perm021(
         weight,
         output,
         output_dtype: DType::F32,
+        mlx_order: false,
         batch: 1,
         weight_batch: 1,
         m,

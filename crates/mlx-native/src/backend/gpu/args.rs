@@ -152,6 +152,51 @@ args! {
 }
 
 args! {
+    /// Attention by simdgroup matrices.
+    FlashArgs {
+        n_tokens: u32,
+        n_heads: u32,
+        n_kv_heads: u32,
+        capacity: u32,
+        head_dim: u32,
+        start: u32,
+        /// Positions that a token sees, itself included; the capacity where there is no window.
+        window: u32,
+        /// Parts that the positions are dealt into, a threadgroup each.
+        parts: u32,
+        scale: f32,
+        /// 0 for none.
+        soft_cap: f32,
+    }
+}
+
+args! {
+    /// Drawing a token.
+    SampleArgs {
+        /// In units of 2^-32, at least 1.
+        top_p: u64,
+        /// Logits, ids in the history.
+        dim: u32,
+        history: u32,
+        /// 0 keeps all.
+        top_k: u32,
+        has_top_p: u32,
+        /// The largest logit, whatever the rest says.
+        greedy: u32,
+        /// The random number, in units of 2^-24.
+        draw: u32,
+        /// A weight has three times as many bits after the point.
+        bits: u32,
+        /// The weight 1.
+        one: f32,
+        temperature: f32,
+        penalty: f32,
+        min_p: f32,
+        pad: u32,
+    }
+}
+
+args! {
     /// Routing to experts.
     ExpertArgs {
         /// Output elements (of the sum).

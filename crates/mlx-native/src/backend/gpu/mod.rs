@@ -24,13 +24,13 @@ impl From<WeightFormat> for WeightText {
     }
 }
 
-/// What only the data can tell: an index in `ids` that is out of range.
+/// What only the data can tell: an index in `ids` that is out of range, or a value that is no number.
 #[derive(Clone, Debug)]
 pub(crate) struct Fault {
-    /// The ids, u32.
+    /// The ids, u32, or the values, f32.
     pub ids: View,
-    /// Ids below this are good.
-    pub limit: usize,
+    /// Ids below this are good; none where NaN is bad.
+    pub limit: Option<usize>,
     /// The operation, what an index counts, and what an id names.
     pub words: [&'static str; 3],
 }
@@ -39,7 +39,10 @@ impl Fault {
     /// The error for the word that a kernel left and the id there.
     pub(crate) fn error(&self, index: u32, id: u32) -> MlxError {
         let [op, place, thing] = self.words;
-        MlxError::CommandBufferError(format!("{op}: {place} {index}: {thing} {id} of {}", self.limit))
+        MlxError::CommandBufferError(match self.limit {
+            Some(limit) => format!("{op}: {place} {index}: {thing} {id} of {limit}"),
+            None => format!("{op}: {place} {index} is NaN"),
+        })
     }
 }
 

@@ -16,14 +16,21 @@ mod source;
 use crate::backend::{Capability, CapabilityQuery, OpKind};
 use crate::ops::{Input, Op, WeightView};
 pub(crate) use launches::Routing;
-use launches::route::{Dense, DenseShape, Routed};
+use launches::route::{Dense, DenseShape, Routed, large_k};
 
 /// Which kernel a product would run; nothing is opened. The lists of an expert-routed product are counted for one slot a token, because a query says
 /// neither how many experts there are nor how many a token has.
 pub(crate) fn capability(query: &CapabilityQuery, routing: &Routing) -> Capability {
     let (kernel, scratch_bytes) = match query.op {
         OpKind::Matmul | OpKind::MatmulPerm021 => {
-            (Dense::choose(&DenseShape { m: query.m, transposed: false }, routing).name(), 0)
+            let shape = DenseShape { m: query.m, transposed: false, large: large_k(query.k), qmv: None };
+            match Dense::choose(&shape, routing) {
+                // Heads are widened to rows of f32 first.
+                kernel @ Dense::Large { .. } if query.op == OpKind::MatmulPerm021 => {
+                    (kernel.name(), query.m.saturating_mul(query.k).saturating_mul(4))
+                }
+                kernel => (kernel.name(), 0),
+            }
         }
         OpKind::MatmulId => match Routed::choose(query.m, routing) {
             Routed::Rows => (Routed::Rows.name(), 0),

@@ -2,8 +2,10 @@
 
 use std::fmt::Write;
 
-use super::launches::args::{AttentionArgs, ElementArgs, ExpertArgs, MatmulArgs, RopeArgs, RowArgs, StoreArgs};
-use super::launches::attention::{CACHE_TYPES, LANE_VALUES};
+use super::launches::args::{
+    AttentionArgs, ElementArgs, ExpertArgs, FlashArgs, MatmulArgs, RopeArgs, RowArgs, SampleArgs, StoreArgs,
+};
+use super::launches::attention::{CACHE_TYPES, FLASH_HEADS, LANE_VALUES};
 use super::launches::{Library, WeightText};
 use crate::format::render::codebook;
 use crate::format::{FpMode, Language, render};
@@ -43,8 +45,10 @@ pub(crate) fn assemble(library: Library) -> (String, String) {
                 instantiate(&mut text, &format!("store_kv_{dtype}"), &format!("store_kv<{ty}>"));
                 for values in LANE_VALUES {
                     let name = format!("attention_{dtype}_v{values}");
-                    instantiate(&mut text, &name, &format!("attention<{ty}, {values}>"));
+                    instantiate(&mut text, &name, &format!("attention<{ty}, {values}, false>"));
                 }
+                let widest = LANE_VALUES[LANE_VALUES.len() - 1];
+                instantiate(&mut text, &format!("attention_{dtype}_wide"), &format!("attention<{ty}, {widest}, true>"));
             }
             ("attention.metal".into(), text)
         }
@@ -53,6 +57,24 @@ pub(crate) fn assemble(library: Library) -> (String, String) {
             text += &ExpertArgs::render();
             text += include_str!("kernels/choose.metal");
             ("choose.metal".into(), text)
+        }
+        Library::Sample => {
+            text += &RowArgs::render();
+            text += &ExpertArgs::render();
+            text += &SampleArgs::render();
+            text += include_str!("kernels/choose.metal");
+            text += include_str!("kernels/sample.metal");
+            ("sample.metal".into(), text)
+        }
+        Library::Flash => {
+            text += &FlashArgs::render();
+            text += include_str!("kernels/flash.metal");
+            for (matrices, _) in FLASH_HEADS {
+                for (name, split) in [("flash", false), ("flash_split", true)] {
+                    instantiate(&mut text, &format!("{name}_{matrices}"), &format!("flash<{matrices}, {split}>"));
+                }
+            }
+            ("flash.metal".into(), text)
         }
         Library::MapExperts => {
             text += &MatmulArgs::render();
@@ -104,6 +126,7 @@ fn weight_text(mut text: String, weight: WeightText) -> (String, String) {
     text += include_str!("kernels/matvec.metal");
     text += include_str!("kernels/tile.metal");
     text += include_str!("kernels/matmat.metal");
+    text += include_str!("kernels/large.metal");
     for (rows, columns) in PASSES {
         instantiate(&mut text, &format!("mv_r{rows}"), &format!("mv<{w}, {rows}, {columns}>"));
     }
@@ -111,6 +134,14 @@ fn weight_text(mut text: String, weight: WeightText) -> (String, String) {
     for (suffix, operand) in [("", "half"), ("_f32", "float")] {
         instantiate(&mut text, &format!("mm{suffix}"), &format!("mm<{w}, {operand}>"));
         instantiate(&mut text, &format!("mm_id{suffix}"), &format!("mm_id<{w}, {operand}>"));
+    }
+    instantiate(&mut text, "mm_large", &format!("mm_large<{w}>"));
+    if let WeightText::Affine { bits: bits @ (4 | 8), scales } = weight {
+        text += include_str!("kernels/qmv.metal");
+        for values in [8, 16] {
+            let function = format!("qmv<{bits}, {}, {values}>", scalar_name(scales));
+            instantiate(&mut text, &format!("qmv_{values}"), &function);
+        }
     }
     instantiate(&mut text, "embedding", &format!("embedding<{w}>"));
     if !matches!(weight, WeightText::Ggml(_)) {
@@ -124,8 +155,9 @@ fn tensor_text(text: String, weight: WeightText) -> (String, String) {
     let mut text = format!("{TENSOR_HEADERS}{text}");
     let (name, w) = begin_weight(&mut text, weight);
     text += include_str!("kernels/tile.metal");
+    text += include_str!("kernels/large.metal");
     text += include_str!("kernels/tensor.metal");
-    for function in ["mm_tensor", "mm_id_tensor"] {
+    for function in ["mm_tensor", "mm_id_tensor", "mm_large_tensor"] {
         instantiate(&mut text, function, &format!("{function}<{w}>"));
     }
     (format!("{name}_tensor.metal"), text)

@@ -13,11 +13,11 @@ template <typename T>
 
 // Attention of one head of one token by four simdgroups. Each takes every fourth position and keeps the running maximum, the
 // sum and the weighted values of what it saw; at the end the four are combined. A lane has the values lane, lane + 32, … of the head,
-// V of them.
-template <typename T, uint V>
+// V of them; a head of more than 32 V is WIDE, and threadgroup z has values 32 V z and on.
+template <typename T, uint V, bool WIDE>
 [[kernel]] void attention(device const float* q [[buffer(0)]], device const T* keys [[buffer(1)]], device const T* values [[buffer(2)]],
                           device float* y [[buffer(3)]], constant AttentionArgs& args [[buffer(4)]],
-                          uint2 group [[threadgroup_position_in_grid]], uint thread_index [[thread_index_in_threadgroup]],
+                          uint3 group [[threadgroup_position_in_grid]], uint thread_index [[thread_index_in_threadgroup]],
                           uint simdgroup [[simdgroup_index_in_threadgroup]], uint lane [[thread_index_in_simdgroup]]) {
     threadgroup float partial[4][32 * V];
     threadgroup float maxima[4];
@@ -26,19 +26,24 @@ template <typename T, uint V>
     const ulong row = ulong(token) * args.n_heads + head;
     const ulong cache = ulong(head / (args.n_heads / args.n_kv_heads)) * args.capacity;
     const uint last = args.start + token, first = last < args.window ? 0 : last - args.window + 1;
+    const uint first_value = WIDE ? group.z * 32 * V : 0, width = min(dim - first_value, 32 * V);
     float query[V], sums[V];
     for (uint i = 0; i < V; i++) {
         const uint d = lane + 32 * i;
-        query[i] = d < dim ? q[row * dim + d] * args.scale : 0.0f;
+        query[i] = !WIDE && d < dim ? q[row * dim + d] * args.scale : 0.0f;
         sums[i] = 0.0f;
     }
     float largest = -INFINITY, total = 0.0f;
     for (uint p = first + simdgroup; p <= last; p += 4) {
         const ulong at = (cache + p) * dim;
         float score = 0.0f;
-        for (uint i = 0; i < V; i++) {
-            const uint d = lane + 32 * i;
-            if (d < dim) score += query[i] * float(keys[at + d]);
+        if (WIDE) {
+            for (uint d = lane; d < dim; d += 32) score += q[row * dim + d] * args.scale * float(keys[at + d]);
+        } else {
+            for (uint i = 0; i < V; i++) {
+                const uint d = lane + 32 * i;
+                if (d < dim) score += query[i] * float(keys[at + d]);
+            }
         }
         score = simd_sum(score);
         if (args.soft_cap > 0.0f) score = args.soft_cap * precise::tanh(score / args.soft_cap);
@@ -48,7 +53,7 @@ template <typename T, uint V>
         total = total * keep + weight;
         for (uint i = 0; i < V; i++) {
             const uint d = lane + 32 * i;
-            if (d < dim) sums[i] = sums[i] * keep + weight * float(values[at + d]);
+            if (d < width) sums[i] = sums[i] * keep + weight * float(values[at + first_value + d]);
         }
     }
     for (uint i = 0; i < V; i++) partial[simdgroup][lane + 32 * i] = sums[i];
@@ -64,10 +69,10 @@ template <typename T, uint V>
         shares[s] = precise::exp(maxima[s] - largest);
         total += shares[s] * totals[s];
     }
-    for (uint d = thread_index; d < dim; d += 128) {
+    for (uint d = thread_index; d < width; d += 128) {
         float sum = 0.0f;
         for (uint s = 0; s < 4; s++) sum += shares[s] * partial[s][d];
-        y[row * dim + d] = sum / total;
+        y[row * dim + first_value + d] = sum / total;
     }
 }
 
@@ -81,18 +86,19 @@ inline float turn(float position, float2 frequency, float factor) {
     return (product - rint(product)) + (error + position * low);
 }
 
-// Turns pairs of values, a thread a pair or a value that does not turn; y may be x.
+// Turns pairs chunk.x to chunk.x + chunk.y, a thread a pair; those of the first chunk also copy the values that do not turn. y may be x.
 [[kernel]] void rope(device const float* x [[buffer(0)]], device const uint* positions [[buffer(1)]], device float* y [[buffer(2)]],
                      constant RopeArgs& args [[buffer(3)]], constant float2* frequencies [[buffer(4)]],
-                     device const float* factors [[buffer(5)]], uint group [[threadgroup_position_in_grid]],
+                     device const float* factors [[buffer(5)]], constant uint2& chunk [[buffer(6)]], uint group [[threadgroup_position_in_grid]],
                      uint thread_index [[thread_index_in_threadgroup]]) {
     const ulong index = ulong(group) * 256 + thread_index;
     if (index >= args.len) return;
-    const uint pairs = args.n_rot / 2, per_head = args.head_dim - pairs;
-    const uint i = index % per_head;
+    const uint pairs = args.n_rot / 2, per_head = chunk.y + (chunk.x == 0 ? args.head_dim - args.n_rot : 0);
+    const uint nth = index % per_head, i = chunk.x + nth;
     const ulong head = index / per_head * args.head_dim;
-    if (i >= pairs) {
-        y[head + pairs + i] = x[head + pairs + i];
+    if (nth >= chunk.y) {
+        const ulong still = head + args.n_rot + (nth - chunk.y);
+        y[still] = x[still];
         return;
     }
     const uint position = positions[index / per_head / args.n_heads];
@@ -100,7 +106,7 @@ inline float turn(float position, float2 frequency, float factor) {
     const uint magnitude = negative ? 0 - position : position;
     const float factor = args.has_factors ? factors[i] : 1.0f;
     // Two parts of the position that a float holds exactly.
-    float t = turn(float(magnitude & 0xfff), frequencies[i], factor) + turn(float(magnitude & ~0xfffu), frequencies[i], factor);
+    float t = turn(float(magnitude & 0xfff), frequencies[nth], factor) + turn(float(magnitude & ~0xfffu), frequencies[nth], factor);
     t -= rint(t);
     const float angle = 6.283185307f * (negative ? -t : t);
     const float sine = precise::sin(angle), cosine = precise::cos(angle);

@@ -18,17 +18,12 @@ inline Candidate simd_better(Candidate best) {
     return best;
 }
 
-// The smallest index of the largest value of a row, a threadgroup a row; NaN wins only where there is nothing else.
-[[kernel]] void argmax(device const float* x [[buffer(0)]], device uint* y [[buffer(1)]], constant RowArgs& args [[buffer(2)]],
-                       uint row [[threadgroup_position_in_grid]], uint thread_index [[thread_index_in_threadgroup]],
-                       uint threads [[threads_per_threadgroup]], uint simdgroup [[simdgroup_index_in_threadgroup]],
-                       uint lane [[thread_index_in_simdgroup]]) {
-    threadgroup float values[32];
-    threadgroup uint indices[32];
-    const ulong first = ulong(row) * args.dim;
+// The best of a row over the threads of a threadgroup; every thread gets it. NaN wins only where there is nothing else, and gives NONE.
+inline Candidate threadgroup_best(device const float* x, ulong dim, threadgroup float* values, threadgroup uint* indices,
+                                  uint thread_index, uint threads, uint simdgroup, uint lane) {
     Candidate best{0.0f, NONE};
-    for (ulong i = thread_index; i < args.dim; i += threads) {
-        const float value = x[first + i];
+    for (ulong i = thread_index; i < dim; i += threads) {
+        const float value = x[i];
         if (!isnan(value)) best = better(best, Candidate{value, uint(i)});
     }
     best = simd_better(best);
@@ -37,10 +32,21 @@ inline Candidate simd_better(Candidate best) {
         indices[simdgroup] = best.index;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    if (simdgroup > 0) return;
-    const uint simdgroups = threads / 32;
-    best = simd_better(lane < simdgroups ? Candidate{values[lane], indices[lane]} : Candidate{0.0f, NONE});
-    if (lane == 0) y[row] = best.index == NONE ? 0 : best.index;
+    best = simd_better(lane < threads / 32 ? Candidate{values[lane], indices[lane]} : Candidate{0.0f, NONE});
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    return best;
+}
+
+// The smallest index of the largest value of a row, a threadgroup a row; NaN wins only where there is nothing else.
+[[kernel]] void argmax(device const float* x [[buffer(0)]], device uint* y [[buffer(1)]], constant RowArgs& args [[buffer(2)]],
+                       uint row [[threadgroup_position_in_grid]], uint thread_index [[thread_index_in_threadgroup]],
+                       uint threads [[threads_per_threadgroup]], uint simdgroup [[simdgroup_index_in_threadgroup]],
+                       uint lane [[thread_index_in_simdgroup]]) {
+    threadgroup float values[32];
+    threadgroup uint indices[32];
+    const Candidate best =
+        threadgroup_best(x + ulong(row) * args.dim, args.dim, values, indices, thread_index, threads, simdgroup, lane);
+    if (thread_index == 0) y[row] = best.index == NONE ? 0 : best.index;
 }
 
 // The top_k largest of softmax(logits[t]), a simdgroup a token. Each next expert is the best of those that come after the last one.

@@ -51,3 +51,9 @@ template <typename F>
     }
 }
 
+// Heads [k / head_dim, m, head_dim] as rows [m, k]; dims are m, k, head_dim. Grid of 256 columns, rows.
+[[kernel]] void widen_heads(device const bfloat* x [[buffer(0)]], device float* y [[buffer(1)]], constant uint4& dims [[buffer(2)]],
+                            uint2 group [[threadgroup_position_in_grid]], uint thread_index [[thread_index_in_threadgroup]]) {
+    const uint l = group.x * 256 + thread_index, row = group.y;
+    if (l < dims.y) y[ulong(row) * dims.y + l] = float(x[(ulong(l / dims.z) * dims.x + row) * dims.z + l % dims.z]);
+}

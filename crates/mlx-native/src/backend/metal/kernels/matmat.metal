@@ -11,17 +11,11 @@ inline void multiply_tile(thread const W& weight, device const uchar* x, device 
         for (uint c = 0; c < 4; c++) sums[r][c] = make_filled_simdgroup_matrix<float, 8>(0.0f);
     }
     const uint sub_row = simdgroup / 2 * 16, sub_column = simdgroup % 2 * 32;
-    // Row and column, in an 8x8 matrix, of the two elements that this thread holds: a matrix of positions tells.
     uint2 element_row = uint2(0), element_column = uint2(0);
     if (Scaled<T>::VALUE) {
-        if (thread_index < 64) floats[thread_index] = float(thread_index);
-        threadgroup_barrier(mem_flags::mem_threadgroup);
-        simdgroup_float8x8 positions;
-        simdgroup_load(positions, floats, 8);
-        const uint2 position = uint2(uint(positions.thread_elements()[0]), uint(positions.thread_elements()[1]));
-        element_row = position / 8;
-        element_column = position % 8;
-        threadgroup_barrier(mem_flags::mem_threadgroup);
+        const uint2 places = element_places(floats, thread_index);
+        element_row = places / 8;
+        element_column = places % 8;
     }
     for (uint k0 = 0; k0 < args.k; k0 += TILE_K) {
         tile.load(weight, x, args, k0);

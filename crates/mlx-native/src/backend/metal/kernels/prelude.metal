@@ -23,3 +23,20 @@ inline float threadgroup_max(float value, threadgroup float* shared, uint simdgr
     return value;
 }
 
+// A power of two that brings magnitudes up to `largest` below 2^9, and its inverse. Both are normal for every float.
+inline float2 block_scale(float largest) {
+    const uint exponent = clamp((as_type<uint>(largest) >> 23) & 255, 9u, 254u);
+    return float2(as_type<float>((262 - exponent) << 23), as_type<float>((exponent - 8) << 23));
+}
+
+// Where in an 8x8 matrix, row by row, the two elements lie that a thread holds: a matrix of places tells. The first 64 floats of
+// shared may be used again at once.
+inline uint2 element_places(threadgroup float* shared, uint thread_index) {
+    if (thread_index < 64) shared[thread_index] = float(thread_index);
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    simdgroup_float8x8 places;
+    simdgroup_load(places, shared, 8);
+    const uint2 held = uint2(uint(places.thread_elements()[0]), uint(places.thread_elements()[1]));
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    return held;
+}

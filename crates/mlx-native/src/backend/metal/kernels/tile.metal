@@ -6,12 +6,6 @@ constexpr constant uint TILE_N = 64;
 constexpr constant uint TILE_M = 32;
 constexpr constant uint TILE_K = 32;
 
-// A power of two that brings magnitudes up to `largest` below 2^9, and its inverse. Both are normal for every float.
-inline float2 block_scale(float largest) {
-    const uint exponent = clamp((as_type<uint>(largest) >> 23) & 255, 9u, 254u);
-    return float2(as_type<float>((262 - exponent) << 23), as_type<float>((exponent - 8) << 23));
-}
-
 // Largest magnitude of COUNT values in each of `lanes` neighbouring lanes, a power of two.
 template <uint COUNT> inline float largest_of(thread const float* v, ushort lanes) {
     float largest = 0.0f;

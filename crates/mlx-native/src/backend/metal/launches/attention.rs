@@ -1,9 +1,10 @@
 //! Attention, the cache, rotary embedding.
 
-use super::args::{AttentionArgs, RopeArgs, StoreArgs};
-use super::{Access, Bound, Launch, Library, PipelineKey, u32_of};
+use super::args::{AttentionArgs, FlashArgs, RopeArgs, StoreArgs};
+use super::{Access, Bound, Launch, Library, PipelineKey, Plan, Routing, u32_of};
+use crate::device::Activations;
 use crate::ops::{Attention, Rope, RopeStyle, StoreKv};
-use crate::{DType, MlxError, Result};
+use crate::{DType, Result};
 
 /// Values of a head for each lane that the attention kernel is made for.
 pub(crate) const LANE_VALUES: [usize; 4] = [2, 4, 8, 16];
@@ -30,18 +31,106 @@ pub(super) fn store_kv(op: &StoreKv) -> Result<Vec<Launch>> {
     Ok(launch(function, bindings, [u32_of("elements", len.div_ceil(1024))?, 1, 1], 256))
 }
 
-pub(super) fn attention(op: &Attention) -> Result<Vec<Launch>> {
+/// Matrices of eight values that a head is made of, at most, and the largest head_dim for each.
+pub(crate) const FLASH_HEADS: [(usize, usize); 3] = [(8, 64), (16, 128), (32, 256)];
+
+pub(super) fn attention(op: &Attention, routing: &Routing) -> Result<Plan> {
+    match flash_matrices(op, routing) {
+        Some(matrices) => flash(op, matrices),
+        None => Ok(Plan { launches: by_token(op)?, scratch: Vec::new(), fault: None }),
+    }
+}
+
+/// Whether the kernel with simdgroup matrices runs it, and with how many to a head: an f16 cache, whole matrices, operands in f16 allowed. Its
+/// rows depend on which others share eight.
+fn flash_matrices(op: &Attention, routing: &Routing) -> Option<usize> {
+    let cache = &op.params.cache;
+    let allowed = op.k_cache.dtype == DType::F16
+        && routing.options.activations != Activations::Exact
+        && !routing.options.batch_invariant
+        && cache.head_dim.is_multiple_of(8)
+        && cache.capacity >= 8;
+    FLASH_HEADS.into_iter().find(|(_, largest)| allowed && cache.head_dim <= *largest).map(|(matrices, _)| matrices)
+}
+
+/// Parts that positions are dealt into: enough threadgroups for a GPU, and 256 positions or more to each.
+fn flash_parts(positions: usize, threadgroups: usize) -> usize {
+    positions.div_ceil(256).min(64usize.div_ceil(threadgroups)).max(1)
+}
+
+fn flash(op: &Attention, matrices: usize) -> Result<Plan> {
+    let params = &op.params;
+    let cache = &params.cache;
+    let rows = params.n_tokens * (params.n_heads / cache.n_kv_heads);
+    // Up to 32 rows the four simdgroups of a threadgroup share eight rows, beyond that they have eight each.
+    let split = rows <= 32;
+    let row_groups = rows.div_ceil(if split { 8 } else { 32 });
+    let positions = (params.start + params.n_tokens).min(params.window.unwrap_or(usize::MAX));
+    let parts = if split { flash_parts(positions, cache.n_kv_heads * row_groups) } else { 1 };
+    let capacity = u32_of("capacity", cache.capacity)?;
+    let args = FlashArgs {
+        n_tokens: u32_of("n_tokens", params.n_tokens)?,
+        n_heads: u32_of("n_heads", params.n_heads)?,
+        n_kv_heads: u32_of("n_kv_heads", cache.n_kv_heads)?,
+        capacity,
+        head_dim: cache.head_dim as u32,
+        start: u32_of("start", params.start)?,
+        window: params.window.map_or(capacity, |window| window.min(cache.capacity) as u32),
+        parts: parts as u32,
+        scale: params.scale,
+        soft_cap: params.soft_cap.unwrap_or(0.0),
+    };
+    let output = |access| Bound::View(op.output.clone(), access);
+    let found = |access| Bound::Scratch(0, access);
+    let several = parts > 1;
+    let mut launches = vec![Launch {
+        pipeline: PipelineKey::new(
+            Library::Flash,
+            format!("{}_{matrices}", if split { "flash_split" } else { "flash" }),
+        ),
+        bindings: vec![
+            Bound::read(&op.q),
+            Bound::read(&op.k_cache),
+            Bound::read(&op.v_cache),
+            // The one of these two that nobody writes is bound to something that is there.
+            if several { Bound::read(&op.q) } else { output(Access::Overwrite) },
+            Bound::args(&args),
+            if several { found(Access::Overwrite) } else { Bound::read(&op.q) },
+        ],
+        grid: [u32_of("rows", row_groups)?, args.n_kv_heads, args.parts],
+        group: [128, 1, 1],
+        threadgroup_bytes: 0,
+    }];
+    let mut scratch = Vec::new();
+    if several {
+        let all_rows = cache.n_kv_heads * rows;
+        launches.push(Launch {
+            pipeline: PipelineKey::new(Library::Flash, "flash_combine"),
+            bindings: vec![found(Access::Read), output(Access::Overwrite), Bound::args(&args)],
+            grid: [u32_of("rows", all_rows)?, 1, 1],
+            group: [128, 1, 1],
+            threadgroup_bytes: 0,
+        });
+        scratch.push(all_rows * parts * (cache.head_dim + 2) * 4);
+    }
+    Ok(Plan { launches, scratch, fault: None })
+}
+
+/// A threadgroup for each head of each token, in f32 throughout.
+fn by_token(op: &Attention) -> Result<Vec<Launch>> {
     let params = &op.params;
     let head_dim = params.cache.head_dim;
-    let Some(values) = LANE_VALUES.into_iter().find(|values| head_dim <= 32 * values) else {
-        return Err(MlxError::KernelNotFound(format!("attention: head_dim {head_dim} exceeds 512 on Metal")));
+    let (function, slices) = match LANE_VALUES.into_iter().find(|values| head_dim <= 32 * values) {
+        Some(values) => (format!("attention_{}_v{values}", op.k_cache.dtype), 1),
+        // Threadgroups for every 512 values of a head.
+        None => (format!("attention_{}_wide", op.k_cache.dtype), u32_of("head_dim", head_dim.div_ceil(512))?),
     };
     let capacity = u32_of("capacity", params.cache.capacity)?;
     let args = AttentionArgs {
         n_heads: u32_of("n_heads", params.n_heads)?,
         n_kv_heads: u32_of("n_kv_heads", params.cache.n_kv_heads)?,
         capacity,
-        head_dim: head_dim as u32,
+        head_dim: u32_of("head_dim", head_dim)?,
         start: u32_of("start", params.start)?,
         window: params.window.map_or(capacity, |window| window.min(params.cache.capacity) as u32),
         scale: params.scale,
@@ -54,8 +143,7 @@ pub(super) fn attention(op: &Attention) -> Result<Vec<Launch>> {
         Bound::overwrite(&op.output),
         Bound::args(&args),
     ];
-    let grid = [args.n_heads, u32_of("n_tokens", params.n_tokens)?, 1];
-    Ok(launch(format!("attention_{}_v{values}", op.k_cache.dtype), bindings, grid, 128))
+    Ok(launch(function, bindings, [args.n_heads, u32_of("n_tokens", params.n_tokens)?, slices], 128))
 }
 
 /// The turns that each pair makes in a position, as a float and what it leaves.
@@ -71,38 +159,37 @@ fn frequencies(op: &Rope) -> Vec<[f32; 2]> {
 
 pub(super) fn rope(op: &Rope) -> Result<Vec<Launch>> {
     let params = &op.params;
-    let pairs = params.n_rot / 2;
-    if pairs > MAX_PAIRS {
-        return Err(MlxError::KernelNotFound(format!(
-            "rope: n_rot {} exceeds {} on Metal",
-            params.n_rot,
-            2 * MAX_PAIRS
-        )));
-    }
-    let len = params.n_tokens * params.n_heads * (params.head_dim - pairs);
+    let heads = params.n_tokens * params.n_heads;
     let args = RopeArgs {
         n_heads: u32_of("n_heads", params.n_heads)?,
         head_dim: u32_of("head_dim", params.head_dim)?,
-        n_rot: params.n_rot as u32,
+        n_rot: u32_of("n_rot", params.n_rot)?,
         positions_unsigned: u32::from(op.positions.dtype != DType::I32),
         has_factors: u32::from(op.frequency_factors.is_some()),
         interleaved: u32::from(params.style == RopeStyle::Interleaved),
-        len: len as u64,
+        len: 0,
     };
-    let mut frequencies = frequencies(op);
-    // A binding of no bytes is none.
-    frequencies.push([0.0; 2]);
-    frequencies.truncate(MAX_PAIRS.min(pairs.max(1)));
-    let bindings = vec![
-        Bound::read(&op.input),
-        Bound::read(&op.positions),
-        Bound::overwrite(&op.output),
-        Bound::args(&args),
-        Bound::Bytes(bytemuck::cast_slice(&frequencies).to_vec()),
-        // Nobody reads it where there are no factors.
-        Bound::read(op.frequency_factors.as_ref().unwrap_or(&op.positions)),
-    ];
-    Ok(launch("rope".into(), bindings, [u32_of("elements", len.div_ceil(256))?, 1, 1], 256))
+    let turn = |(chunk, frequencies): (usize, &[[f32; 2]])| {
+        let still = if chunk == 0 { params.head_dim - params.n_rot } else { 0 };
+        let len = heads * (frequencies.len() + still);
+        let bindings = vec![
+            Bound::read(&op.input),
+            Bound::read(&op.positions),
+            Bound::View(
+                op.output.clone(),
+                if params.n_rot / 2 > MAX_PAIRS { Access::ReadWrite } else { Access::Overwrite },
+            ),
+            Bound::args(&RopeArgs { len: len as u64, ..args }),
+            Bound::Bytes(bytemuck::cast_slice(frequencies).to_vec()),
+            // Nobody reads it where there are no factors.
+            Bound::read(op.frequency_factors.as_ref().unwrap_or(&op.positions)),
+            Bound::args(&[u32_of("n_rot", chunk * MAX_PAIRS)?, u32_of("n_rot", frequencies.len())?]),
+        ];
+        let pipeline = PipelineKey::new(Library::Attention, "rope");
+        let grid = [u32_of("elements", len.div_ceil(256))?, 1, 1];
+        Ok(Launch { pipeline, bindings, grid, group: [256, 1, 1], threadgroup_bytes: 0 })
+    };
+    frequencies(op).chunks(MAX_PAIRS).enumerate().map(turn).collect()
 }
 
 /// The element types of a cache: name and MSL.

@@ -27,6 +27,10 @@ fn lanes(k: usize) -> u32 {
 /// Columns and rows of a tile, and its threads.
 const TILE: [u32; 2] = [64, 32];
 const TILE_THREADS: u32 = 128;
+/// The same for the large tile, and its threadgroup memory: weights 64 of k deep in f16 and their scales; the result goes out through it.
+const LARGE_TILE: [u32; 2] = [64, 128];
+const LARGE_TILE_THREADS: u32 = 256;
+const LARGE_TILE_BYTES: usize = 64 * 64 * 2 + 64 * 4;
 
 /// What a function constant says of an element type.
 fn type_code(dtype: DType) -> u32 {
@@ -98,13 +102,11 @@ fn column_groups(n: u32, lanes: u32, columns: u32) -> u32 {
 }
 
 /// output[b][i][j]
-pub(super) fn matmul(op: &Matmul, kernel: Option<&str>, routing: &Routing) -> Result<Vec<Launch>> {
+pub(super) fn matmul(op: &Matmul, kernel: Option<&str>, routing: &Routing) -> Result<Plan> {
     let stored_row = if op.weight.transposed { op.n } else { op.k };
     let args = with_input(args(&op.weight, [op.m, op.n, op.k], stored_row)?, &op.input)?;
     let args = MatmulArgs { batch_ratio: u32_of("batch", op.batch / op.weight_batch)?, ..args };
     let batch = u32_of("batch", op.batch)?;
-    let mut bindings = weight_bindings(&op.weight);
-    bindings.extend([Bound::read(&op.input.view), Bound::overwrite(&op.output), Bound::args(&args)]);
     let shape = DenseShape::of(op);
     let kernel = match kernel {
         Some(name) => Dense::named(name, &shape, routing)?,
@@ -115,18 +117,47 @@ pub(super) fn matmul(op: &Matmul, kernel: Option<&str>, routing: &Routing) -> Re
         Dense::Tile(operands) => {
             ([args.n.div_ceil(TILE[0]), args.m.div_ceil(TILE[1]), batch], TILE_THREADS, operands.tile_bytes())
         }
+        Dense::Large { .. } => {
+            let grid = [args.n.div_ceil(LARGE_TILE[0]), args.m.div_ceil(LARGE_TILE[1]), batch];
+            (grid, LARGE_TILE_THREADS, LARGE_TILE_BYTES)
+        }
+        Dense::Qmv { .. } => ([args.n / 8, args.m, 1], SIMDGROUPS * 32, 0),
         Dense::Rows { rows, columns } => {
             ([column_groups(args.n, args.lanes, columns), args.m.div_ceil(rows), batch], SIMDGROUPS * 32, 0)
         }
     };
-    let library = library(&op.weight, kernel.is_tensor());
-    Ok(vec![Launch {
-        pipeline: pipeline(library, kernel.name(), op.input.dtype, op.output_dtype),
+    let mut plan = Plan { launches: Vec::new(), scratch: Vec::new(), fault: None };
+    let mut product = (Bound::read(&op.input.view), op.input.dtype, args);
+    if let (Dense::Large { .. }, InputLayout::Heads { head_dim }) = (kernel, op.input.layout) {
+        // The large tile reads floats: the same ones, in the same order, as if the caller had permuted.
+        plan.launches.push(widen_heads(op, head_dim)?);
+        plan.scratch.push(op.m * op.k * 4);
+        let rows = MatmulArgs { x_row: op.k as u64 * 4, head_dim: 0, ..args };
+        product = (Bound::Scratch(0, Access::Read), DType::F32, rows);
+    }
+    let (input, dtype, args) = product;
+    let mut bindings = weight_bindings(&op.weight);
+    bindings.extend([input, Bound::overwrite(&op.output), Bound::args(&args)]);
+    plan.launches.push(Launch {
+        pipeline: pipeline(library(&op.weight, kernel.is_tensor()), kernel.name(), dtype, op.output_dtype),
         bindings,
         grid,
         group: [threads, 1, 1],
         threadgroup_bytes,
-    }])
+    });
+    Ok(plan)
+}
+
+/// Scratch 0 = the input's heads, bf16, as rows of f32.
+fn widen_heads(op: &Matmul, head_dim: usize) -> Result<Launch> {
+    let dims = [u32_of("m", op.m)?, u32_of("k", op.k)?, u32_of("head_dim", head_dim)?, 0];
+    Ok(Launch {
+        pipeline: PipelineKey::new(Library::Elementwise, "widen_heads"),
+        bindings: vec![Bound::read(&op.input.view), Bound::Scratch(0, Access::Overwrite), Bound::args(&dims)],
+        grid: [u32_of("k", op.k.div_ceil(256))?, dims[0], 1],
+        group: [256, 1, 1],
+        threadgroup_bytes: 0,
+    })
 }
 
 /// output[slot] = weight[ids[slot]] · input[slot ÷ top_k]
@@ -142,7 +173,7 @@ pub(super) fn matmul_id(op: &MatmulId, kernel: Option<&str>, routing: &Routing) 
     let slots = op.n_tokens * op.top_k;
     let mut bindings = weight_bindings(&op.weight);
     bindings.push(Bound::read(&op.input.view));
-    let fault = Some(Fault { ids: op.ids.clone(), limit: op.n_experts, words: ["matmul_id", "slot", "expert"] });
+    let fault = Some(Fault { ids: op.ids.clone(), limit: Some(op.n_experts), words: ["matmul_id", "slot", "expert"] });
     let Routed::Tile(operands) = kernel else {
         bindings.extend([Bound::overwrite(&op.output), Bound::args(&args), Bound::read(&op.ids), Bound::Fault]);
         let launch = Launch {
@@ -194,7 +225,7 @@ pub(super) fn embedding(op: &Embedding) -> Result<Plan> {
         group: [EMBEDDING_THREADS as u32, 1, 1],
         threadgroup_bytes: 0,
     };
-    let fault = Some(Fault { ids: op.ids.clone(), limit: op.n, words: ["embedding", "token", "id"] });
+    let fault = Some(Fault { ids: op.ids.clone(), limit: Some(op.n), words: ["embedding", "token", "id"] });
     Ok(Plan { launches: vec![launch], scratch: Vec::new(), fault })
 }
 

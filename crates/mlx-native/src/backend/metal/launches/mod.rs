@@ -25,8 +25,12 @@ pub(crate) enum Library {
     Rows,
     /// Attention, the cache, rotary embedding.
     Attention,
+    /// Attention by simdgroup matrices.
+    Flash,
     /// Argmax, routing to experts.
     Choose,
+    /// Drawing a token.
+    Sample,
     /// The lists of an expert-routed product.
     MapExperts,
     /// Products with weights of one format, and rows of them.
@@ -115,13 +119,15 @@ pub(crate) struct Plan {
 pub(crate) fn plan(op: &Op, kernel: Option<&str>, routing: &Routing) -> Result<Plan> {
     let launches = match op {
         Op::MatmulId(op) => return matmul::matmul_id(op, kernel, routing),
-        Op::Matmul(op) => matmul::matmul(op, kernel, routing),
+        Op::Matmul(op) => return matmul::matmul(op, kernel, routing),
         _ if kernel.is_some() => Err(MlxError::KernelNotFound(format!(
             "{}: {} has one kernel, which cannot be asked for by name",
             kernel.unwrap_or_default(),
             op.name()
         ))),
         Op::Embedding(op) => return matmul::embedding(op),
+        Op::Attention(op) => return attention::attention(op, routing),
+        Op::Sample(op) => return choose::sample(op),
         Op::Cast(op) => elementwise::cast(op),
         Op::Binary(op) => elementwise::binary(op),
         Op::GatedActivation(op) => elementwise::gated_activation(op),
@@ -130,11 +136,9 @@ pub(crate) fn plan(op: &Op, kernel: Option<&str>, routing: &Routing) -> Result<P
         Op::Softmax(op) => rows::softmax(op),
         Op::Rope(op) => attention::rope(op),
         Op::StoreKv(op) => attention::store_kv(op),
-        Op::Attention(op) => attention::attention(op),
         Op::ExpertGate(op) => choose::expert_gate(op),
         Op::ExpertSum(op) => choose::expert_sum(op),
         Op::ArgMax(op) => choose::argmax(op),
-        Op::Sample(_) => Err(MlxError::KernelNotFound("sample: there is no Metal kernel".into())),
     }?;
     Ok(Plan { launches, scratch: Vec::new(), fault: None })
 }

@@ -2,8 +2,9 @@
 
 use crate::backend::metal::source::PASSES;
 use crate::device::{Activations, DeviceOptions};
-use crate::ops::{Matmul, MatmulId};
-use crate::{MM_ID_ROUTING_THRESHOLD, MM_ROUTING_THRESHOLD, MlxError, Result};
+use crate::format::WeightFormat;
+use crate::ops::{InputLayout, Matmul, MatmulId};
+use crate::{DType, MM_ID_ROUTING_THRESHOLD, MM_ROUTING_THRESHOLD, MlxError, Result};
 
 /// What the choice of a kernel depends on beside the operation.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +32,10 @@ pub(crate) enum Dense {
     Rows { rows: u32, columns: u32 },
     /// Tiles of 64 columns by 32 rows.
     Tile(Operands),
+    /// Tiles of 64 columns by 128 rows over f32 input, by tensor operations or by simdgroup matrices.
+    Large { tensor: bool },
+    /// MLX's order of accumulation, a lane with so many neighbouring values.
+    Qmv { values: u32 },
     /// x @ w
     Transposed,
 }
@@ -50,16 +55,53 @@ pub(crate) struct DenseShape {
     pub m: usize,
     /// x @ w
     pub transposed: bool,
+    /// The large tile can read the input: f32 whose rows are whole floats apart, or heads that are widened first; k a multiple of 8.
+    pub large: bool,
+    /// Values of a lane where MLX's order of accumulation is asked for and the shape is one of its fast kernel's.
+    pub qmv: Option<u32>,
 }
 
 impl DenseShape {
     pub(crate) fn of(op: &Matmul) -> DenseShape {
-        DenseShape { m: op.m, transposed: op.weight.transposed }
+        let float_rows = match op.input.layout {
+            InputLayout::Rows { row_bytes, batch_bytes } => {
+                // Strides of a tensor are signed.
+                let whole = row_bytes.is_multiple_of(4) && batch_bytes.is_multiple_of(4);
+                op.input.dtype == DType::F32 && whole && i32::try_from(row_bytes / 4).is_ok()
+            }
+            InputLayout::Heads { .. } => op.input.dtype == DType::BF16,
+        };
+        DenseShape {
+            m: op.m,
+            transposed: op.weight.transposed,
+            large: float_rows && large_k(op.k),
+            qmv: if op.mlx_order { qmv_values(op) } else { None },
+        }
     }
 }
 
+/// Whether the large tile's steps come out even.
+pub(crate) fn large_k(k: usize) -> bool {
+    k.is_multiple_of(8)
+}
+
+/// Neighbouring values that a lane of MLX's kernel has: 8, and 16 of bf16 with weights of 4 bits; none where the shape does not divide.
+fn qmv_values(op: &Matmul) -> Option<u32> {
+    let WeightFormat::Affine(affine) = op.weight.format else { return None };
+    let values = match (affine.bits, op.input.dtype) {
+        (4, DType::BF16) => 16,
+        (4 | 8, _) => 8,
+        _ => return None,
+    };
+    let whole = op.n.is_multiple_of(8)
+        && op.k.is_multiple_of(32 * values as usize)
+        && affine.group_size.is_multiple_of(values)
+        && (op.batch, op.weight.transposed) == (1, false);
+    whole.then_some(values)
+}
+
 impl Dense {
-    const ALL: [Dense; 8] = [
+    const ALL: [Dense; 12] = [
         Dense::Rows { rows: PASSES[0].0, columns: PASSES[0].1 },
         Dense::Rows { rows: PASSES[1].0, columns: PASSES[1].1 },
         Dense::Rows { rows: PASSES[2].0, columns: PASSES[2].1 },
@@ -67,6 +109,10 @@ impl Dense {
         Dense::Tile(Operands::Half),
         Dense::Tile(Operands::Float),
         Dense::Tile(Operands::Tensor),
+        Dense::Large { tensor: false },
+        Dense::Large { tensor: true },
+        Dense::Qmv { values: 8 },
+        Dense::Qmv { values: 16 },
         Dense::Transposed,
     ];
 
@@ -76,11 +122,18 @@ impl Dense {
         if shape.transposed {
             return Dense::Transposed;
         }
+        if let Some(values) = shape.qmv {
+            return Dense::Qmv { values };
+        }
         if shape.m <= MM_ROUTING_THRESHOLD as usize || routing.options.batch_invariant {
             let (rows, columns) = pass(shape.m);
             return Dense::Rows { rows, columns };
         }
-        Dense::Tile(operands(routing))
+        match operands(routing) {
+            Operands::Float => Dense::Tile(Operands::Float),
+            _ if shape.large && large_pays(shape.m) => Dense::Large { tensor: routing.tensor_ops },
+            operands => Dense::Tile(operands),
+        }
     }
 
     /// The kernel that is asked for by name.
@@ -88,6 +141,10 @@ impl Dense {
         let suits = |kernel: &Dense| match kernel {
             Dense::Transposed => shape.transposed,
             Dense::Tile(Operands::Tensor) => routing.tensor_ops && !shape.transposed,
+            Dense::Large { tensor } => {
+                shape.large && shape.m >= 8 && (!tensor || routing.tensor_ops) && !shape.transposed
+            }
+            Dense::Qmv { values } => shape.qmv == Some(*values),
             Dense::Rows { .. } | Dense::Tile(_) => !shape.transposed,
         };
         let kernel = Dense::ALL.into_iter().filter(suits).find(|kernel| kernel.name() == name);
@@ -104,14 +161,23 @@ impl Dense {
             Dense::Tile(Operands::Half) => "mm",
             Dense::Tile(Operands::Float) => "mm_f32",
             Dense::Tile(Operands::Tensor) => "mm_tensor",
+            Dense::Large { tensor: false } => "mm_large",
+            Dense::Large { tensor: true } => "mm_large_tensor",
+            Dense::Qmv { values: 16 } => "qmv_16",
+            Dense::Qmv { .. } => "qmv_8",
             Dense::Transposed => "vm",
         }
     }
 
     /// Whether the kernel stands in the library of tensor operations.
     pub(crate) fn is_tensor(self) -> bool {
-        self == Dense::Tile(Operands::Tensor)
+        matches!(self, Dense::Tile(Operands::Tensor) | Dense::Large { tensor: true })
     }
+}
+
+/// Whether tiles of 128 rows make at most an eighth more rows than tiles of 32.
+fn large_pays(m: usize) -> bool {
+    m.div_ceil(128) * 128 * 8 <= m.div_ceil(32) * 32 * 9
 }
 
 impl Routed {
