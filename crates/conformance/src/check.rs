@@ -313,17 +313,19 @@ mod tests {
     }
 
     #[test]
-    fn small_products_do_not_cancel() {
+    fn a_draw_that_cancels_is_made_again() {
         let reference = Reference::new().unwrap();
-        let mut attempts = 0;
-        for seed in 0..20 {
+        let again = (0..20).filter(|&seed| {
             let shape = Shape { m: 1, n: 1, k: 32 };
             let (input, output) = (DType::F32, DType::F32);
             let operation = Operation::Matmul { format: GgmlType::Q8_0.into(), shape, input, output };
             let case = Case { seed, ..Case::new(operation) };
-            attempts += reference.expected(&case).unwrap().attempt;
-        }
-        assert_eq!(attempts, 0, "a draw came out near zero and was made again");
+            let expected = reference.expected(&case).unwrap();
+            // 32 terms of weights and activations of some tenths to 1 have more energy than twice this.
+            assert!(expected.outputs[0].mean_square() > 4.0, "seed {seed}: {:?}", expected.outputs[0].values());
+            expected.attempt > 0
+        });
+        assert!((1..20).contains(&again.count()));
     }
 
     #[test]
