@@ -55,6 +55,7 @@ pub(crate) struct Matmul {
     pub output: View,
     pub output_dtype: DType,
     /// Where the shape allows it, in the order of accumulation of MLX's qmv kernel; for those GPUs that have it.
+    #[allow(dead_code)] // Metal's kernels alone have that order, and a build may have none.
     pub mlx_order: bool,
     pub batch: usize,
     pub weight_batch: usize,
