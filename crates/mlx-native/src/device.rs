@@ -12,7 +12,7 @@ use crate::buffer::MlxBuffer;
 use crate::io::FileMap;
 use crate::memory::MappedMemory;
 use crate::ops::check::invalid;
-use crate::{CommandEncoder, DType, MlxError, Result};
+use crate::{CommandEncoder, DType, LimitsProbe, MlxError, Result};
 
 /// Tells the buffers of one device from those of another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -313,6 +313,11 @@ impl MlxDevice {
     /// Whether and by which kernel this device runs a product, before anything is loaded.
     pub fn capability(&self, query: &CapabilityQuery) -> Capability {
         backend::checked_capability(query, |query| self.inner.backend.capability(query))
+    }
+
+    /// What measures this device's hardware, for benchmarks.
+    pub fn limits_probe(&self) -> LimitsProbe {
+        LimitsProbe::new(self.clone())
     }
 }
 

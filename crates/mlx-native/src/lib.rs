@@ -16,6 +16,7 @@ mod error;
 pub mod format;
 pub mod io;
 mod kernel_registry;
+mod limits;
 mod memory;
 pub mod ops;
 mod weight;
@@ -28,6 +29,7 @@ pub use encoder::CommandEncoder;
 pub use error::{MlxError, Result};
 pub use format::{AffineFormat, FpMode, GgmlType, WeightFormat};
 pub use kernel_registry::KernelRegistry;
+pub use limits::{Limits, LimitsProbe};
 pub use ops::quantized_matmul::{
     QuantizedMatmulParams, dispatch_quantized_matmul_simd_bf16, dispatch_quantized_matmul_simd_bf16_expert,
     quantized_matmul, quantized_matmul_simd,

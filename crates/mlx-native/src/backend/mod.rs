@@ -11,6 +11,7 @@ use std::sync::{Arc, LazyLock};
 
 use crate::device::{DeviceKind, DeviceOptions};
 use crate::format::WeightFormat;
+use crate::limits::Limits;
 use crate::memory::{HostMemory, MappedMemory, Memory};
 use crate::ops::Op;
 use crate::{MlxError, Result};
@@ -35,6 +36,11 @@ pub(crate) trait Backend: Send + Sync {
 
     /// Answers a query whose shape and format have been checked.
     fn capability(&self, query: &CapabilityQuery) -> Capability;
+
+    /// A sample of what the hardware can do at most, reading all of `memory`, which is larger than the caches; none where nothing measures it.
+    fn limits(&self, _memory: &[u8]) -> Result<Option<Limits>> {
+        Ok(None)
+    }
 }
 
 /// Committed work.

@@ -3,6 +3,7 @@
 mod exec;
 mod isa;
 mod kernel;
+mod limits;
 mod matmul;
 mod pool;
 mod products;
@@ -17,6 +18,7 @@ pub(crate) use isa::Isa;
 use super::{Backend, Capability, CapabilityQuery, CommandList, Completed, OpKind, Submission};
 use crate::device::{DeviceKind, DeviceOptions};
 use crate::format::WeightFormat;
+use crate::limits::Limits;
 use crate::{MlxError, Result};
 
 /// The host's processor.
@@ -56,6 +58,10 @@ impl Backend for CpuBackend {
 
     fn capability(&self, query: &CapabilityQuery) -> Capability {
         capability(query, &self.executor.options, self.executor.isa)
+    }
+
+    fn limits(&self, memory: &[u8]) -> Result<Option<Limits>> {
+        limits::measure(self.executor.isa, &self.executor.pool, memory).map(Some)
     }
 }
 

@@ -1,0 +1,46 @@
+//! What a device's hardware can do at most, for benchmarks that print a share of it beside their figures.
+
+use crate::{MlxDevice, Result};
+
+/// What the hardware can do at most, with the threads and the instruction set of a device. One sample: neighbours on the machine disturb it as they
+/// disturb what is compared with it, so take many between the runs of a benchmark, and their median.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Limits {
+    /// Bytes per second that loads alone read from memory beyond the caches.
+    pub read_bytes_per_s: f64,
+    /// Operations per second, two for each multiply-add, of the instructions that the integer kernels sum products of 8-bit values with.
+    pub int8_ops_per_s: f64,
+    /// Operations per second, two for each multiply-add, in f32.
+    pub f32_ops_per_s: f64,
+}
+
+/// Measures [`Limits`] again and again. Holds memory that is larger than any cache.
+pub struct LimitsProbe {
+    device: MlxDevice,
+    memory: Vec<u8>,
+}
+
+/// Several times the last-level cache of the machines that there are.
+const PROBE_BYTES: usize = 256 << 20;
+
+impl LimitsProbe {
+    pub(crate) fn new(device: MlxDevice) -> LimitsProbe {
+        // Not zeros: those would all be one page of the operating system's.
+        LimitsProbe { device, memory: vec![1; PROBE_BYTES] }
+    }
+
+    /// One sample, which takes some 10 ms; none where the device's backend does not measure itself.
+    ///
+    /// # Errors
+    ///
+    /// [`CommandBufferError`](crate::MlxError::CommandBufferError) when the device fails.
+    pub fn measure(&self) -> Result<Option<Limits>> {
+        self.device.backend().limits(&self.memory)
+    }
+}
+
+impl std::fmt::Debug for LimitsProbe {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LimitsProbe").field("device", &self.device).finish_non_exhaustive()
+    }
+}
