@@ -1,6 +1,6 @@
 //! What the commands that run a model share: opening it, and the options that they have in common.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use mlx_native::{Activations, DeviceOptions, MlxDevice};
 use mlx_native_model::chat_template::ChatTemplate;
@@ -24,6 +24,12 @@ pub struct DeviceArgs {
     /// Precision of activations in products: rounded to 8 bits, which is fast, or exact
     #[arg(long, value_enum, default_value_t = ActivationsArg::Q8)]
     activations: ActivationsArg,
+    /// Instruction set of the CPU's kernels: avx512, avx2, neon or portable [default: the best one here]
+    #[arg(long, value_name = "SET", hide_short_help = true)]
+    isa: Option<String>,
+    /// Results of a token do not depend, to the bit, on what is computed beside it
+    #[arg(long, hide_short_help = true)]
+    batch_invariant: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -39,10 +45,13 @@ impl DeviceArgs {
             ActivationsArg::Q8 => Activations::Q8,
             ActivationsArg::Exact => Activations::Exact,
         };
-        let options = DeviceOptions { activations, threads: self.threads, ..Default::default() };
-        Ok(match &self.device {
-            Some(name) => MlxDevice::by_name(name, options)?,
-            None => MlxDevice::with_options(options)?,
+        let options = DeviceOptions { activations, threads: self.threads, batch_invariant: self.batch_invariant };
+        Ok(match (&self.device, &self.isa) {
+            (None, Some(isa)) => MlxDevice::cpu_with_instruction_set(isa, options)?,
+            (Some(name), Some(isa)) if name == "cpu" => MlxDevice::cpu_with_instruction_set(isa, options)?,
+            (Some(name), Some(_)) => bail!("--isa chooses among the CPU's instruction sets; the device is {name}"),
+            (Some(name), None) => MlxDevice::by_name(name, options)?,
+            (None, None) => MlxDevice::with_options(options)?,
         })
     }
 }

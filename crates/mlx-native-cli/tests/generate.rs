@@ -223,8 +223,17 @@ fn bench_model_counts_repetitions() {
     rates.sort_by(f64::total_cmp);
     assert_eq!(found["decode_tokens_per_second"].as_f64(), Some(rates[1]), "the median of three");
     assert!(found["prefill_tokens_per_second"].as_f64().is_some_and(|rate| rate > 0.0));
-    let found = measure(&["-p", "0", "-n", "2", "-r", "1"]);
+    assert!(found["first_token_seconds"].is_number() && found["read_gb_per_s"].as_f64() > Some(0.0));
+    for (share, rate, limit) in [
+        ("prefill_share_of_peak", "prefill_gop_per_s", "int8_peak_gop_per_s"),
+        ("decode_share_of_read", "decode_gb_per_s", "read_gb_per_s"),
+    ] {
+        let number = |key: &str| found[key].as_f64().unwrap_or_else(|| panic!("{key} in {found}"));
+        assert!((number(share) * number(limit) / number(rate) - 1.0).abs() < 1e-9);
+    }
+    let found = measure(&["-p", "0", "-n", "2", "-r", "1", "--depth", "9", "--isa", "portable"]);
     assert!(found["prefill_tokens_per_second"].is_null() && found["decode_tokens_per_second"].is_number());
+    assert!(found["first_token_seconds"].is_null() && found["device"].as_str().is_some_and(|d| d.contains("portable")));
     assert!(error_of(&mut on(&model, &["bench", "model"], &["-r", "0"])).contains("nothing to measure"));
 }
 
@@ -244,6 +253,16 @@ fn bench_ops_measures_every_combination() {
         assert!((number("gflop_per_s") * number("seconds") * 1e9 / flops - 1.0).abs() < 1e-9);
         assert!(number("gb_per_s") > 0.0);
     }
+    let vector = "attention,rms_norm,gated_activation,rope,softmax,argmax,sample";
+    let options = ["bench", "ops", "--op", vector, "--context", "40", "--heads", "4/2", "--head-dim", "8", "--json"];
+    let found = stdout_of(mlxn(&cache, &options).args(shape).args(["--isa", "portable"]));
+    let found: Vec<serde_json::Value> = serde_json::from_str(&found).expect("JSON");
+    assert_eq!(found.len(), 7 * 2);
+    for measured in &found {
+        assert!(measured["seconds"].as_f64() > Some(0.0) && measured["share_of_read"].as_f64() > Some(0.0));
+        assert_eq!(measured["share_of_peak"].is_number(), measured["op"] == "attention", "{measured}");
+    }
+    assert!(error_of(&mut mlxn(&cache, &["bench", "ops", "--isa", "mmx"])).contains("portable"));
     assert!(error_of(&mut mlxn(&cache, &["bench", "ops", "--format", "Q9_9"])).contains("Q4_0"));
     let error = error_of(&mut mlxn(&cache, &["bench", "ops", "--format", "Q4_K", "-k", "100"]));
     assert!(error.contains("256"), "{error}");

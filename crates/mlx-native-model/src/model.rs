@@ -107,6 +107,11 @@ impl Model {
         self.weights.bytes_per_token(&self.config)
     }
 
+    /// Multiply-adds in products that each token of a prompt takes; the logits, which only the last one has, and attention are not among them.
+    pub fn multiply_adds_per_prompt_token(&self) -> usize {
+        self.weights.multiply_adds_per_token(&self.config)
+    }
+
     /// The context that [`SessionOptions::context`] gives.
     pub fn context(&self, options: &SessionOptions) -> usize {
         match options.context {

@@ -64,6 +64,18 @@ impl<'m> Session<'m> {
         self.cache.byte_len()
     }
 
+    /// Bytes of the cache that attention reads for a token at `position`: of layers with a window no more than that.
+    pub fn cache_bytes_at(&self, position: usize) -> usize {
+        let config = &self.model.config;
+        let seen = position + 1;
+        let positions = |layer: usize| match &config.sliding {
+            Some(sliding) if sliding.covers(layer) => seen.min(sliding.window),
+            _ => seen,
+        };
+        let per_position = self.cache_bytes() / self.context() / config.n_layers;
+        (0..config.n_layers).map(|layer| positions(layer) * per_position).sum()
+    }
+
     /// Forgets all tokens from position `len` on.
     pub fn truncate(&mut self, len: usize) {
         self.position = self.position.min(len);

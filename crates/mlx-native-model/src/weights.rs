@@ -108,21 +108,27 @@ impl Weights {
 
     /// Bytes of weights that a token reads.
     pub(crate) fn bytes_per_token(&self, config: &ModelConfig) -> usize {
-        let gated = |gated: &Gated| gated.gate.byte_len() + gated.up.byte_len() + gated.down.byte_len();
+        self.layers_per_token(config, |weight| weight.byte_len() / weight.n_experts()) + self.output.byte_len()
+    }
+
+    /// Multiply-adds of a token in the layers' products.
+    pub(crate) fn multiply_adds_per_token(&self, config: &ModelConfig) -> usize {
+        self.layers_per_token(config, |weight| weight.n() * weight.k())
+    }
+
+    /// The sum of `each` over the matrices of all layers that a token goes through: of experts those that it is routed to.
+    fn layers_per_token(&self, config: &ModelConfig, each: impl Fn(&Weight) -> usize) -> usize {
+        let gated = |gated: &Gated| each(&gated.gate) + each(&gated.up) + each(&gated.down);
         let feed_forward = |layer: &LayerWeights| match &layer.feed_forward {
             FeedForward::Dense(dense) => gated(dense),
             FeedForward::Experts(mixture) => {
                 let used = config.experts.as_ref().map_or(0, |experts| experts.top_k);
-                let each = gated(&mixture.experts) / mixture.experts.gate.n_experts();
-                let shared = mixture.shared.as_ref().map_or(0, |shared| gated(&shared.expert) + shared.gate.byte_len());
-                mixture.router.byte_len() + used * each + shared
+                let shared = mixture.shared.as_ref().map_or(0, |shared| gated(&shared.expert) + each(&shared.gate));
+                each(&mixture.router) + used * gated(&mixture.experts) + shared
             }
         };
-        let attention = |layer: &LayerWeights| {
-            [&layer.q, &layer.k, &layer.v, &layer.attn_output].iter().map(|weight| weight.byte_len()).sum::<usize>()
-        };
-        let layers: usize = self.layers.iter().map(|layer| attention(layer) + feed_forward(layer)).sum();
-        layers + self.output.byte_len()
+        let attention = |layer: &LayerWeights| [&layer.q, &layer.k, &layer.v, &layer.attn_output].map(&each);
+        self.layers.iter().map(|layer| attention(layer).iter().sum::<usize>() + feed_forward(layer)).sum()
     }
 }
 

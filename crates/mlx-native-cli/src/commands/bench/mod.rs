@@ -1,5 +1,7 @@
 //! `mlxn bench`.
 
+mod beside;
+mod cases;
 mod model;
 mod ops;
 

@@ -1,12 +1,14 @@
 //! `mlxn bench model`.
 
 use anyhow::{Result, bail};
-use mlx_native_model::SessionOptions;
+use mlx_native::DType;
+use mlx_native_model::{Model, Session, SessionOptions};
 use serde::Serialize;
 use std::io::Write;
-use std::path::PathBuf;
-use std::time::Instant;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use super::beside::{Beside, Medians};
 use super::median;
 use crate::engine::{DeviceArgs, Engine};
 use crate::output;
@@ -14,9 +16,14 @@ use crate::output;
 /// Measure a model's tokens per second: a prompt at once (prefill), and token by token (decode).
 #[derive(clap::Args)]
 #[command(after_help = "\
-Each repetition starts with an empty context, as llama.cpp's llama-bench does; a first one is not counted.
+Each repetition starts with an empty context, or with --depth tokens in it, as llama.cpp's llama-bench does; a first \
+one is not counted. Decode is shown beside what loads alone read from memory (weights, and the part of the cache that \
+attention reads), prefill beside the peak of 8-bit multiply-adds (products only). Both limits are measured between \
+the repetitions, with the same threads and instruction set.
 
-Example: mlxn bench model smollm2 -p 512 -n 64 --threads 2 --json")]
+Examples:
+  mlxn bench model smollm2 -p 512 -n 64 --threads 2 --json
+  mlxn bench model smollm2 -p 0 -n 64 --depth 4096")]
 pub struct Args {
     /// An alias or OWNER/REPO (pulled when missing), a GGUF file, or a model directory
     model: String,
@@ -26,10 +33,14 @@ pub struct Args {
     /// Tokens that are generated; 0 leaves decode out
     #[arg(short = 'n', value_name = "TOKENS", default_value_t = 64)]
     generate: usize,
+    /// Tokens in context before either
+    #[arg(short, long, value_name = "TOKENS", default_value_t = 0)]
+    depth: usize,
     /// Repetitions
     #[arg(short, value_name = "TIMES", default_value_t = 5)]
     repetitions: usize,
-    /// Print one object: medians as prefill_tokens_per_second and decode_tokens_per_second, and each repetition
+    /// Print one object: medians as prefill_tokens_per_second and decode_tokens_per_second, shares, memory, and each
+    /// repetition
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -43,12 +54,28 @@ struct Measured {
     device: String,
     prompt_tokens: usize,
     generated_tokens: usize,
+    depth: usize,
     /// Median; none without a prompt.
     prefill_tokens_per_second: Option<f64>,
+    /// Operations in products, two for each multiply-add, per second / 10⁹.
+    prefill_gop_per_s: Option<f64>,
+    prefill_share_of_peak: Option<f64>,
     /// Median; none where nothing is generated.
     decode_tokens_per_second: Option<f64>,
-    /// Bytes of weights read per second while decoding / 10⁹.
+    /// Bytes of weights and of the cache that are read per second while decoding / 10⁹.
     decode_gb_per_s: Option<f64>,
+    decode_share_of_read: Option<f64>,
+    #[serde(flatten)]
+    limits: Medians,
+    /// From the start of the command to the logits after the prompt, once, loading the model included; none without a prompt or at a depth.
+    first_token_seconds: Option<f64>,
+    /// Bytes of weights that a token reads.
+    weight_bytes: usize,
+    file_bytes: u64,
+    cache_bytes: usize,
+    /// The most memory that the process had until the first repetition's end, the pages of the file that it touched included; none where the
+    /// operating system does not say.
+    peak_memory_bytes: Option<u64>,
     repetitions: Vec<Repetition>,
 }
 
@@ -58,65 +85,166 @@ struct Repetition {
     decode_tokens_per_second: Option<f64>,
 }
 
+/// What is measured again and again.
+struct Bench<'m> {
+    session: Session<'m>,
+    tokens: Vec<u32>,
+    depth: usize,
+}
+
+impl<'m> Bench<'m> {
+    fn new(model: &'m Model, depth: usize, measured: usize) -> Result<Self> {
+        let options = SessionOptions { context: depth + measured, kv_dtype: DType::F16, ..SessionOptions::default() };
+        // Which tokens these are has no influence on speed, but no two in a row shall be the same.
+        let vocabulary = model.vocabulary() as u64;
+        let tokens = (1..=(depth + measured) as u64).map(|i| (i * 2_654_435_761 % vocabulary) as u32).collect();
+        Ok(Self { session: model.session(options)?, tokens, depth })
+    }
+
+    /// Fills the context up to the depth.
+    fn fill(&mut self) -> Result<()> {
+        if self.depth > 0 {
+            self.session.forward(&self.tokens[..self.depth])?;
+        }
+        Ok(())
+    }
+
+    /// How long `len` tokens take from the depth on, `at_once` at a time.
+    fn time(&mut self, len: usize, at_once: usize) -> Result<Duration> {
+        self.session.truncate(self.depth);
+        let start = Instant::now();
+        for tokens in self.tokens[self.depth..self.depth + len].chunks(at_once.max(1)) {
+            self.session.forward(tokens)?;
+        }
+        Ok(start.elapsed())
+    }
+}
+
+/// Takes samples of the limits for a quarter of the time that the measurement took, at least three of them.
+fn sample(beside: &mut Beside, measured: Duration) -> Result<()> {
+    let start = Instant::now();
+    let mut samples = 0;
+    while samples < 3 || start.elapsed() < measured / 4 {
+        beside.sample()?;
+        samples += 1;
+    }
+    Ok(())
+}
+
 /// Measures a model.
 pub fn run(args: Args) -> Result<()> {
-    let Args { prompt, generate, repetitions, .. } = args;
+    let started = Instant::now();
+    let Args { prompt, generate, depth, repetitions, .. } = args;
     if repetitions == 0 || prompt + generate == 0 {
         bail!("nothing to measure: -r must be at least 1, and -p or -n too");
     }
     let engine = Engine::open(&args.model, &args.device)?;
     let model = &engine.model;
-    let mut session = model.session(SessionOptions { context: prompt.max(generate), ..SessionOptions::default() })?;
-    // Which tokens these are has no influence on speed, but no two in a row shall be the same.
-    let vocabulary = model.vocabulary() as u64;
-    let tokens: Vec<u32> = (1..=prompt.max(generate) as u64).map(|i| (i * 2_654_435_761 % vocabulary) as u32).collect();
     let bar = output::bar("repetitions", repetitions as u64 + 1);
+    let mut bench = Bench::new(model, depth, prompt.max(generate))?;
+    bench.fill()?;
+    bench.time(prompt, prompt)?;
+    let first_token_seconds = (prompt > 0 && depth == 0).then(|| started.elapsed().as_secs_f64());
+    bench.time(generate, 1)?;
+    let peak_memory_bytes = peak_memory();
+    bar.inc(1);
+    let mut beside = Beside::new(model.device());
     let mut measured = Vec::new();
-    for repetition in 0..=repetitions {
-        let mut rate = |tokens: &[u32], at_once: usize| -> Result<Option<f64>> {
-            session.truncate(0);
-            let start = Instant::now();
-            for tokens in tokens.chunks(at_once.max(1)) {
-                session.forward(tokens)?;
+    for _ in 0..repetitions {
+        let mut rate = |len: usize, at_once: usize| -> Result<Option<f64>> {
+            if len == 0 {
+                return Ok(None);
             }
-            Ok((!tokens.is_empty()).then(|| tokens.len() as f64 / start.elapsed().as_secs_f64()))
+            let took = bench.time(len, at_once)?;
+            sample(&mut beside, took)?;
+            Ok(Some(len as f64 / took.as_secs_f64()))
         };
-        let done = Repetition {
-            prefill_tokens_per_second: rate(&tokens[..prompt], prompt)?,
-            decode_tokens_per_second: rate(&tokens[..generate], 1)?,
-        };
-        if repetition > 0 {
-            measured.push(done);
-        }
+        measured.push(Repetition {
+            prefill_tokens_per_second: rate(prompt, prompt)?,
+            decode_tokens_per_second: rate(generate, 1)?,
+        });
         bar.inc(1);
     }
     bar.finish_and_clear();
-    let medians = |rates: Vec<Option<f64>>| -> Option<f64> {
-        rates.into_iter().collect::<Option<Vec<_>>>().map(|rates| median(&rates))
+    let medians = |rate: fn(&Repetition) -> Option<f64>| -> Option<f64> {
+        measured.iter().map(rate).collect::<Option<Vec<_>>>().map(|rates| median(&rates))
     };
-    let prefill = medians(measured.iter().map(|repetition| repetition.prefill_tokens_per_second).collect());
-    let decode = medians(measured.iter().map(|repetition| repetition.decode_tokens_per_second).collect());
+    let prefill = medians(|repetition| repetition.prefill_tokens_per_second);
+    let decode = medians(|repetition| repetition.decode_tokens_per_second);
+    let limits = beside.take();
+    let weight_bytes = model.bytes_per_token();
+    let bytes_per_token = weight_bytes + bench.session.cache_bytes_at(depth + generate / 2);
+    let prefill_gop_per_s = prefill.map(|rate| rate * 2.0 * model.multiply_adds_per_prompt_token() as f64 / 1e9);
+    let decode_gb_per_s = decode.map(|rate| rate * bytes_per_token as f64 / 1e9);
     let measured = Measured {
         architecture: model.config().architecture.clone(),
         device: model.device().name(),
         prompt_tokens: prompt,
         generated_tokens: generate,
+        depth,
         prefill_tokens_per_second: prefill,
+        prefill_gop_per_s,
+        prefill_share_of_peak: prefill_gop_per_s.zip(limits.int8_peak_gop_per_s).map(|(rate, peak)| rate / peak),
         decode_tokens_per_second: decode,
-        decode_gb_per_s: decode.map(|rate| rate * model.bytes_per_token() as f64 / 1e9),
+        decode_gb_per_s,
+        decode_share_of_read: decode_gb_per_s.zip(limits.read_gb_per_s).map(|(rate, read)| rate / read),
+        limits,
+        first_token_seconds,
+        weight_bytes,
+        file_bytes: size(&engine.path)?,
+        cache_bytes: bench.session.cache_bytes(),
+        peak_memory_bytes,
         repetitions: measured,
-        model: engine.path,
+        model: engine.path.clone(),
     };
-    if args.json {
-        return output::json(&measured);
+    if args.json { output::json(&measured) } else { measured.print() }
+}
+
+impl Measured {
+    /// For people.
+    fn print(&self) -> Result<()> {
+        let mut out = output::stdout();
+        let at = if self.depth > 0 { format!(" after {} in context", self.depth) } else { String::new() };
+        let percent = |share: Option<f64>| share.map_or(String::new(), |share| format!("{:.0} % of ", 100.0 * share));
+        writeln!(out, "{} on {}", self.model.display(), self.device)?;
+        if let (Some(rate), Some(gop)) = (self.prefill_tokens_per_second, self.prefill_gop_per_s) {
+            write!(out, "prefill of {} tokens{at}: {rate:.1} tokens/s ({gop:.0} Gop/s", self.prompt_tokens)?;
+            match self.limits.int8_peak_gop_per_s {
+                Some(peak) => writeln!(out, ", {}the 8-bit peak of {peak:.0})", percent(self.prefill_share_of_peak))?,
+                None => writeln!(out, ")")?,
+            }
+        }
+        if let (Some(rate), Some(gb)) = (self.decode_tokens_per_second, self.decode_gb_per_s) {
+            write!(out, "decode of {} tokens{at}: {rate:.1} tokens/s ({gb:.1} GB/s", self.generated_tokens)?;
+            match self.limits.read_gb_per_s {
+                Some(read) => writeln!(out, ", {}reading at {read:.1})", percent(self.decode_share_of_read))?,
+                None => writeln!(out, ")")?,
+            }
+        }
+        if let Some(seconds) = self.first_token_seconds {
+            writeln!(out, "first token after {:.0} ms, loading included", seconds * 1e3)?;
+        }
+        if let Some(peak) = self.peak_memory_bytes {
+            let mib = |bytes: u64| bytes >> 20;
+            let (file, cache) = (self.file_bytes, self.cache_bytes as u64);
+            writeln!(out, "memory {} MiB (file {}, cache {})", mib(peak), mib(file), mib(cache))?;
+        }
+        Ok(())
     }
-    let mut out = output::stdout();
-    writeln!(out, "{} on {}", measured.model.display(), measured.device)?;
-    if let Some(rate) = measured.prefill_tokens_per_second {
-        writeln!(out, "prefill of {prompt} tokens: {rate:.1} tokens/s")?;
+}
+
+/// Bytes of a file, or of the files in a folder.
+fn size(path: &Path) -> std::io::Result<u64> {
+    let metadata = std::fs::metadata(path)?;
+    if !metadata.is_dir() {
+        return Ok(metadata.len());
     }
-    if let (Some(rate), Some(gb)) = (measured.decode_tokens_per_second, measured.decode_gb_per_s) {
-        writeln!(out, "decode of {generate} tokens: {rate:.1} tokens/s ({gb:.1} GB/s of weights)")?;
-    }
-    Ok(())
+    std::fs::read_dir(path)?.try_fold(0, |sum, entry| Ok(sum + std::fs::metadata(entry?.path())?.len()))
+}
+
+/// The most resident memory that this process has had, as Linux counts it.
+fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
 }

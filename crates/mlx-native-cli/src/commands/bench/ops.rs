@@ -1,24 +1,32 @@
 //! `mlxn bench ops`.
 
-use anyhow::{Result, bail};
-use clap::ValueEnum;
-use conformance::generate::{Scales, WeightData, normals, rng};
-use mlx_native::{CapabilityQuery, DType, MlxBuffer, MlxDevice, OpKind, Weight, WeightFormat};
+use anyhow::{Context, Result, bail};
+use mlx_native::{MlxDevice, WeightFormat};
 use serde::Serialize;
 use std::io::Write;
 use std::time::{Duration, Instant};
 
+use super::beside::{Arithmetic, Beside, Medians};
+use super::cases::{self, Case, Operation, Shape, Weights};
 use super::median;
 use crate::engine::DeviceArgs;
 use crate::output;
 
-/// Measure single operations on random data.
+/// Measure single operations on random data, beside what the processor can do at most.
 #[derive(clap::Args)]
 #[command(after_help = "\
-Dimensions may be lists; every combination is measured. Weights are larger than the caches: copies take turns.
-GB/s counts weights, input and output once; for matmul_id the weights of the experts that are used.
+Dimensions may be lists; every combination is measured. Weights and caches are larger than the processor's caches: \
+copies take turns. GB/s counts everything that has to be read or written once; for matmul_id the weights of the \
+experts that are used.
 
-Example: mlxn bench ops --format Q4_0,Q4_K -m 1,8,512 -n 4096 -k 14336 --threads 2 --json")]
+The first percentage is the share of what loads alone read from memory (more is possible where data comes from a \
+cache), the second the share of the peak of 8-bit or f32 multiply-adds. Both limits are measured between the runs, \
+with the same threads and instruction set.
+
+Examples:
+  mlxn bench ops --format Q4_0,Q4_K -m 1,8,512 -n 4096 -k 14336 --threads 2 --json
+  mlxn bench ops --op attention -m 1 --context 512,4096 --heads 9/3 --head-dim 64
+  mlxn bench ops --op softmax,argmax,sample -m 1 -n 151936 --isa avx2")]
 pub struct Args {
     /// Operations
     #[arg(long, value_enum, value_delimiter = ',', default_values = ["matmul"])]
@@ -41,44 +49,57 @@ pub struct Args {
     /// Experts that each row of matmul_id goes through
     #[arg(long, default_value_t = 4)]
     top: usize,
-    /// Print an array of {op, format, m, n, k, device, kernel, seconds, gb_per_s, gflop_per_s}
+    /// Positions that attention sees
+    #[arg(long, value_delimiter = ',', default_values = ["512", "4096"])]
+    context: Vec<usize>,
+    /// Heads of queries and of the cache
+    #[arg(long, value_delimiter = ',', default_values = ["32/8"], value_name = "QUERY/CACHE")]
+    heads: Vec<String>,
+    /// Values of a head
+    #[arg(long, default_value_t = 128)]
+    head_dim: usize,
+    /// Print an array of {op, format, m, n, k, context, heads, device, kernel, runs, seconds, best_seconds, gb_per_s,
+    /// gflop_per_s, read_gb_per_s, share_of_read, arithmetic, peak_gop_per_s, share_of_peak}
     #[arg(long)]
     json: bool,
     #[command(flatten)]
     device: DeviceArgs,
 }
 
-#[derive(Clone, Copy, Serialize, ValueEnum)]
-#[value(rename_all = "snake_case")]
-#[serde(rename_all = "snake_case")]
-enum Operation {
-    /// A dense product
-    Matmul,
-    /// A product with the experts that each row is routed to
-    MatmulId,
-}
-
 #[derive(Serialize)]
 struct Measured {
     op: Operation,
-    format: String,
-    m: usize,
-    n: usize,
-    k: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    format: Option<String>,
+    #[serde(flatten)]
+    shape: Shape,
     device: String,
-    kernel: String,
-    /// Median of one run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kernel: Option<String>,
+    /// Timed runs.
+    runs: usize,
+    /// Median of a run.
     seconds: f64,
+    /// The fastest run.
+    best_seconds: f64,
     gb_per_s: f64,
-    gflop_per_s: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gflop_per_s: Option<f64>,
+    /// What loads alone read meanwhile.
+    read_gb_per_s: Option<f64>,
+    share_of_read: Option<f64>,
+    /// Which peak.
+    arithmetic: Arithmetic,
+    peak_gop_per_s: Option<f64>,
+    share_of_peak: Option<f64>,
 }
 
-/// Bytes of weights that take turns, so that none is still in a cache when its turn comes.
-const ROTATED_BYTES: usize = 256 << 20;
 /// How long each combination is measured at least.
-const TIME: Duration = Duration::from_millis(400);
-/// Runs at least, the first not counted.
-const RUNS: usize = 6;
+const TIME: Duration = Duration::from_millis(300);
+/// Timed runs at least.
+const RUNS: usize = 7;
+/// Operations of a few microseconds are recorded several times in a list, so that a run takes about this long, as they are in a model.
+const LIST_TIME: Duration = Duration::from_millis(1);
 
 /// Measures every combination.
 pub fn run(args: Args) -> Result<()> {
@@ -87,31 +108,46 @@ pub fn run(args: Args) -> Result<()> {
     if args.top == 0 || args.top > args.experts {
         bail!("--top {}: expected 1 to --experts {}", args.top, args.experts);
     }
-    let mut out = output::stdout();
-    let mut all = Vec::new();
+    let heads = args.heads.iter().map(|text| parse_heads(text, args.head_dim)).collect::<Result<Vec<_>>>()?;
+    let mut bench = Bench { device: &device, beside: Beside::new(&device), json: args.json, all: Vec::new() };
     for &op in &args.op {
-        for &format in &formats {
-            for (&n, &k) in args.n.iter().flat_map(|n| args.k.iter().map(move |k| (n, k))) {
-                let bench = Bench { op, format, n, k, experts: args.experts, top: args.top, device: &device };
-                let weights = bench.weights()?;
-                for &m in &args.m {
-                    let measured = bench.measure(&weights, m)?;
-                    if !args.json {
-                        let Measured { format, kernel, seconds, gb_per_s, gflop_per_s, .. } = &measured;
-                        let name = op.to_possible_value().map_or(String::new(), |value| value.get_name().to_owned());
-                        writeln!(
-                            out,
-                            "{name} {format:8} m {m:>4}, n {n}, k {k}: {:>10.1} µs {gb_per_s:>7.1} GB/s \
-                             {gflop_per_s:>8.1} GFLOP/s  {kernel}",
-                            seconds * 1e6
-                        )?;
+        match op {
+            Operation::Matmul | Operation::MatmulId => {
+                let (experts, top) = match op {
+                    Operation::Matmul => (1, None),
+                    _ => (args.experts, Some(args.top)),
+                };
+                for (format, (n, k)) in pairs(&formats, &pairs(&args.n, &args.k)) {
+                    let weights = Weights::new(&device, format, experts, n, k)?;
+                    for &m in &args.m {
+                        bench.measure(cases::product(&device, &weights, m, top)?)?;
                     }
-                    all.push(measured);
+                }
+            }
+            Operation::Attention => {
+                for (heads, (context, m)) in pairs(&heads, &pairs(&args.context, &args.m)) {
+                    bench.measure(cases::attention(&device, m, context, heads)?)?;
+                }
+            }
+            Operation::Rope => {
+                for (heads, m) in pairs(&heads, &args.m) {
+                    bench.measure(cases::rowwise(&device, op, m, 0, heads)?)?;
+                }
+            }
+            _ => {
+                let widths = if op == Operation::RmsNorm { &args.k } else { &args.n };
+                for (width, m) in pairs(widths, &args.m) {
+                    bench.measure(cases::rowwise(&device, op, m, width, heads[0])?)?;
                 }
             }
         }
     }
-    if args.json { output::json(&all) } else { Ok(()) }
+    if args.json { output::json(&bench.all) } else { Ok(()) }
+}
+
+/// Every combination, the second varying fastest.
+fn pairs<A: Copy, B: Copy>(a: &[A], b: &[B]) -> Vec<(A, B)> {
+    a.iter().flat_map(|&a| b.iter().map(move |&b| (a, b))).collect()
 }
 
 /// The formats of these names; all of them for none.
@@ -133,83 +169,114 @@ fn named_formats(names: &[String]) -> Result<Vec<WeightFormat>> {
     Ok(formats)
 }
 
-/// An operation with everything but its rows.
+/// `32/8` and the values of a head.
+fn parse_heads(text: &str, head_dim: usize) -> Result<[usize; 3]> {
+    let parsed = text.split_once('/').and_then(|(q, kv)| Some((q.parse().ok()?, kv.parse().ok()?)));
+    let (q, kv): (usize, usize) = parsed.with_context(|| format!("--heads {text}: expected two numbers as in 32/8"))?;
+    if kv == 0 || q == 0 || !q.is_multiple_of(kv) {
+        bail!("--heads {text}: expected a multiple of the cache's heads");
+    }
+    Ok([q, kv, head_dim])
+}
+
 struct Bench<'d> {
-    op: Operation,
-    format: WeightFormat,
-    n: usize,
-    k: usize,
-    experts: usize,
-    top: usize,
     device: &'d MlxDevice,
+    beside: Beside,
+    json: bool,
+    all: Vec<Measured>,
 }
 
 impl Bench<'_> {
-    /// Copies of a random weight that are together larger than the caches.
-    fn weights(&self) -> Result<Vec<Weight>> {
-        let matrices = match self.op {
-            Operation::Matmul => 1,
-            Operation::MatmulId => self.experts,
-        };
-        let random = &mut rng(1, "bench");
-        let data = WeightData::random(self.format, matrices, self.n, self.k, Scales::Ordinary, random)?;
-        let copies = ROTATED_BYTES / (self.format.matrix_bytes(self.n, self.k)? * matrices).max(1) + 1;
-        (0..copies).map(|_| Ok(data.upload(self.device)?)).collect()
-    }
-
-    fn measure(&self, weights: &[Weight], m: usize) -> Result<Measured> {
-        let Self { op, format, n, k, .. } = *self;
-        let (kind, per_row) = match op {
-            Operation::Matmul => (OpKind::Matmul, 1),
-            Operation::MatmulId => (OpKind::MatmulId, self.top),
-        };
-        let capability = self.device.capability(&CapabilityQuery { op: kind, format, m, n, k });
-        if let Some(why) = capability.why_not {
-            bail!("{}, m {m}, n {n}, k {k} on {}: {why}", format.name(), self.device.name());
-        }
-        let random = &mut rng(2, "bench");
-        let input = self.device.buffer_from_slice(&normals(random, m * k, 1.0), DType::F32, vec![m, k])?;
-        // Rows take the experts in turn, so that as many as possible are used.
-        let ids: Vec<u32> = (0..m * per_row).map(|slot| (slot % self.experts) as u32).collect();
-        let ids = self.device.buffer_from_slice(&ids, DType::U32, vec![m, per_row])?;
-        let rows = m * per_row;
-        let mut output = self.device.alloc_buffer(rows * n * size_of::<f32>(), DType::F32, vec![rows, n])?;
-
-        let mut times = Vec::new();
-        let start = Instant::now();
-        while times.len() < RUNS || start.elapsed() < TIME {
-            let weight = &weights[times.len() % weights.len()];
+    fn measure(&mut self, mut case: Case<'_>) -> Result<()> {
+        let mut turn = 0;
+        let mut list = |times: usize| -> Result<Duration> {
             let before = Instant::now();
-            self.once(weight, &input, &ids, &mut output)?;
-            times.push(before.elapsed().as_secs_f64());
-        }
-        let seconds = median(&times[1..]);
-        let used = match op {
-            Operation::Matmul => 1,
-            Operation::MatmulId => rows.min(self.experts),
+            let mut encoder = self.device.command_encoder()?;
+            for _ in 0..times {
+                (case.record)(&mut encoder, turn)?;
+                turn += 1;
+            }
+            encoder.commit_and_wait()?;
+            Ok(before.elapsed())
         };
-        let weight_bytes = weights.first().map_or(0, |weight| weight.byte_len() / weight.n_experts() * used);
-        let bytes = weight_bytes + input.byte_len() + output.byte_len();
-        Ok(Measured {
-            op,
-            format: format.name().into_owned(),
-            m,
-            n,
-            k,
-            device: self.device.name(),
-            kernel: capability.kernel,
+        // The first run faults pages in; the second says how long one takes.
+        list(1)?;
+        let times = (LIST_TIME.as_secs_f64() / list(1)?.as_secs_f64()).clamp(1.0, 256.0).round() as usize;
+        let runs = self.beside.time(RUNS, TIME, || list(times).map(drop))?;
+        let seconds = median(&runs) / times as f64;
+        let limits = self.beside.take();
+        let measured = Measured::new(self.device.name(), &case, &runs, seconds, times, &limits);
+        if !self.json {
+            writeln!(output::stdout(), "{}", measured.line())?;
+        }
+        self.all.push(measured);
+        Ok(())
+    }
+}
+
+impl Measured {
+    fn new(device: String, case: &Case<'_>, runs: &[f64], seconds: f64, times: usize, limits: &Medians) -> Self {
+        let gb_per_s = case.bytes as f64 / seconds / 1e9;
+        let gflop_per_s = case.operations.map(|operations| operations / seconds / 1e9);
+        let peak_gop_per_s = limits.peak(case.arithmetic);
+        Measured {
+            op: case.op,
+            format: case.format.map(|format| format.name().into_owned()),
+            shape: case.shape,
+            device,
+            kernel: case.kernel.clone(),
+            runs: runs.len(),
             seconds,
-            gb_per_s: bytes as f64 / seconds / 1e9,
-            gflop_per_s: 2.0 * rows as f64 * n as f64 * k as f64 / seconds / 1e9,
-        })
+            best_seconds: runs.iter().copied().fold(f64::INFINITY, f64::min) / times as f64,
+            gb_per_s,
+            gflop_per_s,
+            read_gb_per_s: limits.read_gb_per_s,
+            share_of_read: limits.read_gb_per_s.map(|limit| gb_per_s / limit),
+            arithmetic: case.arithmetic,
+            peak_gop_per_s,
+            share_of_peak: peak_gop_per_s.zip(gflop_per_s).map(|(peak, rate)| rate / peak),
+        }
     }
 
-    fn once(&self, weight: &Weight, input: &MlxBuffer, ids: &MlxBuffer, output: &mut MlxBuffer) -> Result<()> {
-        let mut encoder = self.device.command_encoder()?;
-        match self.op {
-            Operation::Matmul => encoder.matmul(input, weight, output)?,
-            Operation::MatmulId => encoder.matmul_id(input, weight, ids, output, None)?,
+    /// One line for people.
+    fn line(&self) -> String {
+        let Shape { m, n, k, context, heads } = self.shape;
+        let mut what = self.op.name();
+        if let Some(format) = &self.format {
+            what += &format!(" {format:8}");
         }
-        Ok(encoder.commit_and_wait()?)
+        what += &format!(" m {m:>4}");
+        for (name, value) in [("n", n), ("k", k), ("context", context)] {
+            what += &value.map(|value| format!(", {name} {value}")).unwrap_or_default();
+        }
+        if let Some([q, kv, dim]) = heads {
+            what += &format!(", {q}/{kv} heads of {dim}");
+        }
+        let percent = |share: Option<f64>| share.map(|share| format!(" ({:.0} %)", 100.0 * share)).unwrap_or_default();
+        let mut line = format!("{what}: {:>9.1} µs {:>7.1} GB/s", self.seconds * 1e6, self.gb_per_s);
+        line += &percent(self.share_of_read);
+        if let Some(rate) = self.gflop_per_s {
+            line += &format!(" {rate:>8.1} GFLOP/s{}", percent(self.share_of_peak));
+        }
+        if let Some(kernel) = &self.kernel {
+            line += &format!("  {kernel}");
+        }
+        if let (Some(read), Some(peak)) = (self.read_gb_per_s, self.peak_gop_per_s) {
+            line += &format!("  [read {read:.1} GB/s, peak {peak:.0} Gop/s]");
+        }
+        line
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_heads;
+
+    #[test]
+    fn heads() {
+        assert_eq!(parse_heads("9/3", 64).unwrap(), [9, 3, 64]);
+        for wrong in ["9", "9/0", "9/2", "0/1", "a/b"] {
+            assert!(parse_heads(wrong, 64).unwrap_err().to_string().contains(wrong));
+        }
     }
 }
