@@ -18,8 +18,6 @@ mod prepare;
 mod simd;
 mod source;
 #[cfg(test)]
-mod speed;
-#[cfg(test)]
 mod tests;
 mod tiles;
 

@@ -6,30 +6,30 @@ use crate::format::ggml::Scalar;
 use crate::format::{GgmlType, dequantize_row};
 
 /// A small generator (xorshift64*).
-pub(super) struct Random(u64);
+struct Random(u64);
 
 impl Random {
-    pub(super) fn new(seed: u64) -> Random {
+    fn new(seed: u64) -> Random {
         Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
     }
-    pub(super) fn next(&mut self) -> u64 {
+    fn next(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
         self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
     }
     /// Uniform in [low, high).
-    pub(super) fn range(&mut self, low: f32, high: f32) -> f32 {
+    fn range(&mut self, low: f32, high: f32) -> f32 {
         low + (high - low) * ((self.next() >> 40) as f32 / (1u64 << 24) as f32)
     }
     /// About normal: a sum of uniform values.
-    pub(super) fn normal(&mut self) -> f32 {
+    fn normal(&mut self) -> f32 {
         (0..6).map(|_| self.range(-1.0, 1.0)).sum::<f32>() * std::f32::consts::FRAC_1_SQRT_2
     }
 }
 
 /// A weight that owns its bytes.
-pub(super) struct Owned {
+struct Owned {
     format: WeightFormat,
     packed: Vec<u8>,
     scales: Vec<u8>,
@@ -38,7 +38,7 @@ pub(super) struct Owned {
 
 impl Owned {
     /// Random codes with scales of ordinary size.
-    pub(super) fn random(format: WeightFormat, n: usize, k: usize, random: &mut Random) -> Owned {
+    fn random(format: WeightFormat, n: usize, k: usize, random: &mut Random) -> Owned {
         let mut packed: Vec<u8> = (0..format.matrix_bytes(n, k).unwrap()).map(|_| random.next() as u8).collect();
         let (mut scales, mut biases) = (Vec::new(), Vec::new());
         match format {
@@ -63,29 +63,7 @@ impl Owned {
         Owned { format, packed, scales, biases }
     }
 
-    /// Some random rows over and over: quick to make in any size.
-    pub(super) fn random_repeated(format: WeightFormat, n: usize, k: usize, random: &mut Random) -> Owned {
-        let rows = 64.min(n);
-        let some = Owned::random(format, rows, k, random);
-        let repeat = |bytes: &[u8]| bytes.iter().copied().cycle().take(bytes.len() / rows * n).collect();
-        Owned { format, packed: repeat(&some.packed), scales: repeat(&some.scales), biases: repeat(&some.biases) }
-    }
-
-    pub(super) fn format(&self) -> WeightFormat {
-        self.format
-    }
-
-    /// The codes, for blocks with their scales.
-    pub(super) fn packed(&self) -> &[u8] {
-        &self.packed
-    }
-
-    /// Bytes of the whole weight.
-    pub(super) fn bytes(&self) -> usize {
-        self.packed.len() + self.scales.len() + self.biases.len()
-    }
-
-    pub(super) fn weight(&self) -> Weight<'_> {
+    fn weight(&self) -> Weight<'_> {
         match self.format {
             WeightFormat::Ggml(ty) => Weight::Ggml { ty, blocks: &self.packed },
             WeightFormat::Affine(format) => {
@@ -158,7 +136,7 @@ fn tame(ty: GgmlType, bytes: &mut [u8], random: &mut Random) {
 }
 
 /// Both phases, phase 1 in three parts and phase 2 in the given pieces; outputs start as NaN.
-pub(super) fn multiply(
+fn multiply(
     config: Config,
     w: &Owned,
     m: usize,
@@ -215,7 +193,7 @@ impl IntoFormat for AffineFormat {
 }
 
 /// Every format that has a matmul, MLX's in some of its group sizes and scale types.
-pub(super) fn formats() -> Vec<WeightFormat> {
+fn formats() -> Vec<WeightFormat> {
     let mut formats: Vec<WeightFormat> =
         GgmlType::all().filter(|ty| ty.is_matmul_weight()).map(WeightFormat::Ggml).collect();
     formats.extend(FpMode::ALL.map(WeightFormat::Fp));

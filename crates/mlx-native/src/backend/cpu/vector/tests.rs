@@ -2,7 +2,6 @@
 
 mod attention;
 mod cases;
-mod speed;
 
 use half::{bf16, f16};
 
