@@ -1,44 +1,90 @@
 #!/usr/bin/env python3
-"""Prefill and decode of whole models, ours and llama.cpp's in turn on the same machine, as a Markdown table.
+"""Prefill and decode of whole models, ours and llama.cpp's in turn on the same machine: a Markdown table, and JSON for plots.py.
 
-usage: whole_models.py MLXN PEERS [MODEL…]    (PEERS: the folder that scripts/peers/setup.sh made; MODEL: names of its models, without .gguf)
+Each round runs both programs once, so that a noisy neighbour disturbs both; the medians of all rounds are compared. Models are names without .gguf of the
+folder that scripts/peers/setup.sh made, or paths.
 
-Each round runs both programs once, so that a noisy neighbour disturbs both; the medians of ROUNDS rounds are compared. Two threads, a prompt of 512
-tokens, 64 generated ones.
+example: whole_models.py mlxn ~/.cache/mlx-native/peers smollm2 gemma3-270m --threads 1,2 --prompts 32,512,2048 --depths 0,512,4096 --json models.json
 """
 
-import json
+import argparse
 import pathlib
-import statistics
-import subprocess
-import sys
 
-ROUNDS = 5
-mlxn, peers = sys.argv[1], pathlib.Path(sys.argv[2])
-models = sys.argv[3:] or ["smollm2", "gemma3-270m"]
+import common
 
-
-def ours(model):
-    run = subprocess.run([mlxn, "bench", "model", model, "-p", "512", "-n", "64", "-r", "1", "--threads", "2", "--json"],
-                         capture_output=True, check=True)
-    result = json.loads(run.stdout)
-    return result["prefill_tokens_per_second"], result["decode_tokens_per_second"]
-
-
-def theirs(model):
-    run = subprocess.run([peers / "llama.cpp/build/bin/llama-bench", "-m", model, "-p", "512", "-n", "64", "-t", "2", "-r", "1", "-o", "json"],
-                         capture_output=True, check=True)
-    prefill, decode = json.loads(run.stdout)
-    return prefill["avg_ts"], decode["avg_ts"]
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("mlxn")
+parser.add_argument("peers", type=pathlib.Path)
+parser.add_argument("models", nargs="*", default=["smollm2", "gemma3-270m"])
+numbers = lambda text: [int(number) for number in text.split(",") if number]
+parser.add_argument("--threads", type=numbers, default=[2])
+parser.add_argument("--prompts", type=numbers, default=[512], help="tokens of prompts")
+parser.add_argument("--depths", type=numbers, default=[0], help="tokens in context before decoding")
+parser.add_argument("-n", "--generate", type=int, default=64)
+parser.add_argument("--rounds", type=int, default=5)
+parser.add_argument("--isa", help="instruction set of ours")
+parser.add_argument("--libraries", help="folder of llama.cpp's libraries, such as those built for AVX2 alone")
+parser.add_argument("--batch-invariant", action="store_true", help="compare ours with batch_invariant on with ours, not with llama.cpp")
+parser.add_argument("--json", help="append the results to this file")
+args = parser.parse_args()
 
 
-print("| model | prefill: ours | llama.cpp | ratio | decode: ours | llama.cpp | ratio |\n|---|---|---|---|---|---|---|")
-for name in models:
-    model = peers / f"models/{name}.gguf"
-    rounds = [(ours(model), theirs(model)) for _ in range(ROUNDS)]
-    row = [name]
-    for kind in (0, 1):
-        us = statistics.median(a[kind] for a, _ in rounds)
-        them = statistics.median(b[kind] for _, b in rounds)
-        row += [f"{us:.0f}", f"{them:.0f}", f"{us / them:.1f} ×"]
-    print("| " + " | ".join(row) + " |", flush=True)
+def ours(model, threads, prompt, generate, depth, *extra):
+    command = [args.mlxn, "bench", "model", model, "-p", prompt, "-n", generate, "-d", depth, "-r", 1, "--threads", threads, "--json", "--device", "cpu"]
+    command += ["--isa", args.isa] if args.isa else []
+    return common.run_json(command + list(extra))
+
+
+def theirs(model, threads, prompt, generate, depth):
+    if args.batch_invariant:
+        found = ours(model, threads, prompt, generate, depth)
+        return found["prefill_tokens_per_second"] or found["decode_tokens_per_second"]
+    command = [args.peers / "llama.cpp/build/bin/llama-bench", "-m", model, "-p", prompt, "-n", generate, "-d", depth, "-t", threads, "-r", 1, "-o", "json"]
+    env = {"LD_LIBRARY_PATH": args.libraries} if args.libraries else None
+    return common.run_json(command, env)[0]["avg_ts"]
+
+
+def case(name, threads, kind, size, depth):
+    """Rounds of one measurement."""
+    model = pathlib.Path(name)
+    if not model.is_file():
+        model = args.peers / f"models/{name}.gguf"
+    prompt, generate = (size, 0) if kind == "prefill" else (0, size)
+    extra = ["--batch-invariant"] if args.batch_invariant else []
+    rounds = []
+    for _ in range(args.rounds):
+        us = ours(model, threads, prompt, generate, depth, *extra)
+        rounds.append((us, theirs(model, threads, prompt, generate, depth)))
+    key = f"{kind}_tokens_per_second"
+    share, limit = {"prefill": ("prefill_share_of_peak", "int8_peak_gop_per_s"), "decode": ("decode_share_of_read", "read_gb_per_s")}[kind]
+    each = lambda field: [us[field] for us, _ in rounds]
+    return {
+        "model": model.stem, "kind": kind, "threads": threads, "tokens": size, "depth": depth, "isa": args.isa,
+        "peer": "ours without batch_invariant" if args.batch_invariant else "llama.cpp" + (" (AVX2)" if args.libraries else ""),
+        "batch_invariant": args.batch_invariant,
+        "ours": common.spread(each(key)), "theirs": common.spread([them for _, them in rounds]),
+        "ratio": common.median(each(key)) / common.median([them for _, them in rounds]),
+        "share": common.median(each(share)), "limit": common.median(each(limit)), "limit_is": limit,
+        "file_bytes": rounds[0][0]["file_bytes"], "cache_bytes": rounds[0][0]["cache_bytes"],
+        "peak_memory_bytes": max(us["peak_memory_bytes"] or 0 for us, _ in rounds),
+    }
+
+
+def main():
+    results = {"machine": common.machine(), "rounds": args.rounds, "cases": []}
+    header = ["model", "threads", "what", "ours", "share", args.batch_invariant and "ours, not invariant" or "llama.cpp", "ratio"]
+    print(common.table(header, []), flush=True)
+    for threads in args.threads:
+        for name in args.models:
+            wanted = [("prefill", prompt, 0) for prompt in args.prompts]
+            wanted += [("decode", args.generate, depth) for depth in args.depths if args.generate]
+            for kind, size, depth in wanted:
+                found = case(name, threads, kind, size, depth)
+                results["cases"].append(found)
+                common.write_json(args.json, results)
+                what = f"prefill of {size}" if kind == "prefill" else f"decode at {depth}"
+                print(f"| {found['model']} | {threads} | {what} | {found['ours']['median']:.0f} | {100 * (found['share'] or 0):.0f} % "
+                      f"| {found['theirs']['median']:.0f} | {found['ratio']:.2f} × |", flush=True)
+
+
+main()
