@@ -136,15 +136,7 @@ fn tame(ty: GgmlType, bytes: &mut [u8], random: &mut Random) {
 }
 
 /// Both phases, phase 1 in three parts and phase 2 in the given pieces; outputs start as NaN.
-fn multiply(
-    config: Config,
-    w: &Owned,
-    m: usize,
-    n: usize,
-    k: usize,
-    x: &[f32],
-    pieces: &[usize],
-) -> Vec<f32> {
+fn multiply(config: Config, w: &Owned, m: usize, n: usize, k: usize, x: &[f32], pieces: &[usize]) -> Vec<f32> {
     let plan = Plan::new(config, w.format, m, n, k);
     let mut prepared = vec![0xFFu8; plan.x_bytes()];
     let mut scratch = vec![0xFFu8; plan.thread_bytes()];
