@@ -8,10 +8,8 @@ use super::simd::{MAX_LANES, Simd, array, four};
 use super::source::Choice;
 use super::{Config, Job, Weight};
 use crate::backend::cpu::isa::Isa;
-use crate::format::fp::e4m3_to_f32;
 use crate::format::{FpMode, GgmlType, dequantize_row};
 use half::{bf16, f16};
-use std::sync::LazyLock;
 
 /// Values of k that are widened at once: whole blocks of every format.
 const K_BLOCK: usize = 1024;
@@ -68,13 +66,28 @@ unsafe fn portable(job: &Job) {
     unsafe { run::<super::simd::portable::Portable>(job) }
 }
 
-/// E4M3 by code.
-static E4M3: LazyLock<[f32; 256]> = LazyLock::new(|| std::array::from_fn(|code| e4m3_to_f32(code as u8)));
-
 /// Values `first..first + out.len()` of row `row` as f32. `first` is a multiple of [`K_BLOCK`].
 #[inline(always)]
 unsafe fn widen<S: Simd>(weight: &Weight, k: usize, row: usize, first: usize, out: &mut [f32]) {
-    if let Weight::Ggml { ty: GgmlType::F32, blocks } = *weight {
+    if let Weight::Fp { mode: FpMode::Mxfp8, packed, scales } = *weight {
+        let pitch = FpMode::Mxfp8.row_bytes(k).unwrap_or(0);
+        let groups = FpMode::Mxfp8.groups(k);
+        let size = FpMode::Mxfp8.group_size() as usize;
+        let whole = out.len() / size * size;
+        // SAFETY: the row's codes first..first + out.len() lie in the weight, and a group is whole vectors.
+        unsafe {
+            let codes = packed.as_ptr().add(row * pitch + first);
+            for group in (0..whole).step_by(size) {
+                let scale = S::splat(FpMode::Mxfp8.scale(scales[row * groups + (first + group) / size]));
+                for l in (group..group + size).step_by(4 * S::LANES) {
+                    S::store_floats(out.as_mut_ptr().add(l), S::mul(S::load_e4m3(codes.add(l)), scale));
+                }
+            }
+        }
+        if whole < out.len() {
+            widen_any(weight, k, row, first + whole, &mut out[whole..]);
+        }
+    } else if let Weight::Ggml { ty: GgmlType::F32, blocks } = *weight {
         // SAFETY: the row's elements first..first + out.len() lie in the weight, at any address.
         unsafe {
             let from = blocks.as_ptr().add((row * k + first) * size_of::<f32>());
@@ -139,19 +152,6 @@ fn widen_any(weight: &Weight, k: usize, row: usize, first: usize, out: &mut [f32
                     *out = scale * code as f32 + bias;
                 }
                 done = end;
-            }
-            Ok(())
-        }
-        Weight::Fp { mode: FpMode::Mxfp8, packed, scales } => {
-            let pitch = FpMode::Mxfp8.row_bytes(k).unwrap_or(0);
-            let groups = FpMode::Mxfp8.groups(k);
-            let codes = &packed[row * pitch + first..][..out.len()];
-            let size = FpMode::Mxfp8.group_size() as usize;
-            for (g, (out, codes)) in out.chunks_mut(size).zip(codes.chunks(size)).enumerate() {
-                let scale = FpMode::Mxfp8.scale(scales[row * groups + first / size + g]);
-                for (out, code) in out.iter_mut().zip(codes) {
-                    *out = scale * E4M3[*code as usize];
-                }
             }
             Ok(())
         }

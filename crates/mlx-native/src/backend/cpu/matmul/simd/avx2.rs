@@ -136,6 +136,10 @@ impl Simd for Avx2 {
         _mm256_hadd_epi32(_mm256_hadd_epi32(v[0], v[1]), _mm256_hadd_epi32(v[2], v[3]))
     }
     #[inline(always)]
+    unsafe fn zip(lo: __m256i, hi: __m256i) -> [__m256i; 2] {
+        [_mm256_unpacklo_epi64(lo, hi), _mm256_unpackhi_epi64(lo, hi)]
+    }
+    #[inline(always)]
     unsafe fn broadcast(p: *const u8) -> __m256i {
         _mm256_set1_epi32(p.cast::<i32>().read_unaligned())
     }

@@ -12,6 +12,7 @@
 use std::mem::MaybeUninit;
 
 use super::panels::{Columns, Kind};
+use crate::format::fp::e4m3_to_f32;
 use crate::format::ggml::fp4::e8m0_half;
 
 #[cfg(target_arch = "x86_64")]
@@ -110,6 +111,16 @@ macro_rules! half_bytes_as_words {
         unsafe fn half_i8(v: [[u64; 2]; 4], s: usize, half: usize) -> Self::Floats {
             Self::i8_rows(v.map(|halves| (halves[half] >> (8 * Self::LANES * s)) as u32))
         }
+        #[inline(always)]
+        unsafe fn half_e4m3(v: [[u64; 2]; 4], s: usize, half: usize) -> Self::Floats {
+            let mut bytes = [0; 4 * super::MAX_LANES];
+            for i in 0..Self::LANES {
+                for r in 0..4 {
+                    bytes[4 * i + r] = (v[r][half] >> (8 * (Self::LANES * s + i))) as u8;
+                }
+            }
+            Self::load_e4m3(bytes.as_ptr())
+        }
     };
 }
 
@@ -185,6 +196,8 @@ pub(super) trait Simd: Copy + 'static {
     unsafe fn transpose(v: [Self::Bytes; 4]) -> [Self::Bytes; 4];
     /// In each lane, place r: the sum of the four i32 of `v[r]`.
     unsafe fn sum_each(v: [Self::Ints; 4]) -> Self::Ints;
+    /// Lane by lane the first eight bytes of `lo` and of `hi`, and the last eight of both.
+    unsafe fn zip(lo: Self::Bytes, hi: Self::Bytes) -> [Self::Bytes; 2];
     /// Every dword: the one at `p`.
     unsafe fn broadcast(p: *const u8) -> Self::Bytes;
     /// Transposes lanes: lane j of result i is lane i of `v[j]`, for i, j < LANES.
@@ -252,6 +265,20 @@ pub(super) trait Simd: Copy + 'static {
     unsafe fn half_u8(v: Self::HalfBytes, s: usize, half: usize) -> Self::Floats;
     /// [`half_u8`](Simd::half_u8), signed.
     unsafe fn half_i8(v: Self::HalfBytes, s: usize, half: usize) -> Self::Floats;
+    /// [`half_u8`](Simd::half_u8) of E4M3 numbers.
+    unsafe fn half_e4m3(v: Self::HalfBytes, s: usize, half: usize) -> Self::Floats;
+    /// 4·LANES E4M3 numbers at `p`.
+    #[inline(always)]
+    unsafe fn load_e4m3(p: *const u8) -> Self::Floats {
+        let mut values = [0.0; 4 * MAX_LANES];
+        // SAFETY: as many bytes stand at `p`, and the array has as many places; the caller runs on this instruction set.
+        unsafe {
+            for (i, value) in values.iter_mut().enumerate().take(4 * Self::LANES) {
+                *value = e4m3_to_f32(*p.add(i));
+            }
+            Self::load_floats(values.as_ptr())
+        }
+    }
     /// Place r of lane i: 2 to the power of byte i of `rows[r]` − 128.
     #[inline(always)]
     unsafe fn exp2_rows(rows: [u32; 4]) -> Self::Floats {

@@ -141,6 +141,10 @@ impl Simd for Neon {
         vpaddq_s32(vpaddq_s32(v[0], v[1]), vpaddq_s32(v[2], v[3]))
     }
     #[inline(always)]
+    unsafe fn zip(lo: uint8x16_t, hi: uint8x16_t) -> [uint8x16_t; 2] {
+        [vcombine_u8(vget_low_u8(lo), vget_low_u8(hi)), vcombine_u8(vget_high_u8(lo), vget_high_u8(hi))]
+    }
+    #[inline(always)]
     unsafe fn broadcast(p: *const u8) -> uint8x16_t {
         vreinterpretq_u8_u32(vdupq_n_u32(p.cast::<u32>().read_unaligned()))
     }

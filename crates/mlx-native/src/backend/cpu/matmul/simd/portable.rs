@@ -102,6 +102,10 @@ impl Simd for Portable {
         map(v, |v| v[0] + v[1] + v[2] + v[3])
     }
     #[inline(always)]
+    unsafe fn zip(lo: [u8; 16], hi: [u8; 16]) -> [[u8; 16]; 2] {
+        [0, 8].map(|first| std::array::from_fn(|i| if i < 8 { lo[first + i] } else { hi[first + i - 8] }))
+    }
+    #[inline(always)]
     unsafe fn broadcast(p: *const u8) -> [u8; 16] {
         std::array::from_fn(|i| *p.add(i % 4))
     }

@@ -5,7 +5,6 @@ use super::super::Weight;
 use super::super::simd::{MAX_LANES, Simd, both_halves, four};
 use super::{Scales, Source};
 use crate::format::ggml::codebooks::{E2M1_DOUBLED, IQ4_VALUES};
-use crate::format::ggml::fp4::ue4m3_half;
 
 /// Rows of blocks.
 #[derive(Clone, Copy)]
@@ -340,6 +339,18 @@ impl<S: Simd> Source<S> for MXFP4 {
     }
 }
 
+/// The two scales of block `j` of 32 values: a stored block is four scales, then 16 bytes of codes for each of two such blocks.
+#[inline(always)]
+fn nvfp4_scales(p: *const u8, j: usize) -> *const u8 {
+    p.wrapping_add(j / 2 * 36 + j % 2 * 2)
+}
+
+/// The codes of block `j` of 32 values.
+#[inline(always)]
+fn nvfp4_codes(p: *const u8, j: usize) -> *const u8 {
+    p.wrapping_add(j / 2 * 36 + 4 + j % 2 * 16)
+}
+
 impl<S: Simd> Source<S> for NVFP4 {
     const HALVES: bool = true;
     const OFFSET: i32 = 12;
@@ -347,20 +358,27 @@ impl<S: Simd> Source<S> for NVFP4 {
 
     #[inline(always)]
     unsafe fn scales(&self, stage: &Stage, _: usize) -> Scales<S> {
-        let mut scales = [[0.0; 4 * MAX_LANES]; 2];
-        for i in 0..S::LANES.min(stage.blocks) {
-            for r in 0..4 {
-                let j = stage.first + i;
-                // SAFETY: the staged blocks exist; two scales for each 32 values stand at their beginning.
-                let pair = unsafe { stage.p[r].add(j / 2 * 36 + j % 2 * 2).cast::<[u8; 2]>().read() };
-                scales[0][4 * i + r] = ue4m3_half(pair[0]);
-                scales[1][4 * i + r] = ue4m3_half(pair[1]);
-            }
-        }
-        // SAFETY: the arrays have 4·LANES places.
+        // SAFETY: the staged blocks exist; those beyond k have the scale 0.
         unsafe {
+            let pair = |r: usize, i: usize| {
+                if i < S::LANES && i < stage.blocks {
+                    let at = nvfp4_scales(stage.p[r], stage.first + i);
+                    (at.cast::<u16>().read_unaligned() as u64) << (16 * i)
+                } else {
+                    0
+                }
+            };
+            let rows = four!(|r| pair(r, 0) | pair(r, 1) | pair(r, 2) | pair(r, 3));
+            // GGML ignores the sign, and all ones mean 0 instead of NaN.
+            let unsigned = |word: u64| {
+                let word = word & 0x7F7F_7F7F_7F7F_7F7F;
+                let ones = (word + 0x0101_0101_0101_0101) & 0x8080_8080_8080_8080;
+                word & !(ones - (ones >> 7))
+            };
+            let bytes = S::half_bytes(four!(|r| [unsigned(rows[r]), 0]));
+            let half = S::splat(0.5);
             Scales {
-                scale: [S::load_floats(scales[0].as_ptr()), S::load_floats(scales[1].as_ptr())],
+                scale: [S::mul(S::half_e4m3(bytes, 0, 0), half), S::mul(S::half_e4m3(bytes, 0, 1), half)],
                 min: [S::splat(0.0); 2],
             }
         }
@@ -369,17 +387,11 @@ impl<S: Simd> Source<S> for NVFP4 {
     unsafe fn codes(&self, stage: &Stage, r: usize, _: usize) -> [S::Bytes; 2] {
         // SAFETY: the staged blocks exist. Eight bytes have sixteen values, the first eight in the low nibbles.
         unsafe {
-            both_halves!(|half| {
-                let mut words = [0; 2 * MAX_LANES];
-                for i in 0..S::LANES.min(stage.blocks) {
-                    let j = stage.first + i;
-                    let at = stage.p[r].add(j / 2 * 36 + 4 + j % 2 * 16 + half / 2);
-                    let word = at.cast::<u64>().read_unaligned();
-                    words[2 * i] = word & 0x0F0F_0F0F_0F0F_0F0F;
-                    words[2 * i + 1] = (word >> 4) & 0x0F0F_0F0F_0F0F_0F0F;
-                }
-                S::lookup(S::words(words), &MXFP4_CODES)
-            })
+            let block = |i: usize| {
+                if i < S::LANES && i < stage.blocks { nvfp4_codes(stage.p[r], stage.first + i) } else { ZEROS.as_ptr() }
+            };
+            let [lo, hi] = looked_up::<S>(S::gather(four!(|i| block(i))), &MXFP4_CODES);
+            S::zip(lo, hi)
         }
     }
 }

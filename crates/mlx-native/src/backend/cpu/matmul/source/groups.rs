@@ -244,6 +244,18 @@ impl<S: Simd, const HALF: bool> Source<S> for Fp4<HALF> {
                 return unsafe { Scales::plain(S::exp2_rows(rows)) };
             }
         }
+        if HALF && S::LANES == 4 && stage.blocks == 4 && stage.block + 4 <= self.groups / 2 {
+            // SAFETY: two groups for each of four blocks exist; the caller runs on S's instruction set.
+            unsafe {
+                let eight = |r: usize| self.scales.add(stage.rows[r] * self.groups + 2 * stage.block).cast::<u64>();
+                let bytes = S::half_bytes(four!(|r| [eight(r).read_unaligned(), 0]));
+                let half = S::splat(0.5);
+                return Scales {
+                    scale: [S::mul(S::half_e4m3(bytes, 0, 0), half), S::mul(S::half_e4m3(bytes, 0, 1), half)],
+                    min: [S::splat(0.0); 2],
+                };
+            }
+        }
         let parts = 1 + HALF as usize;
         let mut scales = [[0.0; 4 * MAX_LANES]; 2];
         for i in 0..S::LANES.min(stage.blocks) {
