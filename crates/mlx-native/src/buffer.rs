@@ -228,7 +228,7 @@ impl MlxBuffer {
             }
             memory
         };
-        let ptr = self.typed_ptr::<T>(&**memory)?;
+        let ptr = self.typed_ptr::<T>(memory.host_ptr()?)?;
         // SAFETY: the handle's range lies inside the memory (checked when it was made); the pointer is aligned for T (typed_ptr);
         // T is Pod. `shown` keeps the memory alive until this handle is dropped or borrowed mutably, which the returned
         // borrow of `self` forbids; and nothing writes memory that a handle shows (`Storage::begin_write` copies first).
@@ -258,7 +258,7 @@ impl MlxBuffer {
             }
             Arc::clone(&state.memory)
         };
-        let ptr = self.typed_ptr::<T>(&**memory)?;
+        let ptr = self.typed_ptr::<T>(memory.host_ptr_mut()?)?;
         // SAFETY: inside the memory, aligned and Pod as in `as_slice`. This is the only handle (another one can be made from
         // this one alone, which is mutably borrowed), no operation is pending, and no slice is alive: exclusive access.
         Ok(unsafe { std::slice::from_raw_parts_mut(ptr, count) })
@@ -363,8 +363,8 @@ impl MlxBuffer {
         Ok(self.len / size)
     }
 
-    fn typed_ptr<T: Pod>(&self, memory: &dyn Memory) -> Result<*mut T> {
-        let base = memory.host_ptr()?;
+    /// The handle's first element, given the first byte of its memory.
+    fn typed_ptr<T: Pod>(&self, base: *mut u8) -> Result<*mut T> {
         // SAFETY: offset ≤ byte_len of the memory (checked when the handle was made).
         let ptr = unsafe { base.add(self.offset) };
         if !ptr.addr().is_multiple_of(align_of::<T>()) {

@@ -10,13 +10,17 @@ use crate::{MlxError, Result};
 ///
 /// # Safety
 ///
-/// `host_ptr` must return a pointer to `byte_len()` readable bytes that stay valid, at that address, as long as the value
+/// `host_ptr` and `host_ptr_mut` must return a pointer to `byte_len()` readable bytes that stay valid, at that address, as long as the value
 /// lives; writable as well unless `read_only()`. It is aligned to [`ALIGNMENT`] unless `read_only()`.
 pub(crate) unsafe trait Memory: Send + Sync {
     /// Bytes in this memory.
     fn byte_len(&self) -> usize;
     /// The bytes as the host sees them, after any transfer that is due.
     fn host_ptr(&self) -> Result<*mut u8>;
+    /// The same pointer when the host is about to write through it.
+    fn host_ptr_mut(&self) -> Result<*mut u8> {
+        self.host_ptr()
+    }
     /// Whether writing through the pointer is forbidden (a mapped file).
     fn read_only(&self) -> bool {
         false

@@ -2,20 +2,20 @@
 
 use std::fmt::Write;
 
-/// A type of an argument, and its name in MSL.
+/// A type of an argument, and its name in kernels: Metal's, which the prelude of CUDA's declares too.
 pub(crate) trait ArgType {
-    const MSL: &'static str;
+    const NAME: &'static str;
 }
 
 macro_rules! arg_types {
-    ($($ty:ty: $msl:literal),*) => { $(impl ArgType for $ty { const MSL: &'static str = $msl; })* };
+    ($($ty:ty: $name:literal),*) => { $(impl ArgType for $ty { const NAME: &'static str = $name; })* };
 }
 arg_types!(u32: "uint", u64: "ulong", f32: "float");
 
 /// Struct fields as rendered: type and name.
 pub(crate) type Fields = &'static [(&'static str, &'static str)];
 
-/// The MSL text of a struct without padding, its size asserted.
+/// The text of a struct without padding, its size asserted.
 pub(crate) fn render_struct(name: &str, fields: Fields, bytes: usize) -> String {
     let mut text = format!("struct {name} {{\n");
     for (ty, field) in fields {
@@ -37,17 +37,20 @@ macro_rules! args {
         }
 
         impl $name {
-            /// The struct as MSL.
+            /// The struct as source text; not every backend's kernels take every struct.
+            #[allow(dead_code)]
             pub(crate) fn render() -> String {
                 render_struct(
                     stringify!($name),
-                    &[$((<$ty as ArgType>::MSL, stringify!($field)),)*],
+                    &[$((<$ty as ArgType>::NAME, stringify!($field)),)*],
                     size_of::<$name>(),
                 )
             }
         }
     };
 }
+
+pub(crate) use args;
 
 args! {
     /// Elementwise operations.
