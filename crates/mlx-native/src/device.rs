@@ -174,8 +174,21 @@ impl MlxDevice {
     /// # Errors
     ///
     /// As [`cuda`](Self::cuda).
+    #[cfg(feature = "cuda")]
+    pub fn cuda_with(index: usize, options: DeviceOptions) -> Result<MlxDevice> {
+        Ok(MlxDevice::open(Box::new(backend::cuda::CudaBackend::new(index, options)?), options))
+    }
+
+    /// [`cuda`](Self::cuda) with options.
+    ///
+    /// # Errors
+    ///
+    /// As [`cuda`](Self::cuda): always, as this build lacks the feature `cuda`.
+    #[cfg(not(feature = "cuda"))]
     pub fn cuda_with(index: usize, _options: DeviceOptions) -> Result<MlxDevice> {
-        Err(MlxError::DeviceNotFound(format!("cuda:{index}: this build of mlx-native has no CUDA backend")))
+        Err(MlxError::DeviceNotFound(format!(
+            "cuda:{index}: this build of mlx-native has no CUDA backend; its feature `cuda` adds it"
+        )))
     }
 
     /// The Apple GPU.

@@ -1,7 +1,9 @@
 //! What a device has to do, and asking what it can.
 
 pub(crate) mod cpu;
-#[cfg(any(feature = "metal-host", all(feature = "metal", target_os = "macos")))]
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
+#[cfg(any(feature = "cuda", feature = "metal-host", all(feature = "metal", target_os = "macos")))]
 pub(crate) mod gpu;
 #[cfg(any(feature = "metal-host", all(feature = "metal", target_os = "macos")))]
 pub(crate) mod metal;
@@ -26,7 +28,7 @@ pub(crate) trait Backend: Send + Sync {
         Ok(Box::new(HostMemory::zeroed(bytes)?))
     }
 
-    /// Memory that shows a part of a mapped file, read-only.
+    /// Memory that shows a part of a mapped file, read-only. A device with memory of its own begins to copy it there.
     fn map(&self, memory: MappedMemory) -> Result<Box<dyn Memory>> {
         Ok(Box::new(memory))
     }

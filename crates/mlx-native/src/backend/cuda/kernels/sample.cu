@@ -1,0 +1,209 @@
+
+// One draw, see SampleParams. Weights are e^((logit - max) / temperature) in units of 2^-40, so that their sums are exact and the same
+// whatever order they are added in.
+static constexpr uint CHUNK = 2048;
+static constexpr uint CHUNK_THREADS = 1024;
+
+// The order of a ranking as a number: larger for a larger logit, among equals for a smaller index.
+inline ulong rank_key(uint index, float value) {
+    // Adding 0 makes -0 and 0 equal. Of negative floats the bits fall as the value rises.
+    const uint bits = __float_as_uint(value + 0.0f);
+    const uint ordered = bits >> 31 ? ~bits : bits | 0x80000000u;
+    return ulong(ordered) << 32 | ulong(~index);
+}
+inline float key_value(ulong key) {
+    const uint ordered = uint(key >> 32);
+    return __uint_as_float(ordered >> 31 ? ordered & 0x7fffffffu : ~ordered);
+}
+inline uint key_index(ulong key) { return ~uint(key); }
+
+// Copies the logits and clears the marks, a bit for each.
+template <int = 0>
+__global__ void __launch_bounds__(256) sample_copy(const float* logits, float* copy, uint* marks, uint dim) {
+    const uint i = blockIdx.x * 256 + threadIdx.x;
+    if (i < dim) copy[i] = logits[i];
+    if (i < DIVIDE_UP(dim, 32)) marks[i] = 0;
+}
+
+// Penalises each token of the history once.
+template <int = 0>
+__global__ void __launch_bounds__(256) sample_penalise(float* copy, uint* marks, const uint* history, SampleArgs args,
+                                                       const SampleLive* live) {
+    const uint i = blockIdx.x * 256 + threadIdx.x;
+    if (i >= live->history_len) return;
+    const uint id = history[i];
+    if (id >= args.dim || (atomicOr(marks + id / 32, 1u << (id % 32)) >> (id % 32)) & 1) return;
+    const float logit = copy[id];
+    copy[id] = logit > 0.0f ? logit / args.penalty : logit * args.penalty;
+}
+
+// Finds the best, or a NaN, which is a fault. What is decided without a draw is decided here: best[1] says so. One block.
+template <int = 0>
+__global__ void __launch_bounds__(1024) sample_best(const float* copy, uint* best, uint* y, SampleArgs args, ulong* fault) {
+    __shared__ ulong winner;
+    __shared__ uint first_nan;
+    if (threadIdx.x == 0) {
+        winner = 0;
+        first_nan = ~0u;
+    }
+    __syncthreads();
+    ulong mine = 0;
+    uint nan = ~0u;
+    for (uint i = threadIdx.x; i < args.dim; i += 1024) {
+        const float value = copy[i];
+        if (isnan(value)) nan = min(nan, i);
+        else mine = max(mine, rank_key(i, value));
+    }
+    atomicMax(&winner, mine);
+    atomicMin(&first_nan, nan);
+    __syncthreads();
+    if (threadIdx.x != 0) return;
+    const bool failed = first_nan != ~0u;
+    const uint index = failed ? 0 : key_index(winner);
+    const float value = failed ? 0.0f : copy[index];
+    best[0] = __float_as_uint(value);
+    best[1] = failed || args.temperature == 0.0f || isinf(value);
+    if (best[1]) y[0] = index;
+    if (failed) report(fault, first_nan, first_nan);
+}
+
+// Sorts a chunk of the logits by falling rank and adds up their weights: keys[j] and, of it and all before it in the chunk, sums[j].
+// Beyond the last logit: key 0, no weight.
+template <int = 0>
+__global__ void __launch_bounds__(CHUNK_THREADS)
+    sample_sort(const float* copy, const uint* best, ulong* keys, ulong* sums, SampleArgs args) {
+    __shared__ ulong sorted[CHUNK];
+    if (best[1]) return;
+    const uint first = blockIdx.x * CHUNK, thread = threadIdx.x;
+    for (uint j = thread; j < CHUNK; j += CHUNK_THREADS) {
+        sorted[j] = first + j < args.dim ? rank_key(first + j, copy[first + j]) : 0;
+    }
+    // Bitonic: runs of `run` keys, alternately falling and rising, are merged to runs of twice the length.
+    for (uint run = 2; run <= CHUNK; run *= 2) {
+        for (uint step = run / 2; step > 0; step /= 2) {
+            __syncthreads();
+            const uint a = 2 * thread - (thread & (step - 1)), b = a + step;
+            const bool falling = (a & run) == 0;
+            const ulong x = sorted[a], z = sorted[b];
+            if ((x < z) == falling) {
+                sorted[a] = z;
+                sorted[b] = x;
+            }
+        }
+    }
+    __syncthreads();
+    const double largest = __uint_as_float(best[0]);
+    ulong weights[2], keys_of[2];
+    for (uint i = 0; i < 2; i++) {
+        keys_of[i] = sorted[2 * thread + i];
+        const double power = exp((double(key_value(keys_of[i])) - largest) / double(args.temperature));
+        weights[i] = keys_of[i] == 0 ? 0 : ulong(power * 1099511627776.0);
+    }
+    __syncthreads();
+    // Sums of all threads up to this one.
+    sorted[thread] = weights[0] + weights[1];
+    for (uint step = 1; step < CHUNK_THREADS; step *= 2) {
+        __syncthreads();
+        const ulong before = thread >= step ? sorted[thread - step] : 0;
+        __syncthreads();
+        sorted[thread] += before;
+    }
+    const ulong total = sorted[thread];
+    for (uint i = 0; i < 2; i++) keys[first + 2 * thread + i] = keys_of[i];
+    sums[first + 2 * thread] = total - weights[1];
+    sums[first + 2 * thread + 1] = total;
+}
+
+// What the ranking holds down to a key: tokens and their weights.
+struct Prefix {
+    ulong count, weight;
+};
+
+// The prefix of all keys that are at least `key`, for a block of 32 warps: warp w answers for its own key. chunks is what sample_sort made.
+inline Prefix prefix_of(const ulong* keys, const ulong* sums, uint chunks, ulong key) {
+    Prefix prefix{0, 0};
+    for (uint chunk = lane_index(); chunk < chunks; chunk += 32) {
+        const ulong* sorted = keys + ulong(chunk) * CHUNK;
+        uint below = 0, above = CHUNK;
+        while (below < above) {
+            const uint middle = (below + above) / 2;
+            if (sorted[middle] >= key) below = middle + 1;
+            else above = middle;
+        }
+        prefix.count += below;
+        prefix.weight += below == 0 ? 0 : sums[ulong(chunk) * CHUNK + below - 1];
+    }
+    for (int step = 16; step > 0; step /= 2) {
+        prefix.count += __shfl_xor_sync(FULL, prefix.count, step);
+        prefix.weight += __shfl_xor_sync(FULL, prefix.weight, step);
+    }
+    return prefix;
+}
+
+// The largest key whose prefix `enough` accepts; every smaller key's must be accepted too. 1 where none is. One block of 32 warps, five
+// bits of the key at a time.
+template <typename Enough> inline ulong find_key(const ulong* keys, const ulong* sums, uint chunks, Enough enough) {
+    __shared__ uint accepted;
+    ulong key = 0;
+    for (int shift = 60; shift >= 0; shift -= 5) {
+        if (threadIdx.x == 0) accepted = 0;
+        __syncthreads();
+        const ulong candidate = key + (ulong(warp_index()) << shift);
+        // The highest digit has four bits only.
+        const bool in_range = shift < 60 || warp_index() < 16;
+        const bool ok = in_range && (candidate == key || enough(prefix_of(keys, sums, chunks, candidate)));
+        if (ok && lane_index() == 0) atomicMax(&accepted, warp_index());
+        __syncthreads();
+        key += ulong(accepted) << shift;
+        __syncthreads();
+    }
+    return max(key, 1ull);
+}
+
+// Draws. One block.
+template <int = 0>
+__global__ void __launch_bounds__(1024)
+    sample_draw(const uint* best, const ulong* keys, const ulong* sums, uint* y, uint chunks, SampleArgs args, const SampleLive* live) {
+    if (best[1]) return;
+    const ulong one = 1099511627776ull;
+    // The keys of the tokens that are kept are at least `kept`.
+    ulong kept = 1;
+    if (args.top_k > 0 && args.top_k < args.dim) {
+        kept = find_key(keys, sums, chunks, [&](Prefix p) { return p.count >= args.top_k; });
+    }
+    const ulong total = prefix_of(keys, sums, chunks, kept).weight;
+    if (args.top_p < 1.0f) {
+        const double least = double(args.top_p) * double(total);
+        const ulong key = find_key(keys, sums, chunks, [&](Prefix p) { return p.count > 0 && double(p.weight) >= least; });
+        kept = max(kept, key);
+    }
+    if (args.min_p > 0.0f) {
+        // Not below the first logit whose weight is too small: weights fall with the keys.
+        const double largest = __uint_as_float(best[0]);
+        __shared__ ulong limit;
+        if (threadIdx.x == 0) limit = kept;
+        __syncthreads();
+        for (uint chunk = warp_index(); chunk < chunks; chunk += 32) {
+            const ulong* sorted = keys + ulong(chunk) * CHUNK;
+            uint below = 0, above = CHUNK;
+            while (below < above) {
+                const uint middle = (below + above) / 2;
+                const double power = exp((double(key_value(sorted[middle])) - largest) / double(args.temperature));
+                if (sorted[middle] != 0 && power >= double(args.min_p)) below = middle + 1;
+                else above = middle;
+            }
+            // One more than the first key that is too small.
+            if (lane_index() == 0 && below < CHUNK && sorted[below] != 0) atomicMax(&limit, sorted[below] + 1);
+        }
+        __syncthreads();
+        // At least the best one stays.
+        kept = min(limit, rank_key(0, __uint_as_float(best[0])) & 0xffffffff00000000ull);
+        kept = max(kept, 1ull);
+        if (prefix_of(keys, sums, chunks, kept).count == 0) kept = 1;
+    }
+    const ulong sum = prefix_of(keys, sums, chunks, kept).weight;
+    const double target = double(live->uniform) * double(sum);
+    ulong token = find_key(keys, sums, chunks, [&](Prefix p) { return p.count > 0 && double(p.weight) > target; });
+    token = max(token, kept);
+    if (threadIdx.x == 0) y[0] = min(key_index(token), args.dim - 1);
+}

@@ -1,0 +1,58 @@
+//! Drawing a token: penalty, ranking, draw.
+
+use super::args::{SampleArgs, SampleLive};
+use super::{Bound, Launch, Library, PipelineKey, Plan};
+use crate::Result;
+use crate::backend::gpu::{Fault, u32_of};
+use crate::ops::Sample;
+use crate::ops::sampling::uniform;
+
+/// Logits that a block sorts, `CHUNK` in sample.cu, by half as many threads.
+const CHUNK: usize = 2048;
+
+pub(super) fn sample(op: &Sample) -> Result<Plan> {
+    let params = &op.params;
+    let args = SampleArgs {
+        dim: u32_of("dim", op.dim)?,
+        top_k: u32_of("top_k", params.top_k.min(op.dim))?,
+        temperature: params.temperature,
+        top_p: params.top_p,
+        min_p: params.min_p,
+        penalty: params.repetition_penalty,
+    };
+    let history = op.history.as_ref().filter(|_| params.repetition_penalty != 1.0);
+    let history_len = history.map_or(0, |history| history.len / 4);
+    let live = SampleLive { uniform: uniform(params.seed, params.step), history_len: u32_of("history", history_len)? };
+    let fault = Fault { ids: op.logits.clone(), limit: None, words: ["sample", "logit", ""] };
+    let mut plan = Plan { fault: Some(fault), ..Plan::default() };
+    let chunks = op.dim.div_ceil(CHUNK);
+    let copy = plan.scratch(op.dim * 4);
+    let marks = plan.scratch(op.dim.div_ceil(32) * 4);
+    let best = plan.scratch(8);
+    let (args, output) = (Bound::value(&args), Bound::view(&op.output));
+    let mut launch = |function: &str, bindings: Vec<Bound>, blocks: usize, threads: u32| -> Result<()> {
+        let grid = [u32_of("blocks", blocks)?, 1, 1];
+        plan.launches.push(Launch::new(PipelineKey::new(Library::Sample, function), bindings, grid, threads));
+        Ok(())
+    };
+    let dim = Bound::value(&u32_of("dim", op.dim)?);
+    let copied = vec![Bound::view(&op.logits), copy.clone(), marks.clone(), dim];
+    launch("sample_copy<>", copied, op.dim.div_ceil(256), 256)?;
+    if let Some(history) = history {
+        let bindings = vec![copy.clone(), marks, Bound::view(history), args.clone(), Bound::live(&live)];
+        // The grid of a longer history serves a shorter one too: a captured list lasts for many tokens.
+        launch("sample_penalise<>", bindings, history_len.next_power_of_two().div_ceil(256), 256)?;
+    }
+    launch("sample_best<>", vec![copy.clone(), best.clone(), output.clone(), args.clone(), Bound::Fault], 1, 1024)?;
+    if params.temperature == 0.0 {
+        return Ok(plan);
+    }
+    let (keys, sums) = (Bound::Scratch(3), Bound::Scratch(4));
+    let sorted = vec![copy, best.clone(), keys.clone(), sums.clone(), args.clone()];
+    launch("sample_sort<>", sorted, chunks, (CHUNK / 2) as u32)?;
+    let chunk_count = Bound::value(&u32_of("chunks", chunks)?);
+    launch("sample_draw<>", vec![best, keys, sums, output, chunk_count, args, Bound::live(&live)], 1, 1024)?;
+    plan.scratch(chunks * CHUNK * 8);
+    plan.scratch(chunks * CHUNK * 8);
+    Ok(plan)
+}
