@@ -72,8 +72,6 @@ impl Toolchain {
             "-fno-math-errno",
             "-g1",
             "-Wall",
-            // Half of what a thread's stack has.
-            "-Werror=frame-larger-than=131072",
             "-Wno-attributes",
             "-Wno-unknown-pragmas",
             "-Wno-psabi",
@@ -95,9 +93,10 @@ impl Toolchain {
         } else {
             flags.push("-O2");
         }
+        // A frame may have half of a thread's stack; clang knows no option that says both the size and that it is an error.
         match self.family {
             Family::Gcc => {
-                flags.extend(["-fsingle-precision-constant", "-fno-store-merging"]);
+                flags.extend(["-Werror=frame-larger-than=131072", "-fsingle-precision-constant", "-fno-store-merging"]);
                 if cfg!(target_arch = "x86_64") {
                     flags.push("-fexcess-precision=16");
                 }
@@ -107,6 +106,8 @@ impl Toolchain {
             }
             Family::Clang => {
                 flags.extend([
+                    "-Wframe-larger-than=131072",
+                    "-Werror=frame-larger-than",
                     // binutils 2.40 misreads the file names of clang's DWARF 5.
                     "-gdwarf-4",
                     "-Wno-unknown-warning-option",
