@@ -50,6 +50,7 @@ macro_rules! args {
     };
 }
 
+#[cfg(feature = "cuda")]
 pub(crate) use args;
 
 args! {
