@@ -8,7 +8,8 @@ mod common;
 use std::time::Instant;
 
 use mlx_native::io::gguf::GgufFile;
-use mlx_native_model::tokenizer::{Detokenizer, EncodeOptions, SpecialText, Tokenizer};
+use mlx_native_model::chat_template::{ChatTemplate, Message};
+use mlx_native_model::tokenizer::{Detokenizer, EncodeOptions, SpecialText, Tokenizer, TokenizerData};
 
 /// One line of the golden file.
 #[derive(serde::Deserialize)]
@@ -65,6 +66,43 @@ fn check(file: &str, model: usize, drops_bytes: bool) {
         }
     }
     assert_eq!(wrong, 0, "of {} cases", cases.len());
+}
+
+/// A model directory's tokenizer, written from the file's metadata, gives the same ids.
+fn check_directory(file: &str, model: usize) {
+    let Some(path) = common::model(file) else { return };
+    let data = TokenizerData::from_gguf(&GgufFile::open(&path).unwrap()).unwrap();
+    let dir = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{file}.tokenizer"));
+    std::fs::create_dir_all(&dir).unwrap();
+    let (tokenizer, config) = data.to_huggingface(Some("{{ messages[0].content }}")).unwrap();
+    std::fs::write(dir.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    std::fs::write(dir.join("tokenizer_config.json"), config.to_string()).unwrap();
+    let start = Instant::now();
+    let tokenizer = Tokenizer::from_dir(&dir).unwrap();
+    eprintln!("{file}: tokenizer.json of {} tokens read in {:?}", tokenizer.n_tokens(), start.elapsed());
+    let original = Tokenizer::new(&data).unwrap();
+    assert_eq!((tokenizer.bos(), tokenizer.eos()), (original.bos(), original.eos()));
+    assert_eq!(tokenizer.end_of_generation(), original.end_of_generation());
+    let mut wrong = 0;
+    for case in cases() {
+        let options = EncodeOptions { add_special: case.add_special, parse_special: case.parse_special };
+        let ids = tokenizer.encode(&case.text, options).unwrap();
+        if ids != case.ids[model] {
+            wrong += 1;
+            eprintln!("{:?} {options:?}:\n  expected {:?}\n  found    {ids:?}", case.text, case.ids[model]);
+        }
+        let shown = |tokenizer: &Tokenizer| tokenizer.decode(&ids, SpecialText::Show).unwrap();
+        assert_eq!(shown(&tokenizer), shown(&original));
+    }
+    assert_eq!(wrong, 0);
+    let template = ChatTemplate::from_dir(&dir, &tokenizer).unwrap();
+    assert_eq!(template.render(&[Message::new("user", "Hello")], true).unwrap(), "Hello");
+}
+
+#[test]
+fn directories_have_the_same_tokens() {
+    check_directory("smollm2.gguf", 0);
+    check_directory("gemma3-270m.gguf", 1);
 }
 
 #[test]

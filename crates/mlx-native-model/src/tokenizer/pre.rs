@@ -194,8 +194,12 @@ impl Rule {
 
     fn compile(pattern: &str, then_space: bool) -> Result<Self, TokenizerError> {
         let patterns: &[&str] = if then_space { &[pattern, r"\s+"] } else { &[pattern] };
+        let failed = |message: String| TokenizerError::Pattern { pattern: pattern.to_owned(), message };
+        if ["(?=", "(?!", "(?<=", "(?<!"].iter().any(|look| pattern.contains(look)) {
+            return Err(failed("look-around is not supported".into()));
+        }
         let regex = Regex::new_many(patterns)
-            .map_err(|e| TokenizerError::Pattern { pattern: pattern.to_owned(), message: e.to_string() })?;
+            .map_err(|e| failed(e.to_string().lines().map(str::trim).collect::<Vec<_>>().join(" ")))?;
         Ok(Rule { regex })
     }
 
