@@ -36,7 +36,7 @@ parser.add_argument("--rounds", type=int, default=5)
 parser.add_argument("--isa", help="instruction set of ours")
 parser.add_argument("--exact", action="store_true", help="exact activations of ours")
 parser.add_argument("--without", type=words, default=[], help="leave out: llama, candle, mlx")
-parser.add_argument("--json", help="append the results to this file")
+parser.add_argument("--json", help="write the results to this file")
 args = parser.parse_args()
 LLAMA_M = {"1", "8", "512"}
 

@@ -25,7 +25,7 @@ parser.add_argument("--rounds", type=int, default=5)
 parser.add_argument("--isa", help="instruction set of ours")
 parser.add_argument("--libraries", help="folder of llama.cpp's libraries, such as those built for AVX2 alone")
 parser.add_argument("--batch-invariant", action="store_true", help="compare ours with batch_invariant on with ours, not with llama.cpp")
-parser.add_argument("--json", help="append the results to this file")
+parser.add_argument("--json", help="write the results to this file")
 args = parser.parse_args()
 
 
@@ -36,38 +36,52 @@ def ours(model, threads, prompt, generate, depth, *extra):
 
 
 def theirs(model, threads, prompt, generate, depth):
+    """Tokens per second of prefill and of decode; what was not asked for is absent."""
     if args.batch_invariant:
         found = ours(model, threads, prompt, generate, depth)
-        return found["prefill_tokens_per_second"] or found["decode_tokens_per_second"]
+        return {kind: found[f"{kind}_tokens_per_second"] for kind in ("prefill", "decode")}
     command = [args.peers / "llama.cpp/build/bin/llama-bench", "-m", model, "-p", prompt, "-n", generate, "-d", depth, "-t", threads, "-r", 1, "-o", "json"]
     env = {"LD_LIBRARY_PATH": args.libraries} if args.libraries else None
-    return common.run_json(command, env)[0]["avg_ts"]
+    return {"prefill" if test["n_prompt"] else "decode": test["avg_ts"] for test in common.run_json(command, env)}
 
 
-def case(name, threads, kind, size, depth):
-    """Rounds of one measurement."""
+def measure(name, threads, prompt, generate, depth):
+    """Rounds of one pair of processes: the cases that they measured."""
     model = pathlib.Path(name)
     if not model.is_file():
         model = args.peers / f"models/{name}.gguf"
-    prompt, generate = (size, 0) if kind == "prefill" else (0, size)
     extra = ["--batch-invariant"] if args.batch_invariant else []
     rounds = []
     for _ in range(args.rounds):
         us = ours(model, threads, prompt, generate, depth, *extra)
         rounds.append((us, theirs(model, threads, prompt, generate, depth)))
-    key = f"{kind}_tokens_per_second"
-    share, limit = {"prefill": ("prefill_share_of_peak", "int8_peak_gop_per_s"), "decode": ("decode_share_of_read", "read_gb_per_s")}[kind]
     each = lambda field: [us[field] for us, _ in rounds]
-    return {
-        "model": model.stem, "kind": kind, "threads": threads, "tokens": size, "depth": depth, "isa": args.isa,
-        "peer": "ours without batch_invariant" if args.batch_invariant else "llama.cpp" + (" (AVX2)" if args.libraries else ""),
-        "batch_invariant": args.batch_invariant,
-        "ours": common.spread(each(key)), "theirs": common.spread([them for _, them in rounds]),
-        "ratio": common.median(each(key)) / common.median([them for _, them in rounds]),
-        "share": common.median(each(share)), "limit": common.median(each(limit)), "limit_is": limit,
-        "file_bytes": rounds[0][0]["file_bytes"], "cache_bytes": rounds[0][0]["cache_bytes"],
-        "peak_memory_bytes": max(us["peak_memory_bytes"] or 0 for us, _ in rounds),
-    }
+    for kind, tokens, share, limit in (
+        ("prefill", prompt, "prefill_share_of_peak", "int8_peak_gop_per_s"),
+        ("decode", generate, "decode_share_of_read", "read_gb_per_s"),
+    ):
+        if tokens:
+            us, them = each(f"{kind}_tokens_per_second"), [them[kind] for _, them in rounds]
+            yield {
+                "model": model.stem, "kind": kind, "threads": threads, "tokens": tokens, "depth": depth, "isa": args.isa,
+                "peer": "ours without batch_invariant" if args.batch_invariant else "llama.cpp" + (" (AVX2)" if args.libraries else ""),
+                "batch_invariant": args.batch_invariant,
+                "ours": common.spread(us), "theirs": common.spread(them), "ratio": common.median(us) / common.median(them),
+                "share": common.median(each(share)), "limit": common.median(each(limit)), "limit_is": limit,
+                "file_bytes": rounds[0][0]["file_bytes"], "cache_bytes": rounds[0][0]["cache_bytes"],
+                "peak_memory_bytes": max(us["peak_memory_bytes"] or 0 for us, _ in rounds),
+            }
+
+
+def processes():
+    """(prompt, generated, depth) of each process: the first prompt and decoding in an empty context go into one."""
+    prompts, depths = list(args.prompts), list(args.depths) if args.generate else []
+    if prompts and depths and depths[0] == 0:
+        yield prompts.pop(0), args.generate, depths.pop(0)
+    for prompt in prompts:
+        yield prompt, 0, 0
+    for depth in depths:
+        yield 0, args.generate, depth
 
 
 def main():
@@ -76,13 +90,10 @@ def main():
     print(common.table(header, []), flush=True)
     for threads in args.threads:
         for name in args.models:
-            wanted = [("prefill", prompt, 0) for prompt in args.prompts]
-            wanted += [("decode", args.generate, depth) for depth in args.depths if args.generate]
-            for kind, size, depth in wanted:
-                found = case(name, threads, kind, size, depth)
+            for found in (found for process in processes() for found in measure(name, threads, *process)):
                 results["cases"].append(found)
                 common.write_json(args.json, results)
-                what = f"prefill of {size}" if kind == "prefill" else f"decode at {depth}"
+                what = f"prefill of {found['tokens']}" if found["kind"] == "prefill" else f"decode at {found['depth']}"
                 print(f"| {found['model']} | {threads} | {what} | {found['ours']['median']:.0f} | {100 * (found['share'] or 0):.0f} % "
                       f"| {found['theirs']['median']:.0f} | {found['ratio']:.2f} × |", flush=True)
 
