@@ -2,7 +2,11 @@
 #![cfg(feature = "metal-host")]
 
 use conformance::{Outcome, Reference, Selection, Verdict, cases, run};
-use mlx_native::{Activations, DeviceOptions, MlxDevice, MlxError};
+use mlx_native::format::quantize_row;
+use mlx_native::{
+    Activations, DType, DeviceOptions, GgmlQuantizedMatmulParams, GgmlType, KernelRegistry, MlxDevice, MlxError,
+    quantized_matmul_ggml,
+};
 
 /// With and without Metal's tensor operations.
 const DEVICES: [&str; 2] = ["metal-host", "metal-host:tensor"];
@@ -120,4 +124,43 @@ fn weights_of(device: &str, format: &str, options: DeviceOptions) {
     ];
     let names: Vec<String> = ops.iter().map(|op| format!("{op}/{format}")).collect();
     sample_on(device, &names.iter().map(String::as_str).collect::<Vec<_>>(), options);
+}
+
+/// A product of 11 rows with a Q8_0 weight by the kernel of this name.
+fn forced(device: &MlxDevice, kernel: Option<&str>) -> Result<Vec<f32>, MlxError> {
+    const SHAPE: [usize; 3] = [11, 70, 96];
+    let [m, n, k] = SHAPE;
+    let wave = |len: usize| -> Vec<f32> { (0..len).map(|i| ((i * 7919) % 1013) as f32 / 506.0 - 1.0).collect() };
+    let mut blocks = vec![0; n * GgmlType::Q8_0.row_bytes(k)?];
+    for (row, out) in wave(n * k).chunks_exact(k).zip(blocks.chunks_exact_mut(GgmlType::Q8_0.row_bytes(k)?)) {
+        quantize_row(GgmlType::Q8_0, row, out)?;
+    }
+    let x = device.buffer_from_slice(&wave(m * k), DType::F32, vec![m, k])?;
+    let weight = device.buffer_from_slice(&blocks, DType::U8, vec![blocks.len()])?;
+    let mut y = device.alloc_buffer(m * n * 4, DType::F32, vec![m, n])?;
+    let mut registry = KernelRegistry::new();
+    if let Some(kernel) = kernel {
+        registry.force(kernel);
+    }
+    let mut encoder = device.command_encoder()?;
+    let params = GgmlQuantizedMatmulParams { m: m as u32, n: n as u32, k: k as u32, ggml_type: GgmlType::Q8_0 };
+    quantized_matmul_ggml(&mut encoder, &mut registry, device, &x, &weight, &mut y, &params)?;
+    encoder.commit_and_wait()?;
+    Ok(y.as_slice::<f32>()?.to_vec())
+}
+
+#[test]
+fn kernels_run_by_name() {
+    let Some(device) = device(DEVICES[1], DeviceOptions::default()) else { return };
+    let exact = forced(&MlxDevice::reference().unwrap(), None).unwrap();
+    let power: f32 = exact.iter().map(|y| y * y).sum();
+    for kernel in ["mv_r1", "mv_r2", "mv_r4", "mv_r8", "mm", "mm_f32", "mm_tensor", "mm_large", "mm_large_tensor"] {
+        let found = forced(&device, Some(kernel)).unwrap();
+        let error: f32 = found.iter().zip(&exact).map(|(y, exact)| (y - exact) * (y - exact)).sum();
+        assert!(error <= 1e-6 * power, "{kernel}: NMSE {:.1e}", error / power);
+    }
+    for kernel in ["mm_id", "embedding", "fastest", ""] {
+        let error = forced(&device, Some(kernel)).unwrap_err();
+        assert!(matches!(&error, MlxError::KernelNotFound(_)), "{kernel}: {error}");
+    }
 }

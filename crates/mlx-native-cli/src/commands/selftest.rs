@@ -1,7 +1,7 @@
 //! `mlxn selftest`.
 
 use anyhow::{Result, bail};
-use conformance::{Reference, Selection, cases};
+use conformance::{Reference, Selection, Verdict, cases};
 use mlx_native::{Activations, DeviceOptions, MlxDevice};
 use std::io::Write;
 
@@ -55,7 +55,13 @@ pub fn run(args: Args) -> Result<()> {
         bail!("no case's name contains `{}`", args.filter.as_deref().unwrap_or_default());
     }
     let bar = output::bar("cases", (cases.len() * devices.len()) as u64);
-    let report = conformance::run(&devices, &Reference::new()?, cases.into_iter(), |_| bar.inc(1));
+    let report = conformance::run(&devices, &Reference::new()?, cases.into_iter(), |outcome| {
+        // The whole table takes long enough to be stopped: what is wrong is said at once.
+        if let (true, Verdict::Failed(message)) = (args.full, &outcome.verdict) {
+            bar.suspend(|| eprintln!("{} on {} ({}): {message}", outcome.case, outcome.device, outcome.kernel));
+        }
+        bar.inc(1);
+    });
     bar.finish_and_clear();
     if args.verbose {
         write!(out, "{}", report.worst_lines())?;
