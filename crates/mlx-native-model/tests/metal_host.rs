@@ -22,7 +22,7 @@ fn values(name: &str, len: usize, scale: f32) -> Vec<f32> {
     (0..len).map(|_| scale * next()).collect()
 }
 
-/// Two layers of random weights, in a format for each kind of decoder.
+/// Two layers of random weights, in formats whose libraries other tests compile too.
 fn model() -> GgufFile {
     let mut writer = GgufWriter::new();
     writer.metadata("general.architecture", "llama").unwrap();
@@ -52,12 +52,12 @@ fn model() -> GgufFile {
     for layer in 0..2 {
         for (name, ty, n, k) in [
             ("attn_q", GgmlType::Q4_K, HIDDEN, HIDDEN),
-            ("attn_k", GgmlType::Q4_0, kv, HIDDEN),
-            ("attn_v", GgmlType::Q5_K, kv, HIDDEN),
-            ("attn_output", GgmlType::IQ4_NL, HIDDEN, HIDDEN),
-            ("ffn_gate", GgmlType::Q5_1, FEED_FORWARD, HIDDEN),
+            ("attn_k", GgmlType::Q8_0, kv, HIDDEN),
+            ("attn_v", GgmlType::Q6_K, kv, HIDDEN),
+            ("attn_output", GgmlType::Q4_K, HIDDEN, HIDDEN),
+            ("ffn_gate", GgmlType::Q8_0, FEED_FORWARD, HIDDEN),
             ("ffn_up", GgmlType::F16, FEED_FORWARD, HIDDEN),
-            ("ffn_down", GgmlType::Q3_K, HIDDEN, FEED_FORWARD),
+            ("ffn_down", GgmlType::Q4_K, HIDDEN, FEED_FORWARD),
         ] {
             matrix(&format!("blk.{layer}.{name}"), ty, n, k);
         }
@@ -75,7 +75,7 @@ fn model() -> GgufFile {
 fn generate(file: &GgufFile, device: &MlxDevice) -> (Vec<u32>, Vec<f32>) {
     let model = Model::from_gguf(file, device).unwrap();
     let mut session = model.session(SessionOptions { kv_dtype: DType::F16, ..Default::default() }).unwrap();
-    let mut tokens: Vec<u32> = (0..11).map(|i| i * 37 % VOCABULARY as u32).collect();
+    let mut tokens: Vec<u32> = (0..11).map(|i| i * 53 % VOCABULARY as u32).collect();
     let (mut chosen, mut margins) = (Vec::new(), Vec::new());
     while chosen.len() < 8 {
         let logits = session.forward(&tokens).unwrap();
