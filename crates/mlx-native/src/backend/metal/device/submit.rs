@@ -7,8 +7,8 @@ use objc2::rc::{Retained, autoreleasepool};
 use objc2::runtime::ProtocolObject;
 use objc2_foundation::NSString;
 use objc2_metal::{
-    MTLBarrierScope, MTLCommandBuffer, MTLCommandBufferDescriptor, MTLCommandBufferErrorOption, MTLCommandBufferStatus,
-    MTLCommandEncoder, MTLCommandQueue, MTLComputeCommandEncoder, MTLComputePipelineState, MTLDispatchType, MTLSize,
+    MTLBarrierScope, MTLCommandBuffer, MTLCommandBufferStatus, MTLCommandEncoder, MTLCommandQueue,
+    MTLComputeCommandEncoder, MTLComputePipelineState, MTLDispatchType, MTLSize,
 };
 
 use super::MetalBackend;
@@ -113,12 +113,10 @@ pub(super) fn submit(backend: &MetalBackend, list: CommandList) -> Result<Runnin
 
 type Begun = (Retained<ProtocolObject<dyn MTLCommandBuffer>>, Retained<ProtocolObject<dyn MTLComputeCommandEncoder>>);
 
-/// A command buffer that holds on to its resources and says which kernel failed, with its encoder.
+/// A command buffer, which holds on to its resources, with its encoder.
 fn begin(backend: &MetalBackend) -> Result<Begun> {
     let refused = || MlxError::CommandBufferError("metal: the system gives no command buffer".into());
-    let descriptor = MTLCommandBufferDescriptor::new();
-    descriptor.setErrorOptions(MTLCommandBufferErrorOption::EncoderExecutionStatus);
-    let command_buffer = backend.queue.commandBufferWithDescriptor(&descriptor).ok_or_else(refused)?;
+    let command_buffer = backend.queue.commandBuffer().ok_or_else(refused)?;
     command_buffer.setLabel(Some(&NSString::from_str("mlx-native")));
     let encoder =
         command_buffer.computeCommandEncoderWithDispatchType(MTLDispatchType::Concurrent).ok_or_else(refused)?;
