@@ -356,3 +356,64 @@ pub(super) fn embedding(op: &Embedding) -> Result<Plan> {
     plan.launches.push(Launch::new(pipeline, bindings, grid, 64));
     Ok(plan)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::cuda::driver::DeviceInfo;
+    use crate::backend::cuda::launches::plan;
+    use crate::{GgmlType, MlxDevice, Weight};
+
+    const INFO: DeviceInfo = DeviceInfo { name: String::new(), arch: 80, processors: 108, shared_bytes: 163 << 10 };
+
+    /// The plan of a product with a Q8_0 weight, `offset` bytes into its buffer.
+    fn product(m: usize, n: usize, k: usize, offset: usize, options: &DeviceOptions) -> Plan {
+        let device = MlxDevice::reference().unwrap();
+        let buffer = |bytes, dtype| device.alloc_buffer(bytes, dtype, vec![]).unwrap();
+        let bytes = n * k / 32 * 34;
+        let data = buffer(offset + bytes, DType::U8).slice_view(offset as u64, bytes);
+        let weight = Weight::ggml(GgmlType::Q8_0, n, k, data).unwrap();
+        let (x, mut y) = (buffer(m * k * 4, DType::F32), buffer(m * n * 4, DType::F32));
+        let mut encoder = device.command_encoder().unwrap();
+        encoder.matmul(&x, &weight, &mut y).unwrap();
+        let op = encoder.ops().next().unwrap().clone();
+        plan(&op, &Planner { info: &INFO, options, forced: None }).unwrap()
+    }
+
+    fn functions(plan: &Plan) -> Vec<&str> {
+        plan.launches.iter().map(|launch| launch.pipeline.function.as_str()).collect()
+    }
+
+    #[test]
+    fn the_number_of_rows_chooses_the_kernels() {
+        let default = DeviceOptions::default();
+        let invariant = DeviceOptions { batch_invariant: true, ..default };
+        let exact = DeviceOptions { activations: Activations::Exact, ..default };
+        assert_eq!(functions(&product(1, 65, 64, 0, &default)), ["mv<W, 1, 2>"]);
+        assert_eq!(functions(&product(3, 65, 64, 0, &default)), ["mv<W, 4, 4>"]);
+        assert_eq!(functions(&product(9, 65, 64, 0, &default)), ["stage<false>", "mm<W, 64, false>"]);
+        assert_eq!(functions(&product(65, 65, 64, 0, &default)), ["stage<false>", "mm<W, 128, false>"]);
+        assert_eq!(functions(&product(9, 65, 64, 0, &exact)), ["stage<true>", "mm<W, 64, true>"]);
+        assert_eq!(functions(&product(9, 65, 64, 0, &invariant)), ["mv<W, 8, 2>"]);
+    }
+
+    #[test]
+    fn weights_at_odd_addresses_are_moved_first() {
+        let plan = product(1, 65, 64, 1, &DeviceOptions::default());
+        assert_eq!(functions(&plan), ["realign<>", "mv<W, 1, 2>"]);
+        assert!(matches!(plan.launches[1].bindings[0], Bound::Scratch(0)), "{:?}", plan.launches[1].bindings);
+        assert!(plan.scratch[0].bytes >= 65 * 68);
+    }
+
+    #[test]
+    fn the_order_of_a_sum_does_not_depend_on_the_rows() {
+        let split = |m| {
+            let plan = product(m, 4096, 4096, 0, &DeviceOptions::default());
+            let Bound::Value(bytes) = &plan.launches[0].bindings[5] else { panic!("{:?}", plan.launches[0].bindings) };
+            let args: ProductArgs = bytemuck::pod_read_unaligned(bytes);
+            (args.warps_per_row, plan.launches[0].grid)
+        };
+        assert_eq!(split(1), (4, [512, 1, 1]));
+        assert_eq!(split(8), (4, [2048, 1, 1]));
+    }
+}
