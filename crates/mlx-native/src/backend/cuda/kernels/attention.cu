@@ -1,13 +1,13 @@
 
-// cache[h][start + t] = x[t][h], 1024 elements a block of 256.
+// cache[h][start + t] = x[t][h], a thread an element.
 template <typename T> __global__ void __launch_bounds__(256) store_kv(const float* x, T* cache, const StoreArgs* live) {
     const StoreArgs args = *live;
-    for (uint j = threadIdx.x; j < 1024; j += 256) {
-        const ulong i = ulong(blockIdx.x) * 1024 + j;
-        if (i >= args.len) return;
-        const ulong rest = i / args.head_dim, head = rest % args.n_kv_heads, token = rest / args.n_kv_heads;
-        cache[(head * args.capacity + args.start + token) * args.head_dim + i % args.head_dim] = T(x[i]);
-    }
+    const ulong i = ulong(blockIdx.x) * 256 + threadIdx.x;
+    if (i >= args.len) return;
+    // Tokens times heads fit 32 bits, as do the heads' values: divisions of 64 bits are slow.
+    const uint rest = uint(i / args.head_dim), d = uint(i - ulong(rest) * args.head_dim);
+    const uint head = rest % args.n_kv_heads, token = rest / args.n_kv_heads;
+    cache[(ulong(head) * args.capacity + args.start + token) * args.head_dim + d] = T(x[i]);
 }
 
 // Eight values of a row of a cache from d < dim on, zero from dim on.
@@ -26,7 +26,7 @@ template <typename T> inline void cached_values(const T* row, uint d, uint dim, 
 }
 
 // Positions of a part: the parts of a head are computed apart and then put together, the same parts whatever the number of tokens.
-static constexpr uint PART = 256;
+static constexpr uint PART = 128;
 static constexpr uint PART_THREADS = 128;
 
 // Attention of Q heads that share keys and values, for one token over one part of the positions: sums of values, unnormalised, the largest

@@ -1,15 +1,12 @@
 
-// A block of STEP threads covers SPAN elements: each thread takes those STEP apart, so that neighbours read neighbours.
-static constexpr uint SPAN = 1024;
+// A thread an element, a block of STEP.
 static constexpr uint STEP = 256;
 
 template <typename From, typename To>
 __global__ void __launch_bounds__(STEP) cast(const From* x, To* y, ElementArgs args) {
-    for (uint j = threadIdx.x; j < SPAN; j += STEP) {
-        const ulong i = ulong(blockIdx.x) * SPAN + j;
-        // Between the 16-bit types through float, which holds both exactly: one rounding.
-        if (i < args.len) y[i] = To(float(x[i]));
-    }
+    const ulong i = ulong(blockIdx.x) * STEP + threadIdx.x;
+    // Between the 16-bit types through float, which holds both exactly: one rounding.
+    if (i < args.len) y[i] = To(float(x[i]));
 }
 
 struct Add {
@@ -33,16 +30,12 @@ struct GeluMul {
 };
 
 template <typename F> __global__ void __launch_bounds__(STEP) combine(const float* a, const float* b, float* y, ElementArgs args) {
-    for (uint j = threadIdx.x; j < SPAN; j += STEP) {
-        const ulong i = ulong(blockIdx.x) * SPAN + j;
-        if (i < args.len) y[i] = F::of(a[i], b[args.b_len == args.len ? i : i % args.b_len]);
-    }
+    const ulong i = ulong(blockIdx.x) * STEP + threadIdx.x;
+    if (i < args.len) y[i] = F::of(a[i], b[args.b_len == args.len ? i : i % args.b_len]);
 }
 
 template <int = 0>
 __global__ void __launch_bounds__(STEP) soft_cap(const float* x, float* y, ElementArgs args) {
-    for (uint j = threadIdx.x; j < SPAN; j += STEP) {
-        const ulong i = ulong(blockIdx.x) * SPAN + j;
-        if (i < args.len) y[i] = args.cap * tanhf(x[i] / args.cap);
-    }
+    const ulong i = ulong(blockIdx.x) * STEP + threadIdx.x;
+    if (i < args.len) y[i] = args.cap * tanhf(x[i] / args.cap);
 }

@@ -16,13 +16,14 @@ __global__ void __launch_bounds__(256) rope(const float* x, const uint* position
     const ulong index = ulong(blockIdx.x) * 256 + threadIdx.x;
     if (index >= args.len) return;
     const uint pairs = args.n_rot / 2, per_head = args.head_dim - pairs;
-    const uint i = index % per_head;
-    const ulong head = index / per_head * args.head_dim;
+    // Tokens times heads fit 32 bits: one division of 64 bits, which are slow.
+    const uint row = uint(index / per_head), i = uint(index - ulong(row) * per_head);
+    const ulong head = ulong(row) * args.head_dim;
     if (i >= pairs) {
         y[head + pairs + i] = x[head + pairs + i];
         return;
     }
-    const uint position = positions[index / per_head / args.n_heads];
+    const uint position = positions[row / args.n_heads];
     const bool negative = args.positions_unsigned == 0 && position >> 31;
     const uint magnitude = negative ? 0 - position : position;
     const float factor = args.has_factors ? factors[i] : 1.0f;

@@ -5,13 +5,16 @@ use super::elementwise::type_name;
 use super::{Bound, Launch, Library, PipelineKey, Plan, Planner};
 use crate::backend::gpu::args::{RopeArgs, StoreArgs};
 use crate::backend::gpu::u32_of;
+use crate::buffer::View;
 use crate::device::Activations;
 use crate::ops::{Attention, Rope, RopeStyle, StoreKv};
 use crate::{DType, MlxError, Result};
 
 /// Positions that a block attends to, and its threads; `PART` and `PART_THREADS` in attention.cu.
-const PART: usize = 256;
+const PART: usize = 128;
 const PART_THREADS: u32 = 128;
+/// Scratch memory of the parts: more tokens than it has room for are computed in turns.
+const PART_BYTES: usize = 256 << 20;
 /// Tokens of a block of the kernel for many, `TOKENS` in flash.cu.
 const FLASH_TOKENS: usize = 64;
 /// Fewer tokens than these do not fill a tile of it.
@@ -28,7 +31,7 @@ pub(super) fn store_kv(op: &StoreKv) -> Result<Plan> {
     };
     let pipeline = PipelineKey::new(Library::Attention, format!("store_kv<{}>", type_name(op.cache.dtype)));
     let bindings = vec![Bound::view(&op.input), Bound::view(&op.cache), Bound::live(&args)];
-    Ok(Plan::of(vec![Launch::new(pipeline, bindings, [u32_of("elements", len.div_ceil(1024))?, 1, 1], 256)]))
+    Ok(Plan::of(vec![Launch::new(pipeline, bindings, [u32_of("elements", len.div_ceil(256))?, 1, 1], 256)]))
 }
 
 /// Positions that a captured list may be replayed for: the length rounded up to a power of two, so that a growing context changes the grid
@@ -84,6 +87,7 @@ pub(super) fn attention(op: &Attention, planner: &Planner<'_>) -> Result<Plan> {
         vectors: u32::from(vectors),
     };
     let n_tokens = u32_of("n_tokens", params.n_tokens)?;
+    let n_heads = args.n_heads;
     let operands =
         || vec![Bound::view(&op.q), Bound::view(&op.k_cache), Bound::view(&op.v_cache), Bound::view(&op.output)];
     if is_flash(op, planner) {
@@ -103,19 +107,34 @@ pub(super) fn attention(op: &Attention, planner: &Planner<'_>) -> Result<Plan> {
         return Err(MlxError::KernelNotFound(format!("attention: head_dim {head_dim} exceeds the shared memory")));
     }
     let mut plan = Plan::default();
-    let rows = params.n_tokens * parts * params.n_heads;
-    let (partial, totals) = if parts > 1 { (rows * head_dim * 4, rows * 8) } else { (4, rows * 8) };
-    let (partial, totals) = (plan.scratch(partial), plan.scratch(totals));
-    let mut bindings = operands();
-    bindings.extend([partial.clone(), totals.clone(), Bound::live(&args)]);
+    let token_rows = parts * params.n_heads;
+    let turn = match parts {
+        1 => params.n_tokens,
+        _ => (PART_BYTES / (token_rows * head_dim * 4)).clamp(1, params.n_tokens),
+    };
+    let (partial, totals) = match parts {
+        // Nobody writes what a single part does not need.
+        1 => (plan.scratch(4), plan.scratch(turn * token_rows * 8)),
+        _ => (plan.scratch(turn * token_rows * head_dim * 4), plan.scratch(turn * token_rows * 8)),
+    };
+    let row_bytes = params.n_heads * head_dim * 4;
     let function = format!("attention<{}, {queries}>", type_name(op.k_cache.dtype));
-    let grid = [args.n_heads / queries as u32, args.parts, n_tokens];
-    let launch = Launch::new(PipelineKey::new(Library::Attention, function), bindings, grid, PART_THREADS);
-    plan.launches.push(Launch { shared_bytes, ..launch });
-    if parts > 1 {
-        let bindings = vec![partial, totals, Bound::view(&op.output), Bound::live(&args)];
-        let pipeline = PipelineKey::new(Library::Attention, "attention_combine<>");
-        plan.launches.push(Launch::new(pipeline, bindings, [args.n_heads, n_tokens, 1], 128));
+    for token in (0..params.n_tokens).step_by(turn) {
+        let tokens = turn.min(params.n_tokens - token);
+        let args = Bound::live(&PartArgs { start: args.start + token as u32, ..args });
+        let rows = |view: &View| Bound::View(view.part(token * row_bytes, tokens * row_bytes));
+        let (q, y) = (rows(&op.q), rows(&op.output));
+        let mut bindings = vec![q, Bound::view(&op.k_cache), Bound::view(&op.v_cache), y.clone()];
+        bindings.extend([partial.clone(), totals.clone(), args.clone()]);
+        let grid = [n_heads / queries as u32, u32_of("parts", parts)?, tokens as u32];
+        let pipeline = PipelineKey::new(Library::Attention, function.clone());
+        let launch = Launch::new(pipeline, bindings, grid, PART_THREADS);
+        plan.launches.push(Launch { shared_bytes, ..launch });
+        if parts > 1 {
+            let bindings = vec![partial.clone(), totals.clone(), y, args];
+            let pipeline = PipelineKey::new(Library::Attention, "attention_combine<>");
+            plan.launches.push(Launch::new(pipeline, bindings, [n_heads, tokens as u32, 1], 128));
+        }
     }
     Ok(plan)
 }

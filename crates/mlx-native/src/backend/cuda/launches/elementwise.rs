@@ -6,13 +6,12 @@ use crate::backend::gpu::u32_of;
 use crate::ops::{Activation, Binary, BinaryOp, Cast, GatedActivation, SoftCap};
 use crate::{DType, Result};
 
-/// Threads of a block, and elements that it covers (`STEP` and `SPAN` in elementwise.cu).
+/// Threads of a block, an element each (`STEP` in elementwise.cu).
 const THREADS: u32 = 256;
-const SPAN: usize = 1024;
 
 fn launch(function: &str, mut bindings: Vec<Bound>, args: ElementArgs) -> Result<Plan> {
     bindings.push(Bound::value(&args));
-    let grid = [u32_of("elements", (args.len as usize).div_ceil(SPAN))?, 1, 1];
+    let grid = [u32_of("elements", (args.len as usize).div_ceil(THREADS as usize))?, 1, 1];
     Ok(Plan::of(vec![Launch::new(PipelineKey::new(Library::Elementwise, function), bindings, grid, THREADS)]))
 }
 
