@@ -18,7 +18,7 @@ Examples:
   mlxn selftest
   mlxn selftest --device cpu --filter matmul/Q4_K
   mlxn selftest --device metal --full
-  mlxn selftest --device metal-host --full --shard 1/2")]
+  mlxn selftest --device metal --full --shard 1/2")]
 pub struct Args {
     /// cpu, metal, cuda or cuda:NUMBER [default: all that are here]
     #[arg(long)]

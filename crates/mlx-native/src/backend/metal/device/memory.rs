@@ -56,6 +56,9 @@ struct Residency(Mutex<ResidencySet>);
 
 struct ResidencySet {
     set: Retained<ProtocolObject<dyn MTLResidencySet>>,
+    /// Bytes of the set's buffers, and the most that the GPU holds at once without loss of speed.
+    bytes: u64,
+    limit: u64,
     /// Whether there are changes that the set has not committed.
     changed: bool,
 }
@@ -71,7 +74,9 @@ impl Pool {
         if let Some(set) = &residency {
             queue.addResidencySet(set);
         }
-        let residency = residency.map(|set| Residency(Mutex::new(ResidencySet { set, changed: false })));
+        let limit = device.recommendedMaxWorkingSetSize();
+        let residency =
+            residency.map(|set| Residency(Mutex::new(ResidencySet { set, bytes: 0, limit, changed: false })));
         Pool(Arc::new(Shared { device: device.clone(), residency, free: Mutex::default() }))
     }
 
@@ -125,17 +130,25 @@ impl Pool {
     }
 
     fn remember(&self, buffer: Retained<ProtocolObject<dyn MTLBuffer>>) -> Buffer {
+        // Beyond the limit a command buffer makes resident what it uses.
         self.with_residency(|residency| {
-            residency.set.addAllocation(ProtocolObject::from_ref(&*buffer));
-            residency.changed = true;
+            let bytes = residency.bytes.saturating_add(buffer.length() as u64);
+            if bytes <= residency.limit {
+                residency.set.addAllocation(ProtocolObject::from_ref(&*buffer));
+                (residency.bytes, residency.changed) = (bytes, true);
+            }
         });
         Buffer(buffer)
     }
 
     fn forget(&self, buffer: &Buffer) {
         self.with_residency(|residency| {
-            residency.set.removeAllocation(ProtocolObject::from_ref(buffer.get()));
-            residency.changed = true;
+            let allocation = ProtocolObject::from_ref(buffer.get());
+            if residency.set.containsAllocation(allocation) {
+                residency.set.removeAllocation(allocation);
+                residency.bytes = residency.bytes.saturating_sub(buffer.len() as u64);
+                residency.changed = true;
+            }
         });
     }
 
