@@ -237,7 +237,7 @@ impl CudaBackend {
             block: [launch.threads, 1, 1],
             cluster: launch.cluster,
             shared_bytes: launch.shared_bytes,
-            overlap: launch.overlap,
+            overlap: launch.overlap && self.context.info.arch >= 90,
         };
         if launch.grid[1] > MAX_GRID || launch.grid[2] > MAX_GRID {
             return Err(MlxError::CommandBufferError(format!(

@@ -1,6 +1,7 @@
 
 // cache[h][start + t] = x[t][h], a thread an element.
 template <typename T> __global__ void __launch_bounds__(256) store_kv(const float* x, T* cache, const StoreArgs* live) {
+    begin();
     const StoreArgs args = *live;
     const ulong i = ulong(blockIdx.x) * 256 + threadIdx.x;
     if (i >= args.len) return;
@@ -35,6 +36,7 @@ static constexpr uint PART_THREADS = 128;
 template <typename T, uint Q>
 __global__ void __launch_bounds__(PART_THREADS)
     attention(const float* q, const T* keys, const T* values, float* y, float* partial, float2* totals, const PartArgs* live) {
+    begin();
     extern __shared__ float memory[];
     __shared__ float shared[32];
     const PartArgs args = *live;
@@ -158,6 +160,7 @@ __global__ void __launch_bounds__(PART_THREADS)
 template <int = 0>
 __global__ void __launch_bounds__(128)
     attention_combine(const float* partial, const float2* totals, float* y, const PartArgs* live) {
+    begin();
     const PartArgs args = *live;
     const uint head = blockIdx.x, token = blockIdx.y;
     const ulong place = ulong(token) * args.parts * args.n_heads + head;

@@ -32,6 +32,7 @@ inline Candidate block_better(Candidate best) {
 // The smallest index of the largest value of a row, a block a row; NaN wins only where there is nothing else.
 template <int = 0>
 __global__ void __launch_bounds__(1024) argmax(const float* x, uint* y, RowArgs args) {
+    begin();
     const ulong first = ulong(blockIdx.x) * args.dim;
     Candidate best{0.0f, NONE};
     for (ulong i = threadIdx.x; i < args.dim; i += blockDim.x) {
@@ -45,6 +46,7 @@ __global__ void __launch_bounds__(1024) argmax(const float* x, uint* y, RowArgs 
 // The top_k largest of softmax(logits[t]), a warp a token. Each next expert is the best of those that come after the last one.
 template <int = 0>
 __global__ void __launch_bounds__(32) expert_gate(const float* logits, uint* ids, float* weights, ExpertArgs args) {
+    begin();
     const uint lane = lane_index();
     const float* row = logits + ulong(blockIdx.x) * args.n_experts;
     const ulong slot = ulong(blockIdx.x) * args.top_k;
@@ -80,6 +82,7 @@ __global__ void __launch_bounds__(32) expert_gate(const float* logits, uint* ids
 // y[t][j] = sum over s of weights[t][s] x[t top_k + s][j], a thread an element.
 template <int = 0>
 __global__ void __launch_bounds__(256) expert_sum(const float* x, const float* weights, float* y, ExpertArgs args) {
+    begin();
     const ulong i = ulong(blockIdx.x) * 256 + threadIdx.x;
     if (i >= args.len) return;
     const ulong token = i / args.n, j = i % args.n;

@@ -4,6 +4,7 @@ static constexpr uint STEP = 256;
 
 template <typename From, typename To>
 __global__ void __launch_bounds__(STEP) cast(const From* x, To* y, ElementArgs args) {
+    begin();
     const ulong i = ulong(blockIdx.x) * STEP + threadIdx.x;
     // Between the 16-bit types through float, which holds both exactly: one rounding.
     if (i < args.len) y[i] = To(float(x[i]));
@@ -30,12 +31,14 @@ struct GeluMul {
 };
 
 template <typename F> __global__ void __launch_bounds__(STEP) combine(const float* a, const float* b, float* y, ElementArgs args) {
+    begin();
     const ulong i = ulong(blockIdx.x) * STEP + threadIdx.x;
     if (i < args.len) y[i] = F::of(a[i], b[args.b_len == args.len ? i : i % args.b_len]);
 }
 
 template <int = 0>
 __global__ void __launch_bounds__(STEP) soft_cap(const float* x, float* y, ElementArgs args) {
+    begin();
     const ulong i = ulong(blockIdx.x) * STEP + threadIdx.x;
     if (i < args.len) y[i] = args.cap * tanhf(x[i] / args.cap);
 }

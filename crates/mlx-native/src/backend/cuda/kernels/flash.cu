@@ -13,6 +13,7 @@ template <uint D, uint POSITIONS> struct Flash {
 template <uint D, uint POSITIONS>
 __global__ void __launch_bounds__(128)
     flash_attention(const float* q, const ushort* keys, const ushort* values, float* y, const PartArgs* live, uint n_tokens) {
+    begin();
     typedef Flash<D, POSITIONS> F;
     extern __shared__ uint4 memory[];
     F& tile = *reinterpret_cast<F*>(memory);

@@ -5,6 +5,7 @@
 template <int = 0>
 __global__ void __launch_bounds__(1024) map_experts(const uint* ids, uint* counts, uint* lists, uint4* tiles, float* y, ProductArgs args,
                                                     uint n_tiles, uint tile_rows, ulong* fault) {
+    begin();
     __shared__ uint next_place, next_tile;
     const uint lane = lane_index(), warp = warp_index(), slots = args.m * args.top_k;
     for (uint expert = warp; expert < args.n_experts; expert += 32) {

@@ -186,6 +186,7 @@ template <typename W, uint TM, bool SPLIT>
 __global__ void __launch_bounds__(THREADS, SPLIT ? 1 : 2)
     mm(const uchar* data, const uchar* scales, const uchar* biases, const ushort* high, const ushort* low, const float* factors, uchar* y,
        ProductArgs args) {
+    begin();
     extern __shared__ uint4 memory[];
     Tiles<TM, SPLIT>& tiles = *reinterpret_cast<Tiles<TM, SPLIT>*>(memory);
     const uint row0 = blockIdx.x * TM, rows = min(args.m - row0, TM);
@@ -203,6 +204,7 @@ template <typename W, uint TM, bool SPLIT>
 __global__ void __launch_bounds__(THREADS, SPLIT ? 1 : 2)
     mm_id(const uchar* data, const uchar* scales, const uchar* biases, const ushort* high, const ushort* low, const float* factors, uchar* y,
           ProductArgs args, const uint* lists, const uint4* all_tiles) {
+    begin();
     extern __shared__ uint4 memory[];
     Tiles<TM, SPLIT>& tiles = *reinterpret_cast<Tiles<TM, SPLIT>*>(memory);
     const uint4 tile = all_tiles[blockIdx.y];

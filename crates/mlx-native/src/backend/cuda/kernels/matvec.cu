@@ -106,6 +106,7 @@ inline void mat_vec(const W& weight, const uchar* x, uchar* y, const ProductArgs
 template <typename W, uint R, uint C>
 __global__ void __launch_bounds__(32 * WARPS)
     mv(const uchar* data, const uchar* scales, const uchar* biases, const uchar* x, uchar* y, ProductArgs args) {
+    begin();
     const W weight(data, scales, biases, args, blockIdx.z / args.batch_ratio);
     const uint row = blockIdx.y * R;
     mat_vec<W, R, C>(weight, x, y, args, blockIdx.z, row, min(args.m - row, R), ulong(blockIdx.z) * args.m + row);
@@ -115,6 +116,7 @@ __global__ void __launch_bounds__(32 * WARPS)
 template <typename W, uint C>
 __global__ void __launch_bounds__(32 * WARPS) mv_id(const uchar* data, const uchar* scales, const uchar* biases, const uchar* x, uchar* y,
                                                     ProductArgs args, const uint* ids, ulong* fault) {
+    begin();
     const uint slot = blockIdx.y, expert = ids[slot];
     if (expert >= args.n_experts) {
         const uint columns = WARPS / args.warps_per_row * C, first = blockIdx.x * columns;
@@ -132,6 +134,7 @@ __global__ void __launch_bounds__(32 * WARPS) mv_id(const uchar* data, const uch
 template <typename W>
 __global__ void __launch_bounds__(64) embedding(const uchar* data, const uchar* scales, const uchar* biases, const uint* ids, float* y,
                                                 ProductArgs args, ulong* fault) {
+    begin();
     const uint c = blockIdx.x * 64 + threadIdx.x, token = blockIdx.y;
     if (c >= DIVIDE_UP(args.k, 16)) return;
     float* out = y + ulong(token) * args.k + 16 * c;
@@ -155,6 +158,7 @@ __global__ void __launch_bounds__(64) embedding(const uchar* data, const uchar* 
 template <typename W>
 __global__ void __launch_bounds__(32)
     vm(const uchar* data, const uchar* scales, const uchar* biases, const uchar* x, uchar* y, ProductArgs args) {
+    begin();
     const W weight(data, scales, biases, args, blockIdx.z / args.batch_ratio);
     const uint lane = lane_index();
     float sums[16];

@@ -48,6 +48,15 @@ inline float high_half(uint packed) {
     return h;
 }
 
+// Every kernel begins with this. On Hopper a launch that overlaps (see Launch) may be brought up while the one before it runs: this lets the next one,
+// and waits until the one before has ended and its writes can be seen. Without overlap neither has an effect.
+inline void begin() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 inline uint lane_index() { return threadIdx.x % 32; }
 inline uint warp_index() { return threadIdx.x / 32; }
 

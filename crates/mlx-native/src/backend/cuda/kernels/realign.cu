@@ -3,6 +3,7 @@
 // operands that lie where a kernel's loads may not. Grid of pieces of 4096 bytes, matrices.
 template <int = 0>
 __global__ void __launch_bounds__(256) realign(const uchar* source, uchar* target, RealignArgs args) {
+    begin();
     const uchar* from = source + blockIdx.y * args.stride;
     uchar* to = target + blockIdx.y * args.pitch;
     for (uint i = 0; i < 16; i++) {

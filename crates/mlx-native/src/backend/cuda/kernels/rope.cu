@@ -13,6 +13,7 @@ inline float turn(float position, float2 frequency, float factor) {
 template <int = 0>
 __global__ void __launch_bounds__(256) rope(const float* x, const uint* positions, float* y, RopeArgs args,
                                             __grid_constant__ const RopeTable frequencies, const float* factors) {
+    begin();
     const ulong index = ulong(blockIdx.x) * 256 + threadIdx.x;
     if (index >= args.len) return;
     const uint pairs = args.n_rot / 2, per_head = args.head_dim - pairs;

@@ -4,6 +4,7 @@
 template <bool RESIDUAL>
 __global__ void __launch_bounds__(1024)
     rms_norm_rows(const float* x, const float* weight, float* y, RowArgs args, const float* residual, float* sum) {
+    begin();
     __shared__ float shared[32];
     const ulong first = ulong(blockIdx.x) * args.dim;
     float squares = 0.0f;
@@ -26,6 +27,7 @@ __global__ void __launch_bounds__(1024)
 // y = e^(scale x - max) / sum, a block a row; y may be x.
 template <int = 0>
 __global__ void __launch_bounds__(1024) softmax(const float* x, float* y, RowArgs args) {
+    begin();
     __shared__ float shared[32];
     const ulong first = ulong(blockIdx.x) * args.dim;
     float largest = -infinity();

@@ -20,6 +20,7 @@ inline uint key_index(ulong key) { return ~uint(key); }
 // Copies the logits and clears the marks, a bit for each.
 template <int = 0>
 __global__ void __launch_bounds__(256) sample_copy(const float* logits, float* copy, uint* marks, uint dim) {
+    begin();
     const uint i = blockIdx.x * 256 + threadIdx.x;
     if (i < dim) copy[i] = logits[i];
     if (i < DIVIDE_UP(dim, 32)) marks[i] = 0;
@@ -29,6 +30,7 @@ __global__ void __launch_bounds__(256) sample_copy(const float* logits, float* c
 template <int = 0>
 __global__ void __launch_bounds__(256) sample_penalise(float* copy, uint* marks, const uint* history, SampleArgs args,
                                                        const SampleLive* live) {
+    begin();
     const uint i = blockIdx.x * 256 + threadIdx.x;
     if (i >= live->history_len) return;
     const uint id = history[i];
@@ -40,6 +42,7 @@ __global__ void __launch_bounds__(256) sample_penalise(float* copy, uint* marks,
 // Finds the best, or a NaN, which is a fault. What is decided without a draw is decided here: best[1] says so. One block.
 template <int = 0>
 __global__ void __launch_bounds__(1024) sample_best(const float* copy, uint* best, uint* y, SampleArgs args, ulong* fault) {
+    begin();
     __shared__ ulong winner;
     __shared__ uint first_nan;
     if (threadIdx.x == 0) {
@@ -72,6 +75,7 @@ __global__ void __launch_bounds__(1024) sample_best(const float* copy, uint* bes
 template <int = 0>
 __global__ void __launch_bounds__(CHUNK_THREADS)
     sample_sort(const float* copy, const uint* best, ulong* keys, ulong* sums, SampleArgs args) {
+    begin();
     __shared__ ulong sorted[CHUNK];
     if (best[1]) return;
     const uint first = blockIdx.x * CHUNK, thread = threadIdx.x;
@@ -164,6 +168,7 @@ template <typename Enough> inline ulong find_key(const ulong* keys, const ulong*
 template <int = 0>
 __global__ void __launch_bounds__(1024)
     sample_draw(const uint* best, const ulong* keys, const ulong* sums, uint* y, uint chunks, SampleArgs args, const SampleLive* live) {
+    begin();
     if (best[1]) return;
     const ulong one = 1099511627776ull;
     // The keys of the tokens that are kept are at least `kept`.

@@ -16,6 +16,7 @@ inline float load_x(const uchar* x, ulong batch, ulong i, uint l, const ProductA
 // The input of the row kernels, where it is not already so: f32, rows of whole chunks, zero from k to k_padded. A block a row; grid of rows
 // of all batches.
 template <int = 0> __global__ void __launch_bounds__(256) widen(const uchar* x, float* y, ProductArgs args) {
+    begin();
     const ulong batch = blockIdx.x / args.m, i = blockIdx.x % args.m;
     for (uint l = threadIdx.x; l < args.k_padded; l += 256) y[ulong(blockIdx.x) * args.k_padded + l] = load_x(x, batch, i, l, args);
 }
@@ -25,6 +26,7 @@ template <int = 0> __global__ void __launch_bounds__(256) widen(const uchar* x, 
 // rounding left. A block a row; grid of rows of all batches.
 template <bool SPLIT>
 __global__ void __launch_bounds__(256) stage(const uchar* x, uint* high, uint* low, float* factors, ProductArgs args) {
+    begin();
     __shared__ float shared[32];
     const ulong batch = blockIdx.x / args.m, i = blockIdx.x % args.m;
     const auto value = [&](uint l) { return load_x(x, batch, i, l, args); };

@@ -108,8 +108,8 @@ pub(crate) struct Launch {
     pub cluster: u32,
     /// Dynamic shared memory.
     pub shared_bytes: usize,
-    /// Whether the kernel may start before the one before it has ended. Such a kernel executes `griddepcontrol.wait` before it touches
-    /// what others write.
+    /// Whether the kernel may be brought up before the one before it has ended, on Hopper. It executes `griddepcontrol.wait` before it touches
+    /// what others write; those that have nothing else to do first begin with `begin()` of prelude.cu.
     pub overlap: bool,
 }
 
