@@ -52,7 +52,7 @@ pub fn bound(precision: Precision, kind: DeviceKind, options: &DeviceOptions) ->
     const HALF: Bound = Bound::Nmse(1e-6);
     const Q8: Bound = Bound::Nmse(1e-4);
     let gpu = matches!(kind, DeviceKind::Cuda | DeviceKind::Metal);
-    let half_allowed = gpu && options.activations == Activations::Auto;
+    let half_allowed = gpu && options.activations != Activations::Exact;
     match precision {
         Precision::Exact => Bound::Equal,
         Precision::Float => EXACT,

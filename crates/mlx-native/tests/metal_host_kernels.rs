@@ -4,9 +4,9 @@
 use conformance::generate::{Scales, WeightData, normals, rng};
 use half::bf16;
 use mlx_native::{
-    AffineFormat, AttentionParams, DType, DeviceOptions, GgmlQuantizedMatmulParams, GgmlType, KernelRegistry,
-    KvCacheParams, MlxBuffer, MlxDevice, MlxError, QuantizedMatmulParams, Result, RopeParams, RopeStyle, WeightFormat,
-    dispatch_quantized_matmul_simd_bf16, quantized_matmul_ggml, quantized_matmul_simd,
+    Activation, AffineFormat, AttentionParams, DType, DeviceOptions, GgmlQuantizedMatmulParams, GgmlType,
+    KernelRegistry, KvCacheParams, MlxBuffer, MlxDevice, MlxError, QuantizedMatmulParams, Result, RopeParams,
+    RopeStyle, WeightFormat, dispatch_quantized_matmul_simd_bf16, quantized_matmul_ggml, quantized_matmul_simd,
 };
 
 /// The device with tensor operations, unless this machine has no C++ compiler.
@@ -234,5 +234,56 @@ fn rotation_takes_more_pairs_than_one_launch_has() {
             let error = nmse(&found, &expected);
             assert!(error <= 1e-10, "{style:?} in place {in_place}: NMSE {error:e}");
         }
+    }
+}
+
+/// What lies between two norms of a layer, recorded as a model does, in place: the launches that several operations share.
+#[test]
+fn a_layer_in_shared_launches_is_right() {
+    let (n_kv_heads, head_dim, capacity) = (2, 48, 40);
+    let cache = KvCacheParams { n_kv_heads, capacity, head_dim };
+    for (m, style, activation, ty) in [
+        (1, RopeStyle::NeoX, Activation::Silu, GgmlType::Q4_K),
+        (3, RopeStyle::Interleaved, Activation::GeluTanh, GgmlType::Q4_K),
+        (8, RopeStyle::NeoX, Activation::Silu, GgmlType::F16),
+    ] {
+        let mut rng = rng(7, "layer");
+        let (hidden, feed) = (256, 72);
+        let x = normals(&mut rng, m * hidden, 1.0);
+        let [q, k, v] = [3, 1, 1].map(|heads| normals(&mut rng, m * heads * n_kv_heads * head_dim, 1.0));
+        let [gate, up] =
+            [0, 1].map(|_| WeightData::random(ty.into(), 1, feed, hidden, Scales::Ordinary, &mut rng).unwrap());
+        let Some([found, expected]) = both(|device| {
+            let [x, q, k, v] = [&x, &q, &k, &v].map(|values| upload(device, DType::F32, values));
+            let positions = upload(device, DType::I32, &(5..5 + m as i32).collect::<Vec<i32>>());
+            let [mut k_cache, mut v_cache] =
+                [0, 1].map(|_| device.alloc_buffer(n_kv_heads * capacity * head_dim * 2, DType::F16, vec![]).unwrap());
+            let [g, mut u] = [0, 1].map(|_| device.alloc_buffer(m * feed * 4, DType::F32, vec![m, feed]).unwrap());
+            let mut encoder = device.command_encoder()?;
+            for (value, n_heads) in [(&q, 3 * n_kv_heads), (&k, n_kv_heads)] {
+                let (n_rot, base, frequency_scale) = (32, 1e4, 1.0);
+                let params = RopeParams { n_tokens: m, n_heads, head_dim, n_rot, base, frequency_scale, style };
+                encoder.rope(value, &positions, None, &mut value.clone(), &params)?;
+            }
+            encoder.store_kv(&k, &mut k_cache, &cache, 5, m)?;
+            encoder.store_kv(&v, &mut v_cache, &cache, 5, m)?;
+            encoder.matmul(&x, &gate.upload(device)?, &mut g.clone())?;
+            encoder.matmul(&x, &up.upload(device)?, &mut u)?;
+            encoder.gated_activation(activation, &g, &u, &mut g.clone())?;
+            encoder.commit_and_wait()?;
+            let halves = |cache: &MlxBuffer| -> Result<Vec<f32>> {
+                Ok(cache.as_slice::<u16>()?.iter().map(|bits| half::f16::from_bits(*bits).to_f32()).collect())
+            };
+            let floats = [&q, &k, &g, &u].map(|buffer| buffer.as_slice::<f32>().unwrap().to_vec());
+            Ok((floats, [halves(&k_cache)?, halves(&v_cache)?]))
+        }) else {
+            return;
+        };
+        for (i, (found, expected)) in found.0.iter().zip(&expected.0).enumerate() {
+            assert!(nmse(found, expected) <= 1e-10, "m={m} output {i}: NMSE {:e}", nmse(found, expected));
+        }
+        // A key may be rounded the other way.
+        assert!(nmse(&found.1[0], &expected.1[0]) <= 1e-9, "m={m} keys: {:e}", nmse(&found.1[0], &expected.1[0]));
+        assert_eq!(found.1[1], expected.1[1], "m={m} values");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::launches::{self, Access, Bound, Fault, Launch, Routing};
+use super::launches::{self, Access, Bound, Fault, Launch, Routing, fuse};
 use crate::backend::CommandList;
 use crate::{MlxError, Result};
 
@@ -43,11 +43,22 @@ impl Schedule {
     pub(crate) fn new(list: &CommandList, routing: &Routing) -> Schedule {
         let mut schedule = Schedule { stages: Vec::new(), tasks: Vec::new(), scratch_bytes: 0 };
         let (mut first_stage, mut scratch) = (0, 0);
-        for (task, recorded) in list.ops().iter().enumerate() {
-            if recorded.barrier {
+        let mut rest = list.ops();
+        // Whether a barrier went into a launch of several operations: then one follows it.
+        let mut barrier_within = false;
+        while let [recorded, ..] = rest {
+            let task = schedule.tasks.len();
+            let (plan, count) = match fuse::plan(rest, routing) {
+                Some(fused) => fused,
+                None => (launches::plan(&recorded.op, recorded.kernel.as_deref(), routing), 1),
+            };
+            let (together, after) = rest.split_at(count);
+            if barrier_within || together.iter().any(|recorded| recorded.barrier) {
                 (first_stage, scratch) = (schedule.stages.len(), 0);
             }
-            let planned = launches::plan(&recorded.op, recorded.kernel.as_deref(), routing).and_then(|plan| {
+            barrier_within = together.iter().skip(1).any(|recorded| recorded.barrier);
+            rest = after;
+            let planned = plan.and_then(|plan| {
                 let parts = plan.scratch.iter().map(|&bytes| take(&mut scratch, bytes)).collect::<Result<_>>()?;
                 Ok((plan.launches, Task { scratch: parts, fault: plan.fault }))
             });
@@ -63,6 +74,9 @@ impl Schedule {
                 }
                 described
             }));
+            // The others of a launch of several operations have none of their own.
+            let nothing = || Ok(Task { scratch: Vec::new(), fault: None });
+            schedule.tasks.extend((1..count).map(|_| nothing()));
         }
         schedule
     }

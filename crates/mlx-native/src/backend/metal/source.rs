@@ -43,6 +43,7 @@ pub(crate) fn assemble(library: Library) -> (String, String) {
             text += include_str!("kernels/attention.metal");
             for (dtype, ty) in CACHE_TYPES {
                 instantiate(&mut text, &format!("store_kv_{dtype}"), &format!("store_kv<{ty}>"));
+                instantiate(&mut text, &format!("rope_store_{dtype}"), &format!("rope_store<{ty}>"));
                 for values in LANE_VALUES {
                     let name = format!("attention_{dtype}_v{values}");
                     instantiate(&mut text, &name, &format!("attention<{ty}, {values}, false>"));
@@ -83,6 +84,16 @@ pub(crate) fn assemble(library: Library) -> (String, String) {
         }
         Library::Weight(weight) => weight_text(text, weight),
         Library::Tensor(weight) => tensor_text(text, weight),
+        Library::Gated(weight) => {
+            let (name, w) = begin_weight(&mut text, weight);
+            text += include_str!("kernels/matvec.metal");
+            text += include_str!("kernels/gated.metal");
+            for (rows, columns) in PASSES {
+                let function = format!("mv_gated<{w}, {rows}, {columns}>");
+                instantiate(&mut text, &format!("mv_gated_r{rows}"), &function);
+            }
+            (format!("{name}_gated.metal"), text)
+        }
     }
 }
 
@@ -157,11 +168,14 @@ fn tensor_text(text: String, weight: WeightText) -> (String, String) {
     text += include_str!("kernels/tile.metal");
     text += include_str!("kernels/large.metal");
     text += include_str!("kernels/tensor.metal");
-    for function in ["mm_tensor", "mm_id_tensor", "mm_large_tensor"] {
+    for function in TENSOR_KERNELS {
         instantiate(&mut text, function, &format!("{function}<{w}>"));
     }
     (format!("{name}_tensor.metal"), text)
 }
+
+/// The functions of a library of tensor operations.
+pub(crate) const TENSOR_KERNELS: [&str; 3] = ["mm_tensor", "mm_id_tensor", "mm_large_tensor"];
 
 const TENSOR_HEADERS: &str = "#include <metal_stdlib>\n#include <metal_tensor>\n\
      #include <MetalPerformancePrimitives/MetalPerformancePrimitives.h>\n";

@@ -1,4 +1,4 @@
-//! Whether this GPU and system run tensor operations: a small product is compiled, run once and compared.
+//! Whether this GPU and system run tensor operations: a small product is compiled, run once and compared, and the compiler takes our kernels.
 
 use half::f16;
 use objc2_metal::{
@@ -7,7 +7,9 @@ use objc2_metal::{
 
 use super::MetalBackend;
 use super::memory::Buffer;
-use crate::Result;
+use crate::backend::metal::launches::{Library, WeightText};
+use crate::backend::metal::source;
+use crate::{GgmlType, Result};
 
 /// Rows, columns and depth of the product.
 const SIDE: usize = 32;
@@ -15,7 +17,18 @@ const SIDE: usize = 32;
 /// Whether tensor operations compile and give right results. What fails on the way is a no.
 pub(super) fn tensor_operations(backend: &MetalBackend) -> bool {
     // They came with Metal 4.
-    objc2::available!(macos = 26.0) && run(backend).unwrap_or(false)
+    objc2::available!(macos = 26.0) && run(backend).unwrap_or(false) && kernels_compile(backend).is_ok()
+}
+
+/// Makes the pipelines of one weight format; the other formats' differ in how they decode.
+fn kernels_compile(backend: &MetalBackend) -> Result<()> {
+    let (name, text) = source::assemble(Library::Tensor(WeightText::Ggml(GgmlType::F16)));
+    let library = backend.pipelines.compile(&name, &text, MTLLanguageVersion::Version4_0)?;
+    // Input and output in f32.
+    let constants = [(0, 0), (1, 0)];
+    source::TENSOR_KERNELS
+        .iter()
+        .try_for_each(|function| backend.pipelines.pipeline(&library, function, &constants).map(drop))
 }
 
 fn run(backend: &MetalBackend) -> Result<bool> {

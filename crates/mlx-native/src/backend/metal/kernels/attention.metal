@@ -1,4 +1,10 @@
 
+// Where element i of x [tokens, n_kv_heads, head_dim] lies in a cache.
+inline ulong cache_place(constant StoreArgs& args, ulong i) {
+    const ulong rest = i / args.head_dim, head = rest % args.n_kv_heads, token = rest / args.n_kv_heads;
+    return (head * args.capacity + args.start + token) * args.head_dim + i % args.head_dim;
+}
+
 // cache[h][start + t] = x[t][h], 1024 elements a threadgroup of 256.
 template <typename T>
 [[kernel]] void store_kv(device const float* x [[buffer(0)]], device T* cache [[buffer(1)]], constant StoreArgs& args [[buffer(2)]],
@@ -6,8 +12,7 @@ template <typename T>
     for (uint j = thread_index; j < 1024; j += 256) {
         const ulong i = ulong(group) * 1024 + j;
         if (i >= args.len) return;
-        const ulong rest = i / args.head_dim, head = rest % args.n_kv_heads, token = rest / args.n_kv_heads;
-        cache[(head * args.capacity + args.start + token) * args.head_dim + i % args.head_dim] = T(x[i]);
+        cache[cache_place(args, i)] = T(x[i]);
     }
 }
 
@@ -15,7 +20,7 @@ template <typename T>
 // sum and the weighted values of what it saw; at the end the four are combined. A lane has the values lane, lane + 32, … of the head,
 // V of them; a head of more than 32 V is WIDE, and threadgroup z has values 32 V z and on.
 template <typename T, uint V, bool WIDE>
-[[kernel]] void attention(device const float* q [[buffer(0)]], device const T* keys [[buffer(1)]], device const T* values [[buffer(2)]],
+[[kernel, max_total_threads_per_threadgroup(128)]] void attention(device const float* q [[buffer(0)]], device const T* keys [[buffer(1)]], device const T* values [[buffer(2)]],
                           device float* y [[buffer(3)]], constant AttentionArgs& args [[buffer(4)]],
                           uint3 group [[threadgroup_position_in_grid]], uint thread_index [[thread_index_in_threadgroup]],
                           uint simdgroup [[simdgroup_index_in_threadgroup]], uint lane [[thread_index_in_simdgroup]]) {
@@ -86,20 +91,17 @@ inline float turn(float position, float2 frequency, float factor) {
     return (product - rint(product)) + (error + position * low);
 }
 
-// Turns pairs chunk.x to chunk.x + chunk.y, a thread a pair; those of the first chunk also copy the values that do not turn. y may be x.
-[[kernel]] void rope(device const float* x [[buffer(0)]], device const uint* positions [[buffer(1)]], device float* y [[buffer(2)]],
-                     constant RopeArgs& args [[buffer(3)]], constant float2* frequencies [[buffer(4)]],
-                     device const float* factors [[buffer(5)]], constant uint2& chunk [[buffer(6)]], uint group [[threadgroup_position_in_grid]],
-                     uint thread_index [[thread_index_in_threadgroup]]) {
-    const ulong index = ulong(group) * 256 + thread_index;
-    if (index >= args.len) return;
+// Turns a pair of values, or copies one that does not turn; y may be x. Pairs are those from chunk.x to chunk.x + chunk.y of each head, and
+// the first chunk has the values that do not turn. Returns the places that it wrote, twice the same for a copy.
+inline ulong2 rotate(device const float* x, device float* y, device const uint* positions, constant RopeArgs& args,
+                     constant float2* frequencies, device const float* factors, uint2 chunk, ulong index) {
     const uint pairs = args.n_rot / 2, per_head = chunk.y + (chunk.x == 0 ? args.head_dim - args.n_rot : 0);
     const uint nth = index % per_head, i = chunk.x + nth;
     const ulong head = index / per_head * args.head_dim;
     if (nth >= chunk.y) {
         const ulong still = head + args.n_rot + (nth - chunk.y);
         y[still] = x[still];
-        return;
+        return ulong2(still, still);
     }
     const uint position = positions[index / per_head / args.n_heads];
     const bool negative = args.positions_unsigned == 0 && position >> 31;
@@ -114,5 +116,41 @@ inline float turn(float position, float2 frequency, float factor) {
     const float u = x[a], v = x[b];
     y[a] = u * cosine - v * sine;
     y[b] = u * sine + v * cosine;
+    return ulong2(a, b);
 }
 
+// A thread for each pair and each value that does not turn.
+[[kernel]] void rope(device const float* x [[buffer(0)]], device const uint* positions [[buffer(1)]], device float* y [[buffer(2)]],
+                     constant RopeArgs& args [[buffer(3)]], constant float2* frequencies [[buffer(4)]],
+                     device const float* factors [[buffer(5)]], constant uint2& chunk [[buffer(6)]],
+                     uint group [[threadgroup_position_in_grid]], uint thread_index [[thread_index_in_threadgroup]]) {
+    const ulong index = ulong(group) * 256 + thread_index;
+    if (index < args.len) rotate(x, y, positions, args, frequencies, factors, chunk, index);
+}
+
+// Turns queries, turns keys and stores them, stores values: what lies between the projections and attention, in one launch. A thread for each
+// pair of the queries, then of the keys, then for each value.
+template <typename T>
+[[kernel]] void rope_store(device const float* q [[buffer(0)]], device float* q_turned [[buffer(1)]], device const float* k [[buffer(2)]],
+                           device float* k_turned [[buffer(3)]], device const float* v [[buffer(4)]],
+                           device T* k_cache [[buffer(5)]], device T* v_cache [[buffer(6)]],
+                           device const uint* positions [[buffer(7)]], constant RopeArgs& q_args [[buffer(8)]],
+                           constant RopeArgs& k_args [[buffer(9)]], constant StoreArgs& store [[buffer(10)]],
+                           constant float2* frequencies [[buffer(11)]], device const float* factors [[buffer(12)]],
+                           uint group [[threadgroup_position_in_grid]], uint thread_index [[thread_index_in_threadgroup]]) {
+    const uint2 all = uint2(0, q_args.n_rot / 2);
+    ulong index = ulong(group) * 256 + thread_index;
+    if (index < q_args.len) {
+        rotate(q, q_turned, positions, q_args, frequencies, factors, all, index);
+        return;
+    }
+    index -= q_args.len;
+    if (index < k_args.len) {
+        const ulong2 places = rotate(k, k_turned, positions, k_args, frequencies, factors, all, index);
+        k_cache[cache_place(store, places.x)] = T(k_turned[places.x]);
+        if (places.y != places.x) k_cache[cache_place(store, places.y)] = T(k_turned[places.y]);
+        return;
+    }
+    index -= k_args.len;
+    if (index < store.len) v_cache[cache_place(store, index)] = T(v[index]);
+}

@@ -38,7 +38,7 @@ inline Candidate threadgroup_best(device const float* x, ulong dim, threadgroup 
 }
 
 // The smallest index of the largest value of a row, a threadgroup a row; NaN wins only where there is nothing else.
-[[kernel]] void argmax(device const float* x [[buffer(0)]], device uint* y [[buffer(1)]], constant RowArgs& args [[buffer(2)]],
+[[kernel, max_total_threads_per_threadgroup(1024)]] void argmax(device const float* x [[buffer(0)]], device uint* y [[buffer(1)]], constant RowArgs& args [[buffer(2)]],
                        uint row [[threadgroup_position_in_grid]], uint thread_index [[thread_index_in_threadgroup]],
                        uint threads [[threads_per_threadgroup]], uint simdgroup [[simdgroup_index_in_threadgroup]],
                        uint lane [[thread_index_in_simdgroup]]) {

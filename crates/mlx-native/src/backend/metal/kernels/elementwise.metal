@@ -22,15 +22,11 @@ struct Mul {
 };
 
 struct SiluMul {
-    static float of(float a, float b) { return a / (1.0f + precise::exp(-a)) * b; }
+    static float of(float a, float b) { return silu(a) * b; }
 };
 
 struct GeluMul {
-    static float of(float a, float b) {
-        // sqrt(2 / pi)
-        const float inner = 0.7978845608f * (a + 0.044715f * a * a * a);
-        return 0.5f * a * (1.0f + precise::tanh(inner)) * b;
-    }
+    static float of(float a, float b) { return gelu_tanh(a) * b; }
 };
 
 template <typename F>

@@ -8,7 +8,7 @@
 // and a quarter each of the positions of part group.z of args.parts; grid of eight rows, key heads, parts; what parts find goes to
 // `found`, for flash_combine, unless there is only one.
 template <uint F, bool SPLIT>
-[[kernel]] void flash(device const float* q [[buffer(0)]], device const half* keys [[buffer(1)]], device const half* values [[buffer(2)]],
+[[kernel, max_total_threads_per_threadgroup(128)]] void flash(device const float* q [[buffer(0)]], device const half* keys [[buffer(1)]], device const half* values [[buffer(2)]],
                       device float* y [[buffer(3)]], constant FlashArgs& args [[buffer(4)]], device float* found [[buffer(5)]],
                       uint3 group [[threadgroup_position_in_grid]], uint thread_index [[thread_index_in_threadgroup]],
                       uint simdgroup [[simdgroup_index_in_threadgroup]], uint lane [[thread_index_in_simdgroup]]) {
@@ -39,6 +39,7 @@ template <uint F, bool SPLIT>
     for (ushort step = 1; step < 4; step *= 2) largest_query = max(largest_query, simd_shuffle_xor(largest_query, step));
     const float2 query_scale = block_scale(largest_query);
     simdgroup_half8x8 query[F];
+    UNROLL
     for (uint f = 0; f < F; f++) {
         if (f >= matrices) break;
         for (uint i = 0; i < 2; i++) {
@@ -50,6 +51,7 @@ template <uint F, bool SPLIT>
         simdgroup_barrier(mem_flags::mem_threadgroup);
     }
     simdgroup_float8x8 sums[F];
+    UNROLL
     for (uint f = 0; f < F; f++) sums[f] = make_filled_simdgroup_matrix<float, 8>(0.0f);
 
     // Positions of all rows of this simdgroup, and how many are stored.
@@ -75,6 +77,7 @@ template <uint F, bool SPLIT>
             if (8 * c < count) {
                 // Where the cache ends within eight positions, its last eight.
                 device const half* from = keys + (base + min(p0 + 8 * c, args.capacity - 8)) * dim;
+                UNROLL
                 for (uint f = 0; f < F; f++) {
                     if (f >= matrices) break;
                     simdgroup_half8x8 key;
@@ -111,6 +114,7 @@ template <uint F, bool SPLIT>
         if (part == 0) of_row[r] = keep;
         simdgroup_barrier(mem_flags::mem_threadgroup);
         const float2 factor = float2(of_row[element_row.x], of_row[element_row.y]);
+        UNROLL
         for (uint f = 0; f < F; f++) {
             for (uint i = 0; i < 2; i++) sums[f].thread_elements()[i] *= factor[i];
         }
@@ -119,6 +123,7 @@ template <uint F, bool SPLIT>
             simdgroup_half8x8 weight;
             simdgroup_load(weight, weights + 8 * c, 32);
             const uint at = min(p0 + 8 * c, args.capacity - 8);
+            UNROLL
             for (uint f = 0; f < F; f++) {
                 if (f >= matrices) break;
                 simdgroup_half8x8 value;
@@ -165,6 +170,7 @@ template <uint F, bool SPLIT>
     simdgroup_barrier(mem_flags::mem_threadgroup);
     const float2 factor = float2(of_row[element_row.x], of_row[element_row.y]);
     // Out 32 values of a row at a time.
+    UNROLL
     for (uint f = 0; f < F; f += 4) {
         if (f >= matrices) break;
         for (uint c = 0; c < 4; c++) {

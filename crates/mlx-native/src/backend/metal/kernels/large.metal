@@ -23,7 +23,7 @@ inline void load_large(thread const W& weight, constant MatmulArgs& args, uint c
 
 // output[b][i][j]; grid of column tiles, row tiles, batches. Each simdgroup makes 32 rows by 32 columns.
 template <typename W>
-[[kernel]] void mm_large(device const uchar* data [[buffer(0)]], device const uchar* scales [[buffer(1)]],
+[[kernel, max_total_threads_per_threadgroup(256)]] void mm_large(device const uchar* data [[buffer(0)]], device const uchar* scales [[buffer(1)]],
                          device const uchar* biases [[buffer(2)]], device const uchar* x [[buffer(3)]], device uchar* y [[buffer(4)]],
                          constant MatmulArgs& args [[buffer(5)]], threadgroup uchar* shared [[threadgroup(0)]],
                          uint3 group [[threadgroup_position_in_grid]], uint thread_index [[thread_index_in_threadgroup]],

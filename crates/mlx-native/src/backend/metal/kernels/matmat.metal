@@ -71,7 +71,7 @@ inline void multiply_tile(thread const W& weight, device const uchar* x, device 
 
 // output[b][i][j]; grid of column tiles, row tiles, batches.
 template <typename W, typename T>
-[[kernel]] void mm(device const uchar* data [[buffer(0)]], device const uchar* scales [[buffer(1)]],
+[[kernel, max_total_threads_per_threadgroup(128)]] void mm(device const uchar* data [[buffer(0)]], device const uchar* scales [[buffer(1)]],
                    device const uchar* biases [[buffer(2)]], device const uchar* x [[buffer(3)]], device uchar* y [[buffer(4)]],
                    constant MatmulArgs& args [[buffer(5)]], threadgroup uchar* shared [[threadgroup(0)]],
                    uint3 group [[threadgroup_position_in_grid]], uint thread_index [[thread_index_in_threadgroup]],
@@ -85,7 +85,7 @@ template <typename W, typename T>
 // The tile kernel over the lists of map_experts; grid of column tiles, tiles of all lists. What the grid has beyond the lists'
 // tiles ends at once.
 template <typename W, typename T>
-[[kernel]] void mm_id(device const uchar* data [[buffer(0)]], device const uchar* scales [[buffer(1)]],
+[[kernel, max_total_threads_per_threadgroup(128)]] void mm_id(device const uchar* data [[buffer(0)]], device const uchar* scales [[buffer(1)]],
                       device const uchar* biases [[buffer(2)]], device const uchar* x [[buffer(3)]], device uchar* y [[buffer(4)]],
                       constant MatmulArgs& args [[buffer(5)]], device const uint* counts [[buffer(6)]],
                       device const uint* lists [[buffer(7)]], threadgroup uchar* shared [[threadgroup(0)]],

@@ -1,18 +1,16 @@
 
 // R input rows times the weight rows of a simdgroup. `lanes` lanes share a weight row, each taking every lanes-th chunk of sixteen
 // values; a team of them has C weight rows at once, whose values are decoded once for all R input rows. A row of the result is
-// the same sum in the same order for every R.
+// the same sum in the same order for every R. Team `team` has columns first, first + teams, …; every lane gets its team's sums.
 template <typename W, uint R, uint C>
-inline void mat_vec(thread const W& weight, device const uchar* x, device uchar* y, constant MatmulArgs& args, ulong batch,
-                    uint x_row, uint rows, ulong y_row, uint simdgroup, uint lane) {
-    const uint teams = 32 / args.lanes, team = lane / args.lanes, member = lane % args.lanes;
-    const uint first = simdgroup * (teams * C) + team;
-    float sums[C][R];
+inline void mat_vec_sums(thread const W& weight, device const uchar* x, constant MatmulArgs& args, ulong batch, uint x_row, uint rows,
+                         uint first, uint lane, thread float (&sums)[C][R]) {
+    const uint teams = 32 / args.lanes;
     for (uint j = 0; j < C; j++) {
         for (uint r = 0; r < R; r++) sums[j][r] = 0.0f;
     }
     const uint chunks = (args.k + 15) / 16;
-    for (uint c = member; c < chunks; c += args.lanes) {
+    for (uint c = lane % args.lanes; c < chunks; c += args.lanes) {
         float w[C][16];
         for (uint j = 0; j < C; j++) weight.chunk(min(first + j * teams, args.n - 1), c, args.k, w[j]);
         for (uint r = 0; r < R; r++) {
@@ -26,11 +24,27 @@ inline void mat_vec(thread const W& weight, device const uchar* x, device uchar*
         }
     }
     for (uint j = 0; j < C; j++) {
-        const uint column = first + j * teams;
         for (uint r = 0; r < R; r++) {
-            float sum = sums[j][r];
-            for (uint step = args.lanes / 2; step > 0; step /= 2) sum += simd_shuffle_xor(sum, ushort(step));
-            if (member == 0 && column < args.n && r < rows) store_y(y, (y_row + r) * args.n + column, sum);
+            for (uint step = args.lanes / 2; step > 0; step /= 2) sums[j][r] += simd_shuffle_xor(sums[j][r], ushort(step));
+        }
+    }
+}
+
+// The first column of a lane's team.
+inline uint first_column(constant MatmulArgs& args, uint columns, uint simdgroup, uint lane) {
+    return simdgroup * (32 / args.lanes * columns) + lane / args.lanes;
+}
+
+template <typename W, uint R, uint C>
+inline void mat_vec(thread const W& weight, device const uchar* x, device uchar* y, constant MatmulArgs& args, ulong batch,
+                    uint x_row, uint rows, ulong y_row, uint simdgroup, uint lane) {
+    const uint first = first_column(args, C, simdgroup, lane);
+    float sums[C][R];
+    mat_vec_sums<W, R, C>(weight, x, args, batch, x_row, rows, first, lane, sums);
+    for (uint j = 0; j < C; j++) {
+        const uint column = first + j * (32 / args.lanes);
+        for (uint r = 0; r < R; r++) {
+            if (lane % args.lanes == 0 && column < args.n && r < rows) store_y(y, (y_row + r) * args.n + column, sums[j][r]);
         }
     }
 }

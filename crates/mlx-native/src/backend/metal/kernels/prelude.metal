@@ -3,6 +3,9 @@
 #include <metal_simdgroup_matrix>
 using namespace metal;
 
+// Before a loop over registers, which have no addresses.
+#define UNROLL _Pragma("clang loop unroll(full)")
+
 // Sum over a threadgroup of at most 32 whole simdgroups; every thread gets it. shared has room for 32 floats and may be used again at once.
 inline float threadgroup_sum(float value, threadgroup float* shared, uint simdgroup, uint lane, uint simdgroups) {
     value = simd_sum(value);
@@ -39,4 +42,12 @@ inline uint2 element_places(threadgroup float* shared, uint thread_index) {
     const uint2 held = uint2(uint(places.thread_elements()[0]), uint(places.thread_elements()[1]));
     threadgroup_barrier(mem_flags::mem_threadgroup);
     return held;
+}
+
+inline float silu(float a) { return a / (1.0f + precise::exp(-a)); }
+
+inline float gelu_tanh(float a) {
+    // sqrt(2 / pi)
+    const float inner = 0.7978845608f * (a + 0.044715f * a * a * a);
+    return 0.5f * a * (1.0f + precise::tanh(inner));
 }

@@ -2,7 +2,7 @@
 // y = s / sqrt(mean(s^2) + eps) * weight for s = x (+ residual), a threadgroup a row. A thread reads again only what it
 // read or wrote itself, so that y, and sum, may be x.
 template <bool RESIDUAL>
-[[kernel]] void rms_norm_rows(device const float* x [[buffer(0)]], device const float* weight [[buffer(1)]],
+[[kernel, max_total_threads_per_threadgroup(256)]] void rms_norm_rows(device const float* x [[buffer(0)]], device const float* weight [[buffer(1)]],
                               device float* y [[buffer(2)]], constant RowArgs& args [[buffer(3)]],
                               device const float* residual [[buffer(4)]], device float* sum [[buffer(5)]],
                               uint row [[threadgroup_position_in_grid]], uint thread_index [[thread_index_in_threadgroup]],
@@ -28,7 +28,7 @@ template <bool RESIDUAL>
 }
 
 // y = e^(scale x - max) / sum, a threadgroup a row; y may be x.
-[[kernel]] void softmax(device const float* x [[buffer(0)]], device float* y [[buffer(1)]], constant RowArgs& args [[buffer(2)]],
+[[kernel, max_total_threads_per_threadgroup(256)]] void softmax(device const float* x [[buffer(0)]], device float* y [[buffer(1)]], constant RowArgs& args [[buffer(2)]],
                         uint row [[threadgroup_position_in_grid]], uint thread_index [[thread_index_in_threadgroup]],
                         uint threads [[threads_per_threadgroup]], uint simdgroup [[simdgroup_index_in_threadgroup]],
                         uint lane [[thread_index_in_simdgroup]]) {

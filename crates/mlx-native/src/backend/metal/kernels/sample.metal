@@ -139,7 +139,7 @@ inline ulong sum_until(device const float* x, constant SampleArgs& args, Measure
 }
 
 // One threadgroup.
-[[kernel]] void sample(device const float* x [[buffer(0)]], device uint* y [[buffer(1)]], constant SampleArgs& args [[buffer(2)]],
+[[kernel, max_total_threads_per_threadgroup(1024)]] void sample(device const float* x [[buffer(0)]], device uint* y [[buffer(1)]], constant SampleArgs& args [[buffer(2)]],
                        device atomic_uint* fault [[buffer(3)]], uint thread_index [[thread_index_in_threadgroup]],
                        uint threads [[threads_per_threadgroup]], uint simdgroup [[simdgroup_index_in_threadgroup]],
                        uint lane [[thread_index_in_simdgroup]]) {

@@ -38,7 +38,7 @@ inline void multiply_tile_tensor(thread const W& weight, device const uchar* x, 
 
 // output[b][i][j]; grid of column tiles, row tiles, batches.
 template <typename W>
-[[kernel]] void mm_tensor(device const uchar* data [[buffer(0)]], device const uchar* scales [[buffer(1)]],
+[[kernel, max_total_threads_per_threadgroup(128)]] void mm_tensor(device const uchar* data [[buffer(0)]], device const uchar* scales [[buffer(1)]],
                           device const uchar* biases [[buffer(2)]], device const uchar* x [[buffer(3)]],
                           device uchar* y [[buffer(4)]], constant MatmulArgs& args [[buffer(5)]],
                           threadgroup uchar* shared [[threadgroup(0)]], uint3 group [[threadgroup_position_in_grid]],
@@ -52,7 +52,7 @@ template <typename W>
 // The large tile by tensor operations, eight simdgroups together. The input's tensor ends with its rows and with k, so a tile at the
 // edge reads nothing beyond; grid as mm_large.
 template <typename W>
-[[kernel]] void mm_large_tensor(device const uchar* data [[buffer(0)]], device const uchar* scales [[buffer(1)]],
+[[kernel, max_total_threads_per_threadgroup(256)]] void mm_large_tensor(device const uchar* data [[buffer(0)]], device const uchar* scales [[buffer(1)]],
                                 device const uchar* biases [[buffer(2)]], device const uchar* x [[buffer(3)]],
                                 device uchar* y [[buffer(4)]], constant MatmulArgs& args [[buffer(5)]],
                                 threadgroup uchar* shared [[threadgroup(0)]], uint3 group [[threadgroup_position_in_grid]],
@@ -65,18 +65,19 @@ template <typename W>
     auto input = tensor<device float, dextents<int, 2>, tensor_inline>(first, dextents<int, 2>(int(args.k), int(args.m)),
                                                                        array<int, 2>{1, int(args.x_row / 4)});
     auto right = tensor<threadgroup half, dextents<int, 2>, tensor_inline>(ws, dextents<int, 2>(LARGE_K, TILE_N));
+    auto rows = input.slice(0, int(row0));
     constexpr auto shape = mpp::tensor_ops::matmul2d_descriptor(int(LARGE_M), int(TILE_N), int(LARGE_K), false, true, false,
                                                                 mpp::tensor_ops::matmul2d_descriptor::mode::multiply);
     mpp::tensor_ops::matmul2d<shape, execution_simdgroups<8>> product;
-    auto sums = product.template get_destination_cooperative_tensor<decltype(input), decltype(right), float>();
-    auto step = product.template get_destination_cooperative_tensor<decltype(input), decltype(right), float>();
+    auto sums = product.template get_destination_cooperative_tensor<decltype(rows), decltype(right), float>();
+    auto step = product.template get_destination_cooperative_tensor<decltype(rows), decltype(right), float>();
     for (ushort i = 0; i < sums.get_capacity(); i++) {
         if (sums.is_valid_element(i)) sums[i] = 0.0f;
     }
     for (uint k0 = 0; k0 < args.k; k0 += LARGE_K) {
         load_large(weight, args, column0, k0, ws, w_scales, thread_index);
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        auto left = input.slice(int(k0), int(row0));
+        auto left = rows.slice(int(k0), 0);
         product.run(left, right, step);
         for (ushort i = 0; i < sums.get_capacity(); i++) {
             if (!sums.is_valid_element(i)) continue;
@@ -94,7 +95,7 @@ template <typename W>
 
 // The same over the lists of map_experts; grid as mm_id.
 template <typename W>
-[[kernel]] void mm_id_tensor(device const uchar* data [[buffer(0)]], device const uchar* scales [[buffer(1)]],
+[[kernel, max_total_threads_per_threadgroup(128)]] void mm_id_tensor(device const uchar* data [[buffer(0)]], device const uchar* scales [[buffer(1)]],
                              device const uchar* biases [[buffer(2)]], device const uchar* x [[buffer(3)]],
                              device uchar* y [[buffer(4)]], constant MatmulArgs& args [[buffer(5)]],
                              device const uint* counts [[buffer(6)]], device const uint* lists [[buffer(7)]],

@@ -16,19 +16,22 @@ fn launch(function: String, bindings: Vec<Bound>, grid: [u32; 3], threads: u32) 
     vec![Launch { pipeline, bindings, grid, group: [threads, 1, 1], threadgroup_bytes: 0 }]
 }
 
-pub(super) fn store_kv(op: &StoreKv) -> Result<Vec<Launch>> {
-    let len = op.n_tokens * op.shape.n_kv_heads * op.shape.head_dim;
-    let args = StoreArgs {
+fn store_args(op: &StoreKv) -> Result<StoreArgs> {
+    Ok(StoreArgs {
         n_kv_heads: u32_of("n_kv_heads", op.shape.n_kv_heads)?,
         capacity: u32_of("capacity", op.shape.capacity)?,
         head_dim: u32_of("head_dim", op.shape.head_dim)?,
         start: u32_of("start", op.start)?,
-        len: len as u64,
-    };
+        len: (op.n_tokens * op.shape.n_kv_heads * op.shape.head_dim) as u64,
+    })
+}
+
+pub(super) fn store_kv(op: &StoreKv) -> Result<Vec<Launch>> {
+    let args = store_args(op)?;
     let cache = Bound::View(op.cache.clone(), Access::ReadWrite);
     let bindings = vec![Bound::read(&op.input), cache, Bound::args(&args)];
     let function = format!("store_kv_{}", op.cache.dtype);
-    Ok(launch(function, bindings, [u32_of("elements", len.div_ceil(1024))?, 1, 1], 256))
+    Ok(launch(function, bindings, [u32_of("elements", (args.len as usize).div_ceil(1024))?, 1, 1], 256))
 }
 
 /// Matrices of eight values that a head is made of, at most, and the largest head_dim for each.
@@ -157,29 +160,30 @@ fn frequencies(op: &Rope) -> Vec<[f32; 2]> {
     (0..params.n_rot / 2).map(|pair| split(turns(pair))).collect()
 }
 
-pub(super) fn rope(op: &Rope) -> Result<Vec<Launch>> {
+fn rope_args(op: &Rope, len: usize) -> Result<RopeArgs> {
     let params = &op.params;
-    let heads = params.n_tokens * params.n_heads;
-    let args = RopeArgs {
+    Ok(RopeArgs {
         n_heads: u32_of("n_heads", params.n_heads)?,
         head_dim: u32_of("head_dim", params.head_dim)?,
         n_rot: u32_of("n_rot", params.n_rot)?,
         positions_unsigned: u32::from(op.positions.dtype != DType::I32),
         has_factors: u32::from(op.frequency_factors.is_some()),
         interleaved: u32::from(params.style == RopeStyle::Interleaved),
-        len: 0,
-    };
+        len: len as u64,
+    })
+}
+
+pub(super) fn rope(op: &Rope) -> Result<Vec<Launch>> {
+    let params = &op.params;
     let turn = |(chunk, frequencies): (usize, &[[f32; 2]])| {
         let still = if chunk == 0 { params.head_dim - params.n_rot } else { 0 };
-        let len = heads * (frequencies.len() + still);
+        let len = params.n_tokens * params.n_heads * (frequencies.len() + still);
+        let written = if params.n_rot / 2 > MAX_PAIRS { Access::ReadWrite } else { Access::Overwrite };
         let bindings = vec![
             Bound::read(&op.input),
             Bound::read(&op.positions),
-            Bound::View(
-                op.output.clone(),
-                if params.n_rot / 2 > MAX_PAIRS { Access::ReadWrite } else { Access::Overwrite },
-            ),
-            Bound::args(&RopeArgs { len: len as u64, ..args }),
+            Bound::View(op.output.clone(), written),
+            Bound::args(&rope_args(op, len)?),
             Bound::Bytes(bytemuck::cast_slice(frequencies).to_vec()),
             // Nobody reads it where there are no factors.
             Bound::read(op.frequency_factors.as_ref().unwrap_or(&op.positions)),
@@ -190,6 +194,63 @@ pub(super) fn rope(op: &Rope) -> Result<Vec<Launch>> {
         Ok(Launch { pipeline, bindings, grid, group: [256, 1, 1], threadgroup_bytes: 0 })
     };
     frequencies(op).chunks(MAX_PAIRS).enumerate().map(turn).collect()
+}
+
+/// Both rotations and both stores as one launch; none where they do not belong together.
+pub(super) fn rope_store(q: &Rope, k: &Rope, k_store: &StoreKv, v_store: &StoreKv) -> Option<Result<Launch>> {
+    let same_turns = (q.params.n_rot, q.params.head_dim, q.params.style, q.params.n_tokens)
+        == (k.params.n_rot, k.params.head_dim, k.params.style, k.params.n_tokens)
+        && [q.params.base, q.params.frequency_scale] == [k.params.base, k.params.frequency_scale]
+        && q.positions.same_start(&k.positions)
+        && q.positions.dtype == k.positions.dtype
+        && match (&q.frequency_factors, &k.frequency_factors) {
+            (None, None) => true,
+            (Some(a), Some(b)) => a.same_start(b),
+            _ => false,
+        };
+    let stores_them = k_store.input.same_start(&k.output)
+        && k_store.input.len == k.output.len
+        && (k_store.start, k_store.n_tokens, k_store.shape) == (v_store.start, v_store.n_tokens, v_store.shape)
+        && k_store.cache.dtype == v_store.cache.dtype
+        && k_store.n_tokens == k.params.n_tokens
+        && (k_store.shape.n_kv_heads, k_store.shape.head_dim) == (k.params.n_heads, k.params.head_dim);
+    // The values and the queries are neither the keys nor each other.
+    let apart = !q.output.overlaps(&k.input)
+        && !q.output.overlaps(&k.output)
+        && !q.input.overlaps(&k.output)
+        && [&q.output, &k.output].iter().all(|written| !v_store.input.overlaps(written))
+        && !k_store.cache.overlaps(&v_store.cache);
+    let together = same_turns && stores_them && apart && q.params.n_rot / 2 <= MAX_PAIRS;
+    together.then(|| rope_store_launch(q, k, k_store, v_store))
+}
+
+fn rope_store_launch(q: &Rope, k: &Rope, k_store: &StoreKv, v_store: &StoreKv) -> Result<Launch> {
+    let threads = |op: &Rope| op.params.n_tokens * op.params.n_heads * (op.params.head_dim - op.params.n_rot / 2);
+    let stored = k_store.n_tokens * k_store.shape.n_kv_heads * k_store.shape.head_dim;
+    let cache = |op: &StoreKv| Bound::View(op.cache.clone(), Access::ReadWrite);
+    let bindings = vec![
+        Bound::read(&q.input),
+        Bound::overwrite(&q.output),
+        Bound::read(&k.input),
+        // What is stored is read back.
+        Bound::View(k.output.clone(), Access::ReadWrite),
+        Bound::read(&v_store.input),
+        cache(k_store),
+        cache(v_store),
+        Bound::read(&q.positions),
+        Bound::args(&rope_args(q, threads(q))?),
+        Bound::args(&rope_args(k, threads(k))?),
+        Bound::args(&store_args(k_store)?),
+        Bound::Bytes(bytemuck::cast_slice(&frequencies(q)).to_vec()),
+        Bound::read(q.frequency_factors.as_ref().unwrap_or(&q.positions)),
+    ];
+    Ok(Launch {
+        pipeline: PipelineKey::new(Library::Attention, format!("rope_store_{}", k_store.cache.dtype)),
+        bindings,
+        grid: [u32_of("elements", (threads(q) + threads(k) + stored).div_ceil(256))?, 1, 1],
+        group: [256, 1, 1],
+        threadgroup_bytes: 0,
+    })
 }
 
 /// The element types of a cache: name and MSL.

@@ -3,6 +3,7 @@
 pub(crate) mod attention;
 mod choose;
 mod elementwise;
+pub(crate) mod fuse;
 mod matmul;
 pub(crate) mod route;
 mod rows;
@@ -37,6 +38,8 @@ pub(crate) enum Library {
     Weight(WeightText),
     /// Products with weights of one format by tensor operations.
     Tensor(WeightText),
+    /// The gated pair of products of a feed-forward layer, with weights of one format.
+    Gated(WeightText),
 }
 
 /// A kernel, compiled: the device keeps one pipeline for each key.
