@@ -15,7 +15,9 @@ use super::nvrtc::{self, Program};
 use super::source;
 use super::upload::Uploader;
 use crate::backend::gpu::Fault;
-use crate::backend::{Backend, Capability, CapabilityQuery, CommandList, Completed, OpKind, Recorded, Submission};
+use crate::backend::{
+    Backend, Capability, CapabilityQuery, CommandList, Completed, OpKind, Recorded, Submission, log_kernels,
+};
 use crate::buffer::{SharedMemory, View};
 use crate::device::{DeviceKind, DeviceOptions};
 use crate::memory::{MappedMemory, Memory};
@@ -124,6 +126,9 @@ impl CudaBackend {
     /// Compiles a kernel, or loads it from the disk cache.
     fn build(&self, key: &PipelineKey) -> Result<Kernel> {
         let source = source::assemble(key);
+        if log_kernels() {
+            eprintln!("mlx-native: {}: {}", source.name, key.function);
+        }
         let arch = self.context.info.arch;
         let program = Program { name: &source.name, text: &source.text, kernel: &key.function, arch };
         let binary = nvrtc::build(&program)?;
