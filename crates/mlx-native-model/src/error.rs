@@ -30,6 +30,9 @@ pub enum ModelError {
     /// The file's metadata describe no model that this crate can build.
     #[error("model configuration: {0}")]
     Config(String),
+    /// A model cannot be written in another format or layout.
+    #[error("{0}")]
+    Quantize(String),
     /// A tensor has other dimensions than the metadata imply.
     #[error("tensor `{name}`: expected shape {expected:?}, got {found:?}")]
     TensorShape {

@@ -1,8 +1,9 @@
 //! Small random models of every architecture beside llama.cpp's logits, which `scripts/oracle/random_models.py` has recorded.
 //!
-//! The weights are t · 2^-e with small whole t, which many formats hold exactly: the same record serves for a GGUF file in F32, Q8_0 and Q4_0, and for
-//! a model directory in MLX's layout with 4-bit groups.
+//! The weights are t · 2^-e with small whole t, which many formats hold exactly: the same record serves for a GGUF file in F32, F16, Q8_0 and Q4_0, for
+//! a model directory in MLX's layout with 4- and 8-bit groups, for one in bf16, and for what is converted from one to the other.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
@@ -11,7 +12,8 @@ use mlx_native::io::gguf::{GgufFile, GgufWriter};
 use mlx_native::io::mlx_dir::MlxModelDir;
 use mlx_native::io::safetensors::SafetensorsWriter;
 use mlx_native::{Activations, AffineFormat, DType, DeviceOptions, GgmlType, MlxDevice};
-use mlx_native_model::{Model, SessionOptions};
+use mlx_native_model::convert::{self, Target};
+use mlx_native_model::{Model, ModelFile, SessionOptions};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -120,10 +122,41 @@ impl Random {
         GgufFile::from_bytes(bytes).unwrap()
     }
 
+    /// A directory as Hugging Face's libraries write it: bf16, each expert on its own.
+    fn hugging_face_dir(&self) -> PathBuf {
+        let dir = empty_dir(&format!("{}-hf", self.name));
+        std::fs::write(dir.join("config.json"), self.config.to_string()).unwrap();
+        std::fs::write(dir.join("tokenizer.json"), tokenizer().to_string()).unwrap();
+        let mut writer = SafetensorsWriter::new();
+        for tensor in &self.tensors {
+            let name = self.mlx_name(&tensor.name);
+            let offset = if self.architecture == "gemma3" { 0.0 } else { tensor.offset };
+            let value = |&t: &i8| bf16::from_f32(offset + f32::from(t) * tensor.scale()).to_le_bytes();
+            let bytes: Vec<u8> = self.mlx_rows(tensor).iter().flat_map(value).collect();
+            let [n_experts, n, k] = tensor.shape[..] else {
+                let shape = match tensor.name.contains("ffn_gate_inp_shexp") {
+                    true => vec![1, tensor.shape[0]],
+                    false => tensor.shape.clone(),
+                };
+                writer.tensor(&name, DType::BF16, &shape, bytes).unwrap();
+                continue;
+            };
+            for (expert, bytes) in bytes.chunks_exact(bytes.len() / n_experts).enumerate() {
+                let name = name.replace("switch_mlp", &format!("experts.{expert}"));
+                let name = match self.config["model_type"] == "mixtral" {
+                    true => name.replace("gate_proj", "w1").replace("down_proj", "w2").replace("up_proj", "w3"),
+                    false => name,
+                };
+                writer.tensor(&name, DType::BF16, &[n, k], bytes.to_vec()).unwrap();
+            }
+        }
+        writer.write_dir(&dir, 1 << 20).unwrap();
+        dir
+    }
+
     /// A directory as mlx-lm writes it.
     fn mlx_dir(&self, bits: u32, group_size: u32) -> PathBuf {
-        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}-affine{bits}-g{group_size}", self.name));
-        std::fs::create_dir_all(&dir).unwrap();
+        let dir = empty_dir(&format!("{}-affine{bits}-g{group_size}", self.name));
         let mut config = self.config.clone();
         config["quantization"] = json!({ "group_size": group_size, "bits": bits });
         std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
@@ -227,6 +260,32 @@ impl Random {
     }
 }
 
+fn empty_dir(name: &str) -> PathBuf {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let _ = std::fs::remove_dir_all(&dir);
+    std::fs::create_dir_all(&dir).unwrap();
+    dir
+}
+
+/// One that a GGUF file can have too.
+fn tokenizer() -> Value {
+    let vocabulary: serde_json::Map<String, Value> =
+        (0..26u8).map(|i| (char::from(b'a' + i).to_string(), i.into())).collect();
+    let bytes = json!({ "type": "ByteLevel", "add_prefix_space": false, "use_regex": true });
+    json!({ "added_tokens": [], "pre_tokenizer": bytes, "model": { "type": "BPE", "vocab": vocabulary, "merges": ["a b"] } })
+}
+
+/// The model in another format.
+fn quantized(input: &Path, name: &str, format: &str) -> ModelFile {
+    let output = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let _ = std::fs::remove_file(&output);
+    let _ = std::fs::remove_dir_all(&output);
+    let file = ModelFile::open(input).unwrap();
+    let report = &mut |_| ControlFlow::Continue(());
+    convert::quantize(&file, &output, Target::parse(format).unwrap(), report).unwrap();
+    ModelFile::open(&output).unwrap()
+}
+
 fn device(activations: Activations) -> MlxDevice {
     MlxDevice::cpu_with(DeviceOptions { activations, ..Default::default() }).unwrap()
 }
@@ -271,12 +330,29 @@ fn check(name: &str, logits: &[u8]) {
     }
 }
 
+/// From a directory of single experts, through a GGUF file that holds the weights exactly, to a quantized directory.
+fn check_conversions(name: &str, logits: &[u8]) {
+    let (ids, random) = golden(name);
+    let exact = device(Activations::Exact);
+    let source = random.hugging_face_dir();
+    let model = ModelFile::open(&source).unwrap().model(&exact).unwrap();
+    agrees(&format!("{name} bf16 directory"), &model, &ids, logits, EXACT);
+    let file = quantized(&source, &format!("{name}-bf16.gguf"), "bf16");
+    agrees(&format!("{name} bf16 file of it"), &file.model(&exact).unwrap(), &ids, logits, EXACT);
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-bf16.gguf"));
+    let dir = quantized(&path, &format!("{name}-affine8"), "affine8:32");
+    // Rounding to 8 bits can choose another expert where two nearly tie.
+    agrees(&format!("{name} affine8 directory of that"), &dir.model(&exact).unwrap(), &ids, logits, 2e-2);
+}
+
 macro_rules! random_models {
     ($($test:ident: $name:literal,)*) => {
         $(
             #[test]
             fn $test() {
-                check($name, include_bytes!(concat!("golden/random/", $name, ".logits")));
+                let logits = include_bytes!(concat!("golden/random/", $name, ".logits"));
+                check($name, logits);
+                check_conversions($name, logits);
             }
         )*
     };

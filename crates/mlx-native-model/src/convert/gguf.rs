@@ -98,7 +98,7 @@ pub(super) fn write(input: &ModelFile, output: &Path, ty: GgmlType, report: &Sha
 }
 
 fn ended(error: io::Error) -> ModelError {
-    ModelError::Config(error.to_string())
+    ModelError::Quantize(error.to_string())
 }
 
 /// The type that a tensor is meant to have. The last matrix decides over the next token directly and gets 6 bits at least, as llama.cpp's own
@@ -158,7 +158,7 @@ fn metadata(writer: &mut GgufWriter<'_>, config: &ModelConfig) -> Result<()> {
             let of_gguf = architecture == "qwen3moe" || (architecture == "llama" && config.qk_norm == QkNorm::None);
             if experts.normalize != of_gguf || !experts.dense_layers.is_empty() {
                 let problem = "a GGUF file cannot say how this model chooses its experts, or which layers have none";
-                return Err(ModelError::Config(problem.into()));
+                return Err(ModelError::Quantize(problem.into()));
             }
             numbers.push(("expert_count", experts.n_experts));
             numbers.push(("expert_used_count", experts.top_k));
@@ -176,7 +176,7 @@ fn metadata(writer: &mut GgufWriter<'_>, config: &ModelConfig) -> Result<()> {
     }
     if let Some(sliding) = &config.sliding {
         if sliding.global_every != 6 {
-            return Err(ModelError::Config(format!(
+            return Err(ModelError::Quantize(format!(
                 "global layers every {} have no place in a GGUF file",
                 sliding.global_every
             )));
@@ -185,10 +185,10 @@ fn metadata(writer: &mut GgufWriter<'_>, config: &ModelConfig) -> Result<()> {
         floats.push(("rope.freq_base_swa", sliding.rope.base));
     }
     if config.activation == Activation::GeluTanh && architecture != "gemma3" {
-        return Err(ModelError::Config(format!("{architecture} with GELU has no place in a GGUF file")));
+        return Err(ModelError::Quantize(format!("{architecture} with GELU has no place in a GGUF file")));
     }
     for (key, value) in numbers {
-        let value = u32::try_from(value).map_err(|_| ModelError::Config(format!("{key} is {value}")))?;
+        let value = u32::try_from(value).map_err(|_| ModelError::Quantize(format!("{key} is {value}")))?;
         writer.metadata(&format!("{architecture}.{key}"), value)?;
     }
     for (key, value) in floats {
@@ -206,7 +206,7 @@ fn tokenizer(writer: &mut GgufWriter<'_>, input: &ModelFile) -> Result<()> {
     let mut data = input.tokenizer_data()?;
     if let Some(pattern) = data.patterns.first() {
         let problem = format!("tokenizer: GGUF files have no name for the pre-tokenizer `{pattern}`");
-        return Err(ModelError::Config(problem));
+        return Err(ModelError::Quantize(problem));
     }
     if let ModelFile::Directory { dir, .. } = input
         && let Some(rows) =

@@ -90,7 +90,7 @@ pub(super) fn write(input: &ModelFile, output: &Path, target: Target, report: &S
 }
 
 fn ended(error: io::Error) -> ModelError {
-    ModelError::Config(error.to_string())
+    ModelError::Quantize(error.to_string())
 }
 
 /// The entry `quantization` for a format.
@@ -186,7 +186,7 @@ fn of_gguf_as_directory(file: &GgufFile, config: ModelConfig) -> Result<(Value, 
         }
         let name = tensor.name.clone();
         let tensor = change_layout(tensor, &config, To::Directory)
-            .ok_or_else(|| ModelError::Config(format!("tensor `{name}` has no place in a model directory")))?;
+            .ok_or_else(|| ModelError::Quantize(format!("tensor `{name}` has no place in a model directory")))?;
         tensors.push(tensor);
     }
     let rows = |name: &str| tensors.iter().find(|tensor| tensor.name == name).map(InputTensor::rows);
@@ -243,7 +243,7 @@ impl PartialDirectory {
     fn create(output: &Path) -> Result<Self> {
         let name = output.file_name().map(|name| name.to_string_lossy().into_owned());
         let name =
-            name.ok_or_else(|| ModelError::Config(format!("{} is no name for a directory", output.display())))?;
+            name.ok_or_else(|| ModelError::Quantize(format!("{} is no name for a directory", output.display())))?;
         let path = output.with_file_name(format!(".{name}.{}.partial", std::process::id()));
         fs::create_dir_all(&path).map_err(|e| MlxError::io(&path, e))?;
         Ok(PartialDirectory { path, output: output.to_owned() })

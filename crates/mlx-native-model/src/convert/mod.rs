@@ -117,7 +117,7 @@ impl Shared<'_, '_> {
     }
 
     fn note(&self, text: impl Into<String>) -> Result<()> {
-        self.send(Progress::Note(text.into())).map_err(|e| ModelError::Config(e.to_string()))
+        self.send(Progress::Note(text.into())).map_err(|e| ModelError::Quantize(e.to_string()))
     }
 }
 
@@ -128,7 +128,7 @@ impl Shared<'_, '_> {
 /// `output` exists; the source is malformed or of an architecture that cannot change its layout; a value is no number; writing fails.
 pub fn quantize(input: &ModelFile, output: &Path, target: Target, report: &mut Report<'_>) -> Result<()> {
     if output.exists() {
-        return Err(ModelError::Config(format!("{} exists: choose another name or delete it", output.display())));
+        return Err(ModelError::Quantize(format!("{} exists: choose another name or delete it", output.display())));
     }
     let report = Shared(RefCell::new(report));
     match target {

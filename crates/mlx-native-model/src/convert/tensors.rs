@@ -105,7 +105,7 @@ pub(super) fn of_directory(dir: &MlxModelDir) -> Result<Vec<InputTensor<'_>>> {
                     mlx_native::DType::BF16 => GgmlType::BF16,
                     other => {
                         let problem = format!("tensor `{}`: expected floats, found {other}", info.name);
-                        return Err(ModelError::Config(problem));
+                        return Err(ModelError::Quantize(problem));
                     }
                 };
                 let row_bytes = data.len() / info.shape.iter().rev().skip(1).product::<usize>().max(1);
@@ -130,7 +130,7 @@ fn stacked(dir: &MlxModelDir, stack: String) -> Result<InputTensor<'_>> {
         let like: &MlxWeight<'_> = weights.first().unwrap_or(&weight);
         if (like.n, like.k, like.format) != (weight.n, weight.k, weight.format) {
             let problem = format!("tensor `{name}`: [{}, {}] {}", weight.n, weight.k, weight.format);
-            return Err(ModelError::Config(format!(
+            return Err(ModelError::Quantize(format!(
                 "{problem}, the first expert's has [{}, {}] {}",
                 like.n, like.k, like.format
             )));
@@ -149,7 +149,7 @@ fn of_weights<'a>(
     weights: Vec<MlxWeight<'a>>,
 ) -> Result<InputTensor<'a>> {
     let Some(format) = weights.first().map(|weight| weight.format) else {
-        return Err(ModelError::Config(format!("tensor `{name}` has no experts")));
+        return Err(ModelError::Quantize(format!("tensor `{name}` has no experts")));
     };
     let raw = match (&weights[..], format) {
         ([weight], WeightFormat::Ggml(_)) => Some(dir.file().tensor_data(weight.weight)?),
