@@ -480,11 +480,12 @@ impl Backend for CudaBackend {
     }
 
     fn capability(&self, query: &CapabilityQuery) -> Capability {
-        let kernel = match query.op {
+        let hopper = launches::hopper::kernel_for(query, &self.context.info, &self.options);
+        let kernel = hopper.unwrap_or_else(|| match query.op {
             OpKind::Matmul | OpKind::MatmulPerm021 => Route::choose(query.m, false, &self.options).name(false),
             OpKind::MatmulId => Route::choose(query.m, true, &self.options).name(true),
             OpKind::Embedding => "embedding",
-        };
+        });
         Capability { supported: true, kernel: kernel.into(), scratch_bytes: 0, why_not: None }
     }
 }

@@ -44,12 +44,15 @@ pub(super) fn assemble(key: &PipelineKey) -> Source {
         Library::Realign => ("realign.cu", vec![RealignArgs::render(), include_str!("kernels/realign.cu").into()]),
         Library::MatVec(weight) => ("matvec.cu", vec![weight_text(weight), include_str!("kernels/matvec.cu").into()]),
         Library::MatMat(weight) => ("matmat.cu", vec![weight_text(weight), include_str!("kernels/matmat.cu").into()]),
+        Library::Hopper => ("hopper.cu", vec![super::launches::hopper::text()]),
     };
     let name = match key.library {
         Library::MatVec(weight) | Library::MatMat(weight) => format!("{}.{name}", weight_name(weight)),
         _ => name.to_string(),
     };
-    Source { name, text: include_str!("kernels/prelude.cu").to_string() + &parts.concat() }
+    // The kernels of Hopper have words of their own.
+    let prelude = if key.library == Library::Hopper { "" } else { include_str!("kernels/prelude.cu") };
+    Source { name, text: prelude.to_string() + &parts.concat() }
 }
 
 fn weight_name(weight: WeightText) -> String {
@@ -179,6 +182,7 @@ mod tests {
             Library::MatVec(weight) | Library::MatMat(weight) => {
                 !matches!(weight, WeightText::Affine { bits: 1 | 3 | 5 | 6, .. })
             }
+            Library::Hopper => key.function.starts_with("hopper_mm<"),
             library => matches!(library, Library::Flash | Library::Attention),
         }
     }
@@ -187,6 +191,18 @@ mod tests {
     fn spilled(log: &str) -> u32 {
         let number = |words: &str| words.split_whitespace().next_back().and_then(|n| n.parse::<u32>().ok());
         log.split("bytes spill stores").filter_map(|before| number(before.trim_end())).max().unwrap_or(0)
+    }
+
+    /// The kernels of Hopper; those for tiles keep everything in registers, and the assembler serialises no wgmma (warnings C75xx).
+    #[test]
+    #[ignore = "takes minutes: CI runs it"]
+    fn the_kernels_of_hopper_compile() {
+        if nvrtc::version().is_err() {
+            return;
+        }
+        let keys: Vec<_> =
+            crate::backend::cuda::launches::hopper::pipelines().into_iter().map(|key| (key, 90)).collect();
+        assert_compiles(&keys);
     }
 
     /// Compiles these kernels, with all processors; messages for what fails or spills.
@@ -199,6 +215,7 @@ mod tests {
                 let failure = match nvrtc::compile(&program) {
                     Err(error) => Some(error.to_string()),
                     Ok(binary) if is_hot(key) && spilled(&binary.log) > SPILL_LIMIT => Some(binary.log),
+                    Ok(binary) if binary.log.contains("C75") => Some(binary.log),
                     Ok(_) => None,
                 };
                 if let Some(message) = failure {

@@ -1,7 +1,7 @@
 //! Products with weights and rows of weights: which kernel, how much of k to a warp, which grid.
 
 use super::args::{ProductArgs, RealignArgs};
-use super::{Bound, Launch, Library, PipelineKey, Plan, Planner};
+use super::{Bound, Launch, Library, PipelineKey, Plan, Planner, hopper};
 use crate::backend::gpu::{Fault, u32_of};
 use crate::buffer::View;
 use crate::device::{Activations, DeviceOptions};
@@ -67,7 +67,8 @@ impl Route {
         let routes = [Route::Rows, Route::Tiles, Route::ExactTiles];
         routes.into_iter().find(|route| route.name(routed) == name).ok_or_else(|| {
             MlxError::KernelNotFound(format!(
-                "`{name}`: the CUDA backend has mv, mm, mm_exact and, routed, mv_id, mm_id, mm_id_exact"
+                "`{name}`: the CUDA backend has mv, mm, mm_exact and, routed, mv_id, mm_id, mm_id_exact; on Hopper, where they take the product, hopper_mv, hopper_mm and \
+                 hopper_mm_id"
             ))
         })
     }
@@ -243,6 +244,9 @@ fn single_row_columns(args: &ProductArgs) -> u32 {
 
 /// output[b][i][j]
 pub(super) fn matmul(op: &Matmul, planner: &Planner<'_>) -> Result<Plan> {
+    if let Some(plan) = hopper::matmul(op, planner)? {
+        return Ok(plan);
+    }
     let route = match planner.forced {
         Some(name) => Route::forced(name, false)?,
         None => Route::choose(op.m, false, planner.options),
@@ -287,13 +291,16 @@ pub(super) fn matmul(op: &Matmul, planner: &Planner<'_>) -> Result<Plan> {
 
 /// output[slot] = weight[ids[slot]] · input[slot ÷ top_k]
 pub(super) fn matmul_id(op: &MatmulId, planner: &Planner<'_>) -> Result<Plan> {
+    let args = with_input(args(&op.weight, [op.n_tokens, op.n, op.k], op.k)?, &op.input)?;
+    let mut args =
+        ProductArgs { top_k: u32_of("top_k", op.top_k)?, n_experts: u32_of("n_experts", op.n_experts)?, ..args };
+    if let Some(plan) = hopper::matmul_id(op, planner, &args)? {
+        return Ok(plan);
+    }
     let route = match planner.forced {
         Some(name) => Route::forced(name, true)?,
         None => Route::choose(op.n_tokens, true, planner.options),
     };
-    let args = with_input(args(&op.weight, [op.n_tokens, op.n, op.k], op.k)?, &op.input)?;
-    let mut args =
-        ProductArgs { top_k: u32_of("top_k", op.top_k)?, n_experts: u32_of("n_experts", op.n_experts)?, ..args };
     let slots = op.n_tokens * op.top_k;
     let fault = Fault { ids: op.ids.clone(), limit: Some(op.n_experts), words: ["matmul_id", "slot", "expert"] };
     let mut plan = Plan { fault: Some(fault), ..Plan::default() };

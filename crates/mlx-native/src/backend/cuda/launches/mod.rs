@@ -4,6 +4,7 @@ pub(crate) mod args;
 pub(crate) mod attention;
 mod choose;
 pub(crate) mod elementwise;
+pub(crate) mod hopper;
 pub(crate) mod matmul;
 mod rows;
 mod sample;
@@ -46,6 +47,8 @@ pub(crate) enum Library {
     MatVec(WeightText),
     /// Products of many rows.
     MatMat(WeightText),
+    /// Products on sm_90; the kernel's name tells the format.
+    Hopper,
 }
 
 /// A kernel, compiled: the device keeps one pipeline for each key, and the disk cache one file.
@@ -76,7 +79,6 @@ pub(crate) enum Bound {
     Scratch(usize),
     /// The address of a word of 64 bits that starts as all ones and ends as the first faulty index, above the value found there; see [`Fault`].
     Fault,
-    #[allow(dead_code, reason = "for the kernels of sm_90")]
     /// A tensor map over a view or scratch memory, for the bulk copy engine (sm_90).
     Tensor(TensorMap, Box<Bound>),
 }

@@ -1,0 +1,48 @@
+// Asynchronous copies, their barriers, and the order between dependent launches.
+
+DI void barrier_init(u32 bar, u32 arrivals) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(bar), "r"(arrivals) : "memory"); }
+DI void barrier_expect(u32 bar, u32 bytes) { asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory"); }
+DI void barrier_arrive(u32 bar) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory"); }
+DI void barrier_arrive_in_cluster(u32 bar, u32 rank) {
+    asm volatile("{.reg .b32 r; mapa.shared::cluster.u32 r, %0, %1; mbarrier.arrive.shared::cluster.b64 _, [r];}" ::"r"(bar), "r"(rank) : "memory");
+}
+DI void barrier_wait(u32 bar, u32 parity) {
+    asm volatile(
+        "{\n.reg .pred p;\nAGAIN_%=:\n mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n @p bra DONE_%=;\n bra AGAIN_%=;\nDONE_%=:\n}" ::"r"(bar), "r"(parity)
+        : "memory");
+}
+// Makes initialised barriers visible to the cluster and to the copy engine.
+DI void barriers_ready() {
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    asm volatile("fence.proxy.async;" ::: "memory");
+}
+// Orders ordinary accesses to shared memory before the copy engine's.
+DI void proxy_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+template <int ID, int THREADS> DI void named_sync() { asm volatile("bar.sync %0, %1;" ::"n"(ID), "n"(THREADS) : "memory"); }
+template <int ID, int THREADS> DI void named_arrive() { asm volatile("bar.arrive %0, %1;" ::"n"(ID), "n"(THREADS) : "memory"); }
+
+DI u64 evict_first_policy() {
+    u64 policy;
+    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+// `bytes`, the source and the destination are multiples of 16.
+DI void bulk_copy(u32 to, const void* from, u32 bytes, u32 bar, u64 policy) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(to), "l"(from), "r"(bytes), "r"(bar), "l"(policy)
+                 : "memory");
+}
+struct __align__(64) TensorMap { u64 words[16]; };
+DI void tile_copy(u32 to, const TensorMap* map, int x, int y, u32 bar) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(to), "l"(map), "r"(x), "r"(y), "r"(bar) : "memory");
+}
+DI void tile_copy(u32 to, const TensorMap* map, int x, int y, int z, u32 bar) {
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];" ::"r"(to), "l"(map), "r"(x), "r"(y), "r"(z), "r"(bar) : "memory");
+}
+DI void tile_multicast(u32 to, const TensorMap* map, int x, int y, u32 bar, u16 ranks) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to), "l"(map), "r"(x), "r"(y),
+                 "r"(bar), "h"(ranks)
+                 : "memory");
+}
+// Programmatic dependent launch: let the next kernel start; wait until the kernel before has finished.
+DI void launch_dependents() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+DI void wait_for_predecessor() { asm volatile("griddepcontrol.wait;" ::: "memory"); }

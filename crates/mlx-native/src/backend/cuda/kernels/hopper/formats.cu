@@ -1,0 +1,332 @@
+// How 256 values of a weight row (a unit) become operands of the tensor cores.
+//
+// A unit is four chunks of 64 values, a chunk four steps of 16, a step one k16 of an mma. In a step lane t of four holds the values
+// e = 0, 1 (first register) and e = 2, 3 (second). Which of the row's values these are is the format's choice, as the input is permuted
+// to match: `place` maps a value of the unit to its position 16 step + 4 t + e.
+//
+// `bits<MAGIC>` gives the raw integers of a chunk, each times 2^shift(step), or-ed into the halves of MAGIC. With MAGIC = 0 they are
+// subnormal halves: integer x 2^-24, exact operands for the tensor cores at the price of one AND. With MAGIC = 1024 they are 1024 + integer,
+// which half arithmetic turns into a scaled weight. Formats whose bits are true halves already (TRUE_HALVES) ignore MAGIC.
+//
+// value = unit_scale x scale(group) x (integer - OFFSET) + unit_minimum x minimum(group); a group is SUB values, 16 or 32.
+// SHIFT tells where a unit starts in shared memory: 0 on a word, 16 two bytes past one, -1 wherever row.bits says.
+
+constexpr u32 HALF_1024 = 0x64006400u;
+constexpr float SUBNORMAL = 1.0f / 16777216.0f; // 2^-24
+
+template <int SHIFT> struct Row {
+    static constexpr int PAST = SHIFT;
+    u32 at;             // offset of the unit in shared memory, rounded down to a word
+    u32 bits;           // SHIFT = -1: how many bits past that word the unit starts
+    u32 scales, biases; // affine: offsets of the unit's first scale and bias
+
+    // The word `offset` bytes into the unit; offset is a multiple of 4.
+    DI u32 word(u32 offset) const {
+        if constexpr (SHIFT == 0) return lds32(at + offset);
+        else if constexpr (SHIFT == 16) return prmt(lds32(at + offset), lds32(at + offset + 4), 0x5432);
+        else return funnel(lds32(at + offset), lds32(at + offset + 4), bits);
+    }
+    // The half at `offset`, an even constant, in both halves of the result.
+    DI u32 half(u32 offset) const {
+        u32 w = word(offset & ~3u);
+        return prmt(w, w, offset & 2 ? 0x3232 : 0x1010);
+    }
+    DI u32 byte(u32 offset) const { return word(offset & ~3u) >> (8 * (offset & 3)) & 255; }
+    // Four of the 16 bytes at the constant `offset` for lane t: bytes 4t - a + 0..3 (mod 16), a = offset % 4.
+    DI u32 quad(u32 offset, int t) const {
+        const u32 a = offset & 3;
+        u32 w = word(offset - a + 4 * t);
+        if (a == 0) return w;
+        u32 end = word(offset - a + 16);
+        return prmt(w, end, t ? 0x3210 : a == 1 ? 0x3214 : a == 2 ? 0x3254 : 0x3654);
+    }
+};
+
+// One of two integers below 1024 in the halves of a word, times SUBNORMAL.
+DI float subnormal(u32 pair, int which) { return which ? high_half(pair) : low_half(pair); }
+// The halves -integer x SUBNORMAL.
+constexpr u32 minus_subnormals(u32 integer) { return (0x8000u | integer) * 0x10001u; }
+
+DI constexpr int swap_middle(int b) { return (b >> 1 | b << 1) & 3; }
+// Where byte b of a 16-byte run that `quad` reads at alignment a ends up, with bytes (0, 2) and (1, 3) paired or in natural order.
+DI constexpr int nibble_place(int b, int a) { return ((b + a) & 12) + swap_middle((b + a) & 3); }
+DI constexpr int byte_place(int b, int a) { return (b + a) & 15; }
+// Runs of 16 values where bytes hold fields of values 32 or 64 apart: run 8h + 2s + x is step 4 (2h + x) + s.
+DI constexpr int plane_step(int run) { return (run & 8) + 4 * (run & 1) + (run >> 1 & 3); }
+
+// The low and the high nibbles of a quad, as pairs of bytes (0, 2) and (1, 3).
+template <u32 MAGIC> DI void nibbles(u32 w, u32 (&low)[2], u32 (&high)[2]) {
+    u32 y = w >> 8;
+    low[0] = and_or(w, 0x000f000fu, MAGIC), low[1] = and_or(y, 0x000f000fu, MAGIC);
+    high[0] = and_or(w, 0x00f000f0u, MAGIC), high[1] = and_or(y, 0x00f000f0u, MAGIC);
+}
+template <u32 MAGIC> DI void bytes(u32 w, u32 (&q)[2]) {
+    q[0] = prmt(w, MAGIC, 0x5150), q[1] = prmt(w, MAGIC, 0x5352);
+}
+
+// 16-entry tables of bytes: table(nibble) for the eight nibbles of w, in order.
+DI void lookup(u32 w, u32 t0, u32 t1, u32 t2, u32 t3, u32& first, u32& second) {
+    u32 s = w & 0x77777777u, which = and_or(w >> 1, 0x44444444u, 0x32103210u);
+    first = prmt(prmt(t0, t1, s), prmt(t2, t3, s), which);
+    s >>= 16, which >>= 16;
+    second = prmt(prmt(t0, t1, s), prmt(t2, t3, s), which);
+}
+
+struct Plain { // what most formats have in common
+    static constexpr int SUB = 32, OFFSET = 0, LIFT = 0; // LIFT: the half-precision weights are times 2^LIFT
+    static constexpr float QUANTUM = SUBNORMAL;          // what bits<0> gives for 1
+    static constexpr bool MINIMUM = false, UNIT_SCALE = false, TRUE_HALVES = false, AFFINE = false;
+    static constexpr bool PAIRED = false; // runs of 16 values alternate between two steps
+    struct Head {};
+    template <class R> DI static Head head(const R&) { return {}; }
+    DI static float unit_scale(const Head&) { return 1.0f; }
+    DI static float unit_minimum(const Head&) { return 1.0f; }
+    template <class R> DI static float minimum(const R&, const Head&, int, int) { return 0.0f; }
+};
+
+// ---- blocks of 32 values: low nibbles the first 16, high nibbles the last ----
+template <int BLOCK, int QS> struct Blocks : Plain {
+    static constexpr int UNIT = 8 * BLOCK;
+    DI static constexpr int shift(int step) { return step & 1 ? 4 : 0; }
+    DI static constexpr int place(int i) { return (i & ~15) + nibble_place(i & 15, ((i >> 5) * BLOCK + QS) & 3); }
+    template <u32 MAGIC, class R> DI static void bits(const R& row, const Head&, int c, int t, u32 (&q)[4][2]) {
+        nibbles<MAGIC>(row.quad(2 * c * BLOCK + QS, t), q[0], q[1]);
+        nibbles<MAGIC>(row.quad((2 * c + 1) * BLOCK + QS, t), q[2], q[3]);
+    }
+    template <class R> DI static float scale(const R& row, const Head&, int c, int group) { return low_half(row.half((2 * c + group) * BLOCK)); }
+};
+struct Q4_0 : Blocks<18, 2> { static constexpr int OFFSET = 8; };
+struct Q4_1 : Blocks<20, 4> {
+    static constexpr bool MINIMUM = true;
+    template <class R> DI static float minimum(const R& row, const Head&, int c, int group) { return low_half(row.half((2 * c + group) * 20 + 2)); }
+};
+// A fifth bit each in 32 bits at QH.
+template <int BLOCK, int QH, int QS> struct FiveBits : Blocks<BLOCK, QS> {
+    using typename Plain::Head;
+    template <u32 MAGIC, class R> DI static void bits(const R& row, const Head&, int c, int t, u32 (&q)[4][2]) {
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+            const int block = (2 * c + j) * BLOCK, a = (block + QS) & 3;
+            u32 w = row.quad(block + QS, t), y = w >> 8, h = row.word((block + QH) & ~3);
+            if ((block + QH) & 2) h = prmt(h, row.word(((block + QH) & ~3) + 4), 0x5432);
+            // The four bits that belong to the quad, low and high values apart, at bit 4 of four lanes of 16 (nibbles spread by a product).
+            const u32 from = (4 * t - a) & 15;
+            const u32 low_bits = a ? prmt(h, h, 0x1010) >> from : h >> from, high_bits = a ? prmt(h, h, 0x3232) >> from : low_bits >> 16;
+            const u32 low = (low_bits & 15) * 0x00040010u, high = (high_bits & 15) * 0x00400100u;
+            q[2 * j][0] = and_or(w, 0x000f000fu, and_or(low, 0x00100010u, MAGIC));
+            q[2 * j][1] = and_or(y, 0x000f000fu, and_or(low >> 1, 0x00100010u, MAGIC));
+            q[2 * j + 1][0] = and_or(w, 0x00f000f0u, and_or(high, 0x01000100u, MAGIC));
+            q[2 * j + 1][1] = and_or(y, 0x00f000f0u, and_or(high >> 1, 0x01000100u, MAGIC));
+        }
+    }
+};
+struct Q5_0 : FiveBits<22, 2, 6> { static constexpr int OFFSET = 16; };
+struct Q5_1 : FiveBits<24, 4, 8> {
+    static constexpr bool MINIMUM = true;
+    template <class R> DI static float minimum(const R& row, const Head&, int c, int group) { return low_half(row.half((2 * c + group) * 24 + 2)); }
+};
+struct Q8_0 : Plain {
+    static constexpr int UNIT = 272, OFFSET = 128;
+    DI static constexpr int shift(int) { return 0; }
+    DI static constexpr int place(int i) { return (i & ~15) + byte_place(i & 15, ((i >> 5) * 34 + 2) & 3); }
+    template <u32 MAGIC, class R> DI static void bits(const R& row, const Head&, int c, int t, u32 (&q)[4][2]) {
+#pragma unroll
+        for (int s = 0; s < 4; s++) bytes<MAGIC>(row.quad((2 * c + (s >> 1)) * 34 + 2 + 16 * (s & 1), t) ^ 0x80808080u, q[s]);
+    }
+    template <class R> DI static float scale(const R& row, const Head&, int c, int group) { return low_half(row.half((2 * c + group) * 34)); }
+};
+
+// ---- codebooks of 16 ----
+template <int BLOCK, int QS> struct Codebook : Plain {
+    static constexpr int UNIT = 8 * BLOCK;
+    DI static constexpr int shift(int) { return 0; }
+    DI static constexpr int place(int i) { return (i & ~15) + byte_place(i & 15, ((i >> 5) * BLOCK + QS) & 3); }
+};
+// The codebook of IQ4_NL and IQ4_XS plus 128: 1 24 45 63 79 93 106 118 129 141 153 166 181 197 217 241.
+template <u32 MAGIC> DI void codebook_of_16(u32 w, u32 (&low)[2], u32 (&high)[2]) {
+    u32 a, b;
+    lookup(w, 0x3f2d1801u, 0x766a5d4fu, 0xa6998d81u, 0xf1d9c5b5u, a, b);
+    low[0] = and_or(a, 0x00ff00ffu, MAGIC), low[1] = and_or(b, 0x00ff00ffu, MAGIC);
+    high[0] = prmt(a, MAGIC, 0x5351), high[1] = prmt(b, MAGIC, 0x5351);
+}
+struct IQ4_NL : Codebook<18, 2> {
+    static constexpr int OFFSET = 128;
+    template <u32 MAGIC, class R> DI static void bits(const R& row, const Head&, int c, int t, u32 (&q)[4][2]) {
+#pragma unroll
+        for (int j = 0; j < 2; j++) codebook_of_16<MAGIC>(row.quad((2 * c + j) * 18 + 2, t), q[2 * j], q[2 * j + 1]);
+    }
+    template <class R> DI static float scale(const R& row, const Head&, int c, int group) { return low_half(row.half((2 * c + group) * 18)); }
+};
+struct IQ4_XS : Codebook<16, 8> {
+    static constexpr int UNIT = 136, OFFSET = 128;
+    static constexpr bool UNIT_SCALE = true;
+    struct Head { u32 d, scales; };
+    template <class R> DI static Head head(const R& row) { return {row.word(0), row.word(4)}; }
+    template <u32 MAGIC, class R> DI static void bits(const R& row, const Head&, int c, int t, u32 (&q)[4][2]) {
+#pragma unroll
+        for (int j = 0; j < 2; j++) codebook_of_16<MAGIC>(row.quad((2 * c + j) * 16 + 8, t), q[2 * j], q[2 * j + 1]);
+    }
+    template <class R> DI static float scale(const R&, const Head& head, int c, int group) {
+        const u32 low = head.scales >> 8 * c, high = head.d >> (16 + 4 * c);
+        const u32 pair = (low & 0x0f) | (low << 12 & 0x0f0000) | (high << 4 & 0x30) | (high << 18 & 0x300000);
+        return subnormal(hadd2(pair, minus_subnormals(32)), group);
+    }
+    DI static float unit_scale(const Head& head) { return low_half(head.d) / SUBNORMAL; }
+};
+// Shifts left where the multipliers are idle.
+DI u32 times(u32 w, u32 factor) { return w * factor; }
+// A nibble's sign, exponent and fraction as those of a half: E2M1 x 2^-14, subnormal where E2M1 is.
+struct MXFP4 : Plain {
+    static constexpr int UNIT = 136;
+    static constexpr float QUANTUM = 1.0f / 32768.0f; // 2^-15, as scales are halved
+    static constexpr bool TRUE_HALVES = true;
+    DI static constexpr int shift(int) { return 0; }
+    DI static constexpr int place(int i) { return (i & ~15) + nibble_place(i & 15, ((i >> 5) * 17 + 1) & 3); }
+    template <u32 MAGIC, class R> DI static void bits(const R& row, const Head&, int c, int t, u32 (&q)[4][2]) {
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+            const u32 w = row.quad((2 * c + j) * 17 + 1, t), up = times(w, 32), down = w >> 3;
+            q[2 * j][0] = and_or(times(w, 512), 0x0e000e00u, times(w, 4096) & 0x80008000u), q[2 * j][1] = and_or(w + w, 0x0e000e00u, times(w, 16) & 0x80008000u);
+            q[2 * j + 1][0] = and_or(up, 0x0e000e00u, times(w, 256) & 0x80008000u), q[2 * j + 1][1] = and_or(down, 0x0e000e00u, w & 0x80008000u);
+        }
+    }
+    // Half of 2^(e - 127): e = 255 stays finite, e = 0 and 1 are subnormal.
+    template <class R> DI static float scale(const R& row, const Head&, int c, int group) {
+        u32 e = row.byte((2 * c + group) * 17);
+        return __uint_as_float(e < 2 ? 0x00200000u << e : (e - 1) << 23);
+    }
+};
+
+// ---- blocks of 256 values ----
+template <int QS> struct SixBitScales : Plain { // Q4_K and Q5_K
+    static constexpr bool MINIMUM = true, UNIT_SCALE = true;
+    struct Head { u32 d, scales[2], minimums[2]; };
+    DI static constexpr int shift(int step) { return step & 2 ? 4 : 0; }
+    DI static constexpr int place(int i) { return (i & ~15) + nibble_place(i & 15, 0); }
+    template <class R> DI static Head head(const R& row) {
+        u32 a = row.word(4), b = row.word(8), c = row.word(12);
+        return {row.word(0), {a & 0x3f3f3f3fu, and_or(a >> 2, 0x30303030u, c & 0x0f0f0f0fu)}, {b & 0x3f3f3f3fu, and_or(b >> 2, 0x30303030u, c >> 4 & 0x0f0f0f0fu)}};
+    }
+    template <class R> DI static float scale(const R&, const Head& head, int c, int group) { return subnormal(prmt(head.scales[c >> 1], 0, c & 1 ? 0x4342 : 0x4140), group); }
+    template <class R> DI static float minimum(const R&, const Head& head, int c, int group) { return subnormal(prmt(head.minimums[c >> 1], 0, c & 1 ? 0x4342 : 0x4140), group); }
+    DI static float unit_scale(const Head& head) { return low_half(head.d) / SUBNORMAL; }
+    DI static float unit_minimum(const Head& head) { return -high_half(head.d) / SUBNORMAL; }
+};
+struct Q4_K : SixBitScales<16> {
+    static constexpr int UNIT = 144;
+    template <u32 MAGIC, class R> DI static void bits(const R& row, const Head&, int c, int t, u32 (&q)[4][2]) {
+        nibbles<MAGIC>(row.word(16 + 32 * c + 4 * t), q[0], q[2]);
+        nibbles<MAGIC>(row.word(32 + 32 * c + 4 * t), q[1], q[3]);
+    }
+};
+// x shifted left by n, right for negative n.
+DI u32 shifted(u32 x, int n) { return n >= 0 ? x << n : x >> -n; }
+struct Q5_K : SixBitScales<48> {
+    static constexpr int UNIT = 176;
+    template <u32 MAGIC, class R> DI static void bits(const R& row, const Head&, int c, int t, u32 (&q)[4][2]) {
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+            u32 w = row.word(48 + 32 * c + 16 * j + 4 * t), h = row.word(16 + 16 * j + 4 * t), y = w >> 8;
+            q[j][0] = and_or(w, 0x000f000fu, and_or(shifted(h, 4 - 2 * c), 0x00100010u, MAGIC));
+            q[j][1] = and_or(y, 0x000f000fu, and_or(shifted(h, -4 - 2 * c), 0x00100010u, MAGIC));
+            q[2 + j][0] = and_or(w, 0x00f000f0u, and_or(shifted(h, 7 - 2 * c), 0x01000100u, MAGIC));
+            q[2 + j][1] = and_or(y, 0x00f000f0u, and_or(shifted(h, -1 - 2 * c), 0x01000100u, MAGIC));
+        }
+    }
+};
+template <int SIZE> struct Planes : Plain { // fields of values 32 or 64 apart share bytes; a scale for 16 values
+    static constexpr int UNIT = SIZE, SUB = 16;
+    static constexpr bool UNIT_SCALE = true;
+    DI static constexpr int place(int i) { return 16 * plane_step(i >> 4) + nibble_place(i & 15, 0); }
+};
+struct Q2_K : Planes<84> {
+    static constexpr bool MINIMUM = true;
+    struct Head { u32 d; };
+    DI static constexpr int shift(int step) { return 2 * (step & 3); }
+    template <class R> DI static Head head(const R& row) { return {row.word(80)}; }
+    template <u32 MAGIC, class R> DI static void bits(const R& row, const Head&, int c, int t, u32 (&q)[4][2]) {
+        u32 w = row.word(16 + 16 * c + 4 * t), y = w >> 8;
+#pragma unroll
+        for (int s = 0; s < 4; s++) q[s][0] = and_or(w, 0x00030003u << 2 * s, MAGIC), q[s][1] = and_or(y, 0x00030003u << 2 * s, MAGIC);
+    }
+    template <class R> DI static float scale(const R& row, const Head&, int c, int s) { return subnormal(row.word(4 * ((c & 2) + (s >> 1))) >> 8 * (c & 1) & 0x000f000fu, s & 1); }
+    template <class R> DI static float minimum(const R& row, const Head&, int c, int s) {
+        return subnormal(row.word(4 * ((c & 2) + (s >> 1))) >> (8 * (c & 1) + 4) & 0x000f000fu, s & 1);
+    }
+    DI static float unit_scale(const Head& head) { return low_half(head.d) / SUBNORMAL; }
+    DI static float unit_minimum(const Head& head) { return -high_half(head.d) / SUBNORMAL; }
+};
+struct Q3_K : Planes<110> {
+    static constexpr int OFFSET = 4;
+    struct Head { u32 d, scales[4]; };
+    DI static constexpr int shift(int step) { return 2 * (step & 3); }
+    template <class R> DI static Head head(const R& row) {
+        u32 a = row.word(96), b = row.word(100), top = row.word(104);
+        return {row.half(108),
+                {and_or(top << 4, 0x30303030u, a & 0x0f0f0f0fu), and_or(top << 2, 0x30303030u, b & 0x0f0f0f0fu), and_or(top, 0x30303030u, a >> 4 & 0x0f0f0f0fu),
+                 and_or(top >> 2, 0x30303030u, b >> 4 & 0x0f0f0f0fu)}};
+    }
+    template <u32 MAGIC, class R> DI static void bits(const R& row, const Head&, int c, int t, u32 (&q)[4][2]) {
+        u32 w = row.word(32 + 16 * c + 4 * t), y = w >> 8, h = row.word(16 * (c & 1) + 4 * t);
+#pragma unroll
+        for (int s = 0; s < 4; s++) {
+            const int left = s + 2 - 4 * (c >> 1);
+            q[s][0] = and_or(w, 0x00030003u << 2 * s, and_or(shifted(h, left), 0x00040004u << 2 * s, MAGIC));
+            q[s][1] = and_or(y, 0x00030003u << 2 * s, and_or(shifted(h, left - 8), 0x00040004u << 2 * s, MAGIC));
+        }
+    }
+    template <class R> DI static float scale(const R&, const Head& head, int c, int s) { return subnormal(hadd2(head.scales[(c & 2) + (s >> 1)] >> 8 * (c & 1) & 0x00ff00ffu, minus_subnormals(32)), s & 1); }
+    DI static float unit_scale(const Head& head) { return low_half(head.d) / SUBNORMAL; }
+};
+struct Q6_K : Planes<210> {
+    static constexpr int OFFSET = 32;
+    struct Head { u32 d; };
+    DI static constexpr int shift(int step) { return step & 2 ? 4 : 0; }
+    template <class R> DI static Head head(const R& row) { return {row.half(208)}; }
+    template <u32 MAGIC, class R> DI static void bits(const R& row, const Head&, int c, int t, u32 (&q)[4][2]) {
+        u32 h = row.word(128 + 16 * c + 4 * t);
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+            u32 w = row.word(32 * (c & 2) + 32 * j + 16 * (c & 1) + 4 * t), y = w >> 8, even = h << (4 - 2 * j), odd = h >> (4 + 2 * j);
+            q[j][0] = and_or(w, 0x000f000fu, and_or(even, 0x00300030u, MAGIC));
+            q[j][1] = and_or(y, 0x000f000fu, and_or(odd, 0x00300030u, MAGIC));
+            q[2 + j][0] = and_or(w, 0x00f000f0u, and_or(even, 0x03000300u, MAGIC));
+            q[2 + j][1] = and_or(y, 0x00f000f0u, and_or(odd, 0x03000300u, MAGIC));
+        }
+    }
+    template <class R> DI static float scale(const R& row, const Head&, int c, int s) { return subnormal(hadd2((row.word(192 + 4 * ((c & 2) + (s >> 1))) ^ 0x80808080u) >> 8 * (c & 1) & 0x00ff00ffu, minus_subnormals(128)), s & 1); }
+    DI static float unit_scale(const Head& head) { return low_half(head.d) / SUBNORMAL; }
+};
+
+// ---- MLX affine: packed values in one array, scales and biases in two more; GROUP values share them ----
+template <int BITS, int GROUP, int SCALE_BYTES, bool BFLOAT> struct Affine : Plain {
+    static constexpr int UNIT = 32 * BITS, LIFT = 6, SIDE = 256 / GROUP * SCALE_BYTES; // bytes of scales in a unit
+    static constexpr bool MINIMUM = true, AFFINE = true;
+    DI static float read(u32 at) {
+        if constexpr (SCALE_BYTES == 4) return __uint_as_float(lds32(at));
+        else if constexpr (BFLOAT) return __uint_as_float(lds16(at) << 16);
+        else return low_half(lds16(at));
+    }
+    template <class R> DI static float scale(const R& row, const Head&, int c, int group) { return read(row.scales + (64 * c + 32 * group) / GROUP * SCALE_BYTES); }
+    template <class R> DI static float minimum(const R& row, const Head&, int c, int group) { return read(row.biases + (64 * c + 32 * group) / GROUP * SCALE_BYTES); }
+};
+template <int GROUP, int SCALE_BYTES, bool BFLOAT> struct Affine4 : Affine<4, GROUP, SCALE_BYTES, BFLOAT> {
+    static constexpr bool PAIRED = true;
+    using typename Plain::Head;
+    DI static constexpr int shift(int step) { return step & 1 ? 4 : 0; }
+    // Eight consecutive values in a lane's word: even ones in the low nibbles, odd ones in the high.
+    DI static constexpr int place(int i) { return (i & ~31) + 16 * (i & 1) + (i >> 3 & 3) * 4 + swap_middle(i >> 1 & 3); }
+    template <u32 MAGIC, class R> DI static void bits(const R& row, const Head&, int c, int t, u32 (&q)[4][2]) {
+        nibbles<MAGIC>(row.word(32 * c + 4 * t), q[0], q[1]);
+        nibbles<MAGIC>(row.word(32 * c + 16 + 4 * t), q[2], q[3]);
+    }
+};
+template <int GROUP, int SCALE_BYTES, bool BFLOAT> struct Affine8 : Affine<8, GROUP, SCALE_BYTES, BFLOAT> {
+    using typename Plain::Head;
+    DI static constexpr int shift(int) { return 0; }
+    DI static constexpr int place(int i) { return i; }
+    template <u32 MAGIC, class R> DI static void bits(const R& row, const Head&, int c, int t, u32 (&q)[4][2]) {
+#pragma unroll
+        for (int s = 0; s < 4; s++) bytes<MAGIC>(row.word(64 * c + 16 * s + 4 * t), q[s]);
+    }
+};

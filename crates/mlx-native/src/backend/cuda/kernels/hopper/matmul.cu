@@ -1,0 +1,417 @@
+// Many rows of x times a quantized matrix on the tensor cores.
+//
+// A block computes 128 MI weight rows x NT rows of x: two warpgroups take 64 MI weight rows each, dequantized into registers as the left
+// operand, chunk by chunk (64 values of k) one ahead of the tensor cores; the prepared x (halves, in the order of F::place) comes through
+// shared memory, and in clusters of two each block fetches half of it for both. Blocks are persistent. Work is counted in units of 256
+// values of k: first every cluster gets an equal run of units over the tiles that would not fill a whole wave, then whole tiles. Where a
+// run ends inside a tile, the clusters with the later units store their sums and raise a flag, and the one with the first units adds them in
+// order: the same bits every time.
+
+constexpr int MOST_BLOCKS = 256;
+// Raised when a block's sums lie in the held memory, for each of its warpgroups; zero before and after a launch.
+__device__ u32 held_flags[2 * MOST_BLOCKS];
+
+template <class F, int MI, int NT, int CLUSTER> struct MatMulLayout {
+    // Copies start on 16 bytes: a unit may start later than that, at the same place in all rows.
+    static constexpr int PAST = F::UNIT % 16 == 0 ? 0 : F::UNIT % 8 == 0 ? 8 : F::UNIT % 4 == 0 ? 12 : 14;
+    static constexpr int ROWS = 128 * MI, PITCH = pitch_of(F::UNIT + PAST), SIDE_PITCH = up(side_of<F>(), 16);
+    static constexpr int X_BYTES = NT * 128, W_BYTES = up(ROWS * PITCH, 128) + 2 * ROWS * SIDE_PITCH;
+    static constexpr int ROOM = SHARED_LIMIT - 512;
+    static constexpr int W_STAGES = (ROOM - 3 * W_BYTES) / X_BYTES >= 5 ? 3 : 2;
+    static constexpr int FIT = (ROOM - W_STAGES * W_BYTES) / X_BYTES, X_STAGES = FIT > 8 ? 8 : FIT;
+    static constexpr int X = 0, W = X_STAGES * X_BYTES, X_FULL = W + W_STAGES * W_BYTES, X_EMPTY = X_FULL + 8 * X_STAGES, W_FULL = X_EMPTY + 8 * X_STAGES, W_EMPTY = W_FULL + 8 * W_STAGES;
+    static constexpr int BYTES = W_EMPTY + 8 * W_STAGES;
+    static_assert(X_STAGES >= 3 && BYTES <= SHARED_LIMIT, "stages");
+};
+
+constexpr u32 half_of_integer(int v) { // for |v| < 2048, both halves
+    int a = v < 0 ? -v : v, e = 0;
+    while ((a >> e) > 1) e++;
+    const u32 h = a == 0 ? 0 : (v < 0 ? 0x8000u : 0u) | (u32)(e + 15) << 10 | ((u32)(a << (10 - e)) & 0x3ff);
+    return h * 0x10001u;
+}
+
+// The left operand of a chunk: 64 values of a row as half-precision weights.
+template <class F, class R> DI void chunk_weights(const R& row, int c, int t, u32 (&a)[4][4], int bottom) {
+    const typename F::Head head = F::head(row);
+    u32 q[4][2];
+    F::template bits<HALF_1024>(row, head, c, t, q);
+    constexpr int STEPS = F::SUB / 16;
+    constexpr float LIFTED = (float)(1 << F::LIFT) * (F::TRUE_HALVES ? 1.f / F::QUANTUM : 1.f);
+    float unit = LIFTED, unit_low = LIFTED;
+    if constexpr (F::UNIT_SCALE) unit = F::unit_scale(head);
+    if constexpr (F::UNIT_SCALE && F::MINIMUM) unit_low = F::unit_minimum(head);
+#pragma unroll
+    for (int j = 0; j < 4 / STEPS; j++) {
+        const float s = F::scale(row, head, c, j) * unit;
+        const u32 scale = pack_halves(s, s);
+        u32 minimum = 0;
+        if constexpr (F::MINIMUM) {
+            const float low = F::minimum(row, head, c, j) * unit_low;
+            minimum = pack_halves(low, low);
+        }
+#pragma unroll
+        for (int i = j * STEPS; i < (j + 1) * STEPS; i++)
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                const int shift = F::shift(4 * c + i);
+                u32 v = q[i][r];
+                if constexpr (!F::TRUE_HALVES) {
+                    const u32 less = half_of_integer(-(1024 >> shift) - F::OFFSET);
+                    v = shift ? hfma2(v, (u32)(15 - shift) * 0x04000400u, less) : hadd2(v, less);
+                }
+                a[i][2 * r + bottom] = F::MINIMUM ? hfma2(v, scale, minimum) : hmul2(v, scale);
+            }
+    }
+}
+
+// The units of a cluster, numbered from 0: `shared` of the tiles that several clusters share, from `begin` on, then whole tiles.
+struct Schedule {
+    int begin, shared, total, shared_tiles, sharing, clusters, cluster, units;
+    DI Schedule(int tiles, int units_, int clusters_, int cluster_) : clusters(clusters_), cluster(cluster_), units(units_) {
+        // Sharing costs about as much as three units; a last wave that is nearly full had better stay whole. With few tiles all are shared: clusters then
+        // stand at different places of k and do not all ask for the same part of x at once.
+        const int last = tiles % clusters;
+        shared_tiles = last == 0 || (clusters - last) * units <= 3 * clusters ? 0 : all_shared(tiles, clusters) ? tiles : min(tiles, clusters + last);
+        // Every sharing cluster has a unit at least, so that each tile's later units are those of the clusters that follow.
+        sharing = min(clusters, shared_tiles * units);
+        begin = first(cluster), shared = first(cluster + 1) - begin;
+        const int rest = tiles - shared_tiles;
+        total = shared + (rest > cluster ? (rest - cluster - 1) / clusters + 1 : 0) * units;
+    }
+    DI static bool all_shared(int tiles, int clusters) { return tiles <= 8 * clusters; }
+    // The first shared unit of cluster c.
+    DI int first(int c) const { return (int)((long long)shared_tiles * units * min(c, sharing) / max(sharing, 1)); }
+    // The cluster that has the last unit of a shared tile.
+    DI int holder(int tile) const {
+        int c = cluster;
+        while (first(c + 1) < (tile + 1) * units) c++;
+        return c;
+    }
+    // Tile and unit within it of number v.
+    DI void at(int v, int& tile, int& unit) const {
+        if (v < shared) tile = (begin + v) / units, unit = (begin + v) % units;
+        else tile = shared_tiles + (v - shared) / units * clusters + cluster, unit = (v - shared) % units;
+    }
+    // Whether number v starts another tile than v - 1, or may.
+    DI bool jumps(int v, int unit) const { return unit == units || v == shared; }
+    // Where the run of units of one tile that starts at v ends.
+    DI int run_end(int v, int unit) const { return min(v + units - unit, v < shared ? shared : total); }
+};
+
+// What the rows of a routed product belong to.
+struct Routing {
+    const uint4* tiles; // expert, first place in `lists`, places; those without places come last
+    const u32* lists;   // the slots of each expert, one list after the other
+    u32 n_tiles;
+};
+// A tile: matrix, weight rows by whole tiles, first row of the prepared x, rows of x.
+struct Tile {
+    int matrix, row_tile, token, tokens;
+};
+
+template <class F, int MI, int NT, int CLUSTER, bool ROUTED>
+DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const TensorMap* scales, const TensorMap* biases, const float* inverse, float* y, float4* sums, const HopperTileArgs& a,
+                       const Routing& routing) {
+    using L = MatMulLayout<F, MI, NT, CLUSTER>;
+    const u32 shared = shared_address(0);
+    const u32 x_full = shared + L::X_FULL, x_empty = shared + L::X_EMPTY, w_full = shared + L::W_FULL, w_empty = shared + L::W_EMPTY;
+    u32 rank = 0;
+    if (CLUSTER > 1) asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < L::X_STAGES; i++) barrier_init(x_full + 8 * i, 1), barrier_init(x_empty + 8 * i, 8 * CLUSTER);
+        for (int i = 0; i < L::W_STAGES; i++) barrier_init(w_full + 8 * i, 1), barrier_init(w_empty + 8 * i, 8);
+        barriers_ready();
+    }
+    auto cluster_sync = [&]() {
+        if (CLUSTER > 1) asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+        else __syncthreads();
+    };
+    cluster_sync();
+    launch_dependents();
+    int token_tiles = (a.m + NT - 1) / NT;
+    if (ROUTED) {
+        wait_for_predecessor();
+        token_tiles = 0;
+        for (u32 base = 0; base < routing.n_tiles; base += blockDim.x) token_tiles += __syncthreads_count(base + threadIdx.x < routing.n_tiles && routing.tiles[base + threadIdx.x].z > 0);
+    }
+    const int row_tiles = (a.n + L::ROWS * CLUSTER - 1) / (L::ROWS * CLUSTER), tiles = token_tiles * row_tiles, clusters = gridDim.x / CLUSTER;
+    // Where all tiles are shared, neighbours work on the same rows of x; else on the same weights, which they so read from memory once.
+    const bool by_rows = Schedule::all_shared(tiles, clusters);
+    auto tile_of = [&](int tile) {
+        const int row_tile = by_rows ? tile % row_tiles : tile / token_tiles, token_tile = by_rows ? tile / row_tiles : tile % token_tiles;
+        if (!ROUTED) return Tile{0, row_tile, token_tile * NT, (int)a.m - token_tile * NT};
+        const uint4 t = routing.tiles[token_tile];
+        return Tile{(int)t.x, row_tile, (int)t.y, (int)t.z};
+    };
+    const Schedule work(tiles, a.units, clusters, blockIdx.x / CLUSTER);
+
+    if (threadIdx.x < 128) {
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
+        if (threadIdx.x == 0) {
+            int slot = 0, phase = 1, tile, unit = 0, token = 0;
+            wait_for_predecessor();
+#pragma unroll 1
+            for (int v = 0; v < work.total; v++, unit++) {
+                if (v == 0 || work.jumps(v, unit)) {
+                    work.at(v, tile, unit);
+                    token = tile_of(tile).token + rank * (NT / CLUSTER);
+                }
+#pragma unroll 1
+                for (int c = 0; c < 4; c++) {
+                    barrier_wait(x_empty + 8 * slot, phase);
+                    barrier_expect(x_full + 8 * slot, L::X_BYTES);
+                    const u32 to = shared + L::X + slot * L::X_BYTES + rank * (L::X_BYTES / CLUSTER);
+                    if (CLUSTER > 1) tile_multicast(to, x, unit * 256 + c * 64, token, x_full + 8 * slot, (1 << CLUSTER) - 1);
+                    else tile_copy(to, x, unit * 256 + c * 64, token, x_full + 8 * slot);
+                    if (++slot == L::X_STAGES) slot = 0, phase ^= 1;
+                }
+            }
+        } else if (threadIdx.x == 32) {
+            int slot = 0, phase = 1, tile, unit = 0, row = 0, matrix = 0;
+            auto copy = [&](u32 to, const TensorMap* map, int at, u32 bar) {
+                if (ROUTED) tile_copy(to, map, at, row, matrix, bar);
+                else tile_copy(to, map, at, row, bar);
+            };
+#pragma unroll 1
+            for (int v = 0; v < work.total; v++, unit++) {
+                if (v == 0 || work.jumps(v, unit)) {
+                    work.at(v, tile, unit);
+                    const Tile t = tile_of(tile);
+                    row = (t.row_tile * CLUSTER + rank) * L::ROWS, matrix = t.matrix;
+                }
+                const u32 to = shared + L::W + slot * L::W_BYTES;
+                barrier_wait(w_empty + 8 * slot, phase);
+                barrier_expect(w_full + 8 * slot, L::ROWS * (L::PITCH + 2 * L::SIDE_PITCH));
+                copy(to, weights, (unit * F::UNIT & ~15) / 2, w_full + 8 * slot);
+                if constexpr (F::AFFINE) {
+                    const u32 side = to + up(L::ROWS * L::PITCH, 128);
+                    copy(side, scales, (unit * F::SIDE & ~15) / 2, w_full + 8 * slot);
+                    copy(side + L::ROWS * L::SIDE_PITCH, biases, (unit * F::SIDE & ~15) / 2, w_full + 8 * slot);
+                }
+                if (++slot == L::W_STAGES) slot = 0, phase ^= 1;
+            }
+        }
+    } else {
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
+        const int group = (threadIdx.x >> 7) - 1, lane = threadIdx.x & 31, warp = threadIdx.x >> 5 & 3, g = lane >> 2, t = lane & 3;
+        const int mine = group * 64 * MI + warp * 16 + g; // this lane's first weight row within the tile
+        float acc[MI][NT / 2];
+        u32 left[2][4][4];
+        int xs = 0, x_phase = 0, ws = 0, w_phase = 0, used = -1;
+        int tile_ahead, unit_ahead; // of the unit that is being dequantized
+        work.at(0, tile_ahead, unit_ahead);
+        auto dequantize = [&](int buffer, int c, int mi) {
+            const u32 at = L::W + ws * L::W_BYTES, row = mine + 64 * mi;
+            const u32 first = at + row * L::PITCH + (L::PAST ? (u32)unit_ahead * F::UNIT & 15 : 0);
+            constexpr int SHIFT = F::UNIT % 4 ? -1 : 0;
+            Row<SHIFT> top{first & ~3u, 8 * (first & 3)}, bottom{(first & ~3u) + 8 * L::PITCH, 8 * (first & 3)};
+            if constexpr (F::AFFINE) {
+                top.scales = at + up(L::ROWS * L::PITCH, 128) + row * L::SIDE_PITCH + ((u32)unit_ahead * F::SIDE & 15), bottom.scales = top.scales + 8 * L::SIDE_PITCH;
+                top.biases = top.scales + L::ROWS * L::SIDE_PITCH, bottom.biases = bottom.scales + L::ROWS * L::SIDE_PITCH;
+            }
+            chunk_weights<F>(top, c, t, left[buffer], 0);
+            chunk_weights<F>(bottom, c, t, left[buffer], 1);
+        };
+        if (work.total > 0) {
+            barrier_wait(w_full, 0);
+            dequantize(0, 0, 0);
+        }
+        wait_for_predecessor();
+        int v = 0;
+        while (v < work.total) {
+            int tile, unit;
+            work.at(v, tile, unit);
+            const int end = work.run_end(v, unit);
+            const bool later = unit != 0, incomplete = unit + (end - v) != (int)a.units;
+#pragma unroll
+            for (int i = 0; i < MI; i++)
+#pragma unroll
+                for (int j = 0; j < NT / 2; j++) acc[i][j] = 0.f;
+#pragma unroll 1
+            do {
+#pragma unroll
+                for (int c = 0; c < 4; c++)
+#pragma unroll
+                    for (int mi = 0; mi < MI; mi++) {
+                        const int buffer = MI == 1 ? c & 1 : mi;
+                        if (mi == 0) barrier_wait(x_full + 8 * xs, x_phase);
+                        const u64 right = operand_of(shared + L::X + xs * L::X_BYTES);
+                        warpgroup_fence();
+#pragma unroll
+                        for (int s = 0; s < 4; s++) warpgroup_mma<NT>(acc[mi], left[buffer][s], right + 2 * s);
+                        warpgroup_commit();
+                        warpgroup_wait<1>();
+                        if (mi == 0 && used >= 0 && lane == 0) {
+                            if (CLUSTER > 1) {
+                                for (int r = 0; r < CLUSTER; r++) barrier_arrive_in_cluster(x_empty + 8 * used, r);
+                            } else barrier_arrive(x_empty + 8 * used);
+                        }
+                        // The chunk after this one, while the tensor cores work on this one.
+                        const int next_mi = (mi + 1) % MI, next_c = next_mi ? c : c + 1;
+                        if (next_c == 4) {
+                            __syncwarp();
+                            if (lane == 0) barrier_arrive(w_empty + 8 * ws);
+                            if (++ws == L::W_STAGES) ws = 0, w_phase ^= 1;
+                            if (v + 1 < work.total) barrier_wait(w_full + 8 * ws, w_phase);
+                            if (L::PAST || F::AFFINE) {
+                                unit_ahead++;
+                                if (work.jumps(v + 1, unit_ahead)) work.at(v + 1, tile_ahead, unit_ahead);
+                            }
+                        }
+                        dequantize(buffer ^ 1, next_c & 3, next_mi);
+                        if (mi == MI - 1) {
+                            used = xs;
+                            if (++xs == L::X_STAGES) xs = 0, x_phase ^= 1;
+                        }
+                    }
+            } while (++v < end);
+            warpgroup_wait<0>();
+            const Tile here = tile_of(tile);
+            const u32 row0 = (here.row_tile * CLUSTER + rank) * L::ROWS + mine;
+            constexpr int QUADS = MI * NT / 8; // of sums in a thread
+            if (later) { // the block that has the tile's first units adds these
+                float4* held = sums + (u64)(blockIdx.x * 2 + group) * QUADS * 128 + (threadIdx.x & 127);
+#pragma unroll
+                for (int i = 0; i < MI; i++)
+#pragma unroll
+                    for (int j = 0; j < NT / 8; j++) __stcg(held + (i * (NT / 8) + j) * 128, make_float4(acc[i][4 * j], acc[i][4 * j + 1], acc[i][4 * j + 2], acc[i][4 * j + 3]));
+                __threadfence();
+                asm volatile("bar.sync %0, 128;" ::"r"(group + 3) : "memory");
+                if ((threadIdx.x & 127) == 0) asm volatile("st.release.gpu.b32 [%0], %1;" ::"l"(held_flags + blockIdx.x * 2 + group), "r"(1) : "memory");
+                continue;
+            }
+            if (incomplete) {
+                const int last = work.holder(tile);
+                for (int c = work.cluster + 1; c <= last; c++) {
+                    const u32 block = c * CLUSTER + rank;
+                    if ((threadIdx.x & 127) == 0) {
+                        u32* flag = held_flags + block * 2 + group;
+                        u32 raised;
+                        do asm volatile("ld.acquire.gpu.b32 %0, [%1];" : "=r"(raised) : "l"(flag) : "memory");
+                        while (raised == 0);
+                        *flag = 0;
+                    }
+                    asm volatile("bar.sync %0, 128;" ::"r"(group + 3) : "memory");
+                    const float4* held = sums + (u64)(block * 2 + group) * QUADS * 128 + (threadIdx.x & 127);
+#pragma unroll
+                    for (int i = 0; i < MI; i++)
+#pragma unroll
+                        for (int j = 0; j < NT / 8; j++) {
+                            const float4 more = __ldcg(held + (i * (NT / 8) + j) * 128);
+                            acc[i][4 * j] += more.x, acc[i][4 * j + 1] += more.y, acc[i][4 * j + 2] += more.z, acc[i][4 * j + 3] += more.w;
+                        }
+                }
+            }
+            const float* back = inverse + here.token + 2 * t;
+            if (!ROUTED && here.tokens >= NT && (here.row_tile * CLUSTER + rank + 1) * L::ROWS <= a.n) {
+                float* to = y + (u64)(here.token + 2 * t) * a.n + row0;
+#pragma unroll
+                for (int j = 0; j < NT / 8; j++, to += 8 * a.n) {
+                    const float back0 = back[8 * j], back1 = back[8 * j + 1];
+#pragma unroll
+                    for (int i = 0; i < MI; i++) {
+                        to[64 * i] = acc[i][4 * j] * back0, to[64 * i + 8] = acc[i][4 * j + 2] * back0;
+                        to[a.n + 64 * i] = acc[i][4 * j + 1] * back1, to[a.n + 64 * i + 8] = acc[i][4 * j + 3] * back1;
+                    }
+                }
+                continue;
+            }
+#pragma unroll
+            for (int j = 0; j < NT / 8; j++)
+#pragma unroll
+                for (int e = 0; e < 2; e++) {
+                    const int within = 8 * j + 2 * t + e;
+                    if (within < here.tokens) {
+                        const float factor = inverse[here.token + within];
+                        float* to = y + (u64)(ROUTED ? routing.lists[here.token + within] : here.token + within) * a.n + row0;
+#pragma unroll
+                        for (int i = 0; i < MI; i++)
+#pragma unroll
+                            for (int h = 0; h < 2; h++) {
+                                if (row0 + 64 * i + 8 * h < a.n) to[64 * i + 8 * h] = acc[i][4 * j + 2 * h + e] * factor;
+                            }
+                    }
+                }
+        }
+    }
+    if (CLUSTER > 1) cluster_sync(); // no block leaves while the other may still write into its memory
+}
+
+// y [m, n] = x times the weight's rows. `sums` has room for ROWS x NT of each block; inverse[i] undoes the scaling of row i of x.
+template <class F, int MI, int NT, int CLUSTER>
+__global__ void __launch_bounds__(384, 1)
+    hopper_mm(const __grid_constant__ TensorMap weights, const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap scales, const __grid_constant__ TensorMap biases, const float* inverse,
+              float* y, float4* sums, const __grid_constant__ HopperTileArgs args) {
+    multiply_tiles<F, MI, NT, CLUSTER, false>(&weights, &x, &scales, &biases, inverse, y, sums, args, {});
+}
+// y [slots, n]: each expert's slots times its matrix; x has a row for each place in `lists`.
+template <class F, int MI, int NT>
+__global__ void __launch_bounds__(384, 1)
+    hopper_mm_id(const __grid_constant__ TensorMap weights, const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap scales, const __grid_constant__ TensorMap biases,
+                 const float* inverse, float* y, float4* sums, const __grid_constant__ HopperTileArgs args, const uint4* tiles, const u32* lists, u32 n_tiles) {
+    multiply_tiles<F, MI, NT, 1, true>(&weights, &x, &scales, &biases, inverse, y, sums, args, {tiles, lists, n_tiles});
+}
+
+// x f32 [m, k] -> halves in the order of F::place, scaled by a power of two per row, zero from k up to 256 units. One block a row, with 512 bytes of
+// shared memory for each unit. With `lists`, row i is that of slot lists[i], top_k slots to a row of x.
+template <class F> DI void prepare(const float* x, u16* to, float* inverse, const HopperTileArgs& a, const u32* lists, u32 top_k) {
+    const u32 k = a.k, units = a.units;
+    constexpr int THREADS = 512, HELD = 8;
+    launch_dependents();
+    wait_for_predecessor();
+    // Where an id was no expert, the lists are shorter than m and their ends mean nothing.
+    const u32 source = lists ? min(lists[blockIdx.x], a.m - 1) / top_k : blockIdx.x;
+    const float4* row = (const float4*)(x + (u64)source * a.x_row);
+    float4 v[HELD];
+    auto load = [&](u32 base) {
+#pragma unroll
+        for (int j = 0; j < HELD; j++) {
+            const u32 i = base + j * THREADS + threadIdx.x;
+            v[j] = 4 * i < k ? row[i] : make_float4(0.f, 0.f, 0.f, 0.f);
+        }
+    };
+    float largest = 0.f;
+    for (u32 base = 0; base < units * 64; base += HELD * THREADS) {
+        load(base);
+#pragma unroll
+        for (int j = 0; j < HELD; j++) largest = fmaxf(largest, fmaxf(fmaxf(fabsf(v[j].x), fabsf(v[j].y)), fmaxf(fabsf(v[j].z), fabsf(v[j].w))));
+    }
+    __shared__ float warps[THREADS / 32];
+    for (int o = 16; o; o >>= 1) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, o));
+    if ((threadIdx.x & 31) == 0) warps[threadIdx.x >> 5] = largest;
+    __syncthreads();
+    largest = warps[threadIdx.x & 15];
+    for (int o = 8; o; o >>= 1) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, o));
+    float scale, back;
+    power_of_two(largest, scale, back);
+    if (threadIdx.x == 0) inverse[blockIdx.x] = back / (float)(1 << F::LIFT);
+    // A thread's four values have the same places in every unit it meets: lane t's e-th value is k = 2 t + e % 2 + 8 (e / 2) of its step.
+    u32 at[4];
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+        const int p = F::place(4 * (threadIdx.x & 63) + e);
+        at[e] = 2 * ((p & ~15) + (p >> 2 & 3) * 2 + (p & 1) + (p & 2) * 4);
+    }
+    for (u32 base = 0; base < units * 64; base += HELD * THREADS) {
+        if (units * 64 > HELD * THREADS) load(base);
+#pragma unroll
+        for (int j = 0; j < HELD; j++) {
+            const u32 i = base + j * THREADS + threadIdx.x;
+            if (i >= units * 64) break;
+            const float f[4] = {v[j].x, v[j].y, v[j].z, v[j].w};
+#pragma unroll
+            for (int e = 0; e < 4; e++) *(u16*)(smem + (i >> 6) * 512 + at[e]) = (u16)pack_halves(f[e] * scale, 0.f);
+        }
+    }
+    __syncthreads();
+    uint4* out = (uint4*)(to + (u64)blockIdx.x * units * 256);
+    for (u32 i = threadIdx.x; i < units * 32; i += THREADS) out[i] = *(const uint4*)(smem + i * 16);
+}
+template <class F> __global__ void __launch_bounds__(512) hopper_prepare(const float* x, u16* to, float* inverse, const __grid_constant__ HopperTileArgs args) {
+    prepare<F>(x, to, inverse, args, nullptr, 1);
+}
+template <class F>
+__global__ void __launch_bounds__(512) hopper_prepare_id(const float* x, u16* to, float* inverse, const __grid_constant__ HopperTileArgs args, const u32* lists, u32 top_k) {
+    prepare<F>(x, to, inverse, args, lists, top_k);
+}

@@ -1,0 +1,365 @@
+// Few rows of x (up to 8) times a whole weight matrix, at the speed of memory.
+//
+// One block per multiprocessor: a warp that issues bulk copies of row segments into a ring of stages, and sixteen warps that multiply. A stage
+// is `sets` times 16 weight rows x `span` units of k; a warp owns one unit of one set, and the operands made from its part of x (KU units, one
+// for each stage of a row) stay in its registers for the whole launch. With PARTS = 2 the eight columns of the mma are (high, low) halves of
+// four rows of x, which is as good as f32; with PARTS = 1 they are eight rows in half precision. Sums over the warps go through shared memory.
+// Rows of more than 16 KU units are cut into slices, one for each block of a cluster, whose sums meet at the end.
+
+// The next group of rows and how many blocks are done: zero before and after a launch. Launches follow one another, and a block touches these only
+// after the launch before has ended.
+__device__ u32 row_groups[2];
+
+// d = a b + c.
+DI void mma(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1, float c0, float c1, float c2, float c3) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};"
+        : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1), "f"(c0), "f"(c1), "f"(c2), "f"(c3));
+}
+
+constexpr int WARPS = 16, SHARED_LIMIT = 232448, MOST_STAGES = 12;
+
+DI constexpr int up(int x, int to) { return (x + to - 1) / to * to; }
+// A pitch of at least `bytes` that is 16 more than a multiple of 32: eight rows of four words fall into different banks.
+DI constexpr int pitch_of(int bytes) { return up(bytes, 16) % 32 ? up(bytes, 16) : up(bytes, 16) + 16; }
+template <class F> DI constexpr int side_of() {
+    if constexpr (F::AFFINE) return F::SIDE;
+    else return 0;
+}
+// What lies behind the stages in shared memory.
+template <class F, int KU> struct MatVecLayout {
+    static constexpr int GROUPS = 256 / F::SUB, TABLE = (F::OFFSET || F::MINIMUM) ? KU * GROUPS * 32 : 0; // bytes of a warp's sums of x
+    static constexpr int FULL = 0, EMPTY = 8 * MOST_STAGES, RING = 2 * EMPTY, TABLES = RING + 64, REDUCE = TABLES + WARPS * TABLE;
+};
+
+// One unit of 16 rows: acc += rows x operands. `table` is where the sums of x over the unit's groups are, `valid` how many values the unit has.
+template <class F, int SHIFT, bool TAIL> DI void multiply_unit(const Row<SHIFT>& top, const Row<SHIFT>& bottom, int t, const u32 (&b)[16][2], u32 table, int valid, float (&acc)[4]) {
+    const typename F::Head head0 = F::head(top), head1 = F::head(bottom);
+    float part[4] = {0.f, 0.f, 0.f, 0.f}, low[4] = {0.f, 0.f, 0.f, 0.f};
+#pragma unroll
+    for (int c = 0; c < 4; c++) {
+        u32 q0[4][2], q1[4][2];
+        F::template bits<0>(top, head0, c, t, q0);
+        F::template bits<0>(bottom, head1, c, t, q1);
+        constexpr int STEPS = F::SUB / 16;
+#pragma unroll
+        for (int j = 0; j < 4 / STEPS; j++) {
+            float sums[2] = {0.f, 0.f};
+            if constexpr (F::OFFSET != 0 || F::MINIMUM) {
+                const float2 s = *(const float2*)(smem + table + (c * (4 / STEPS) + j) * 32 + 8 * t);
+                sums[0] = s.x, sums[1] = s.y;
+            }
+            const float x = F::OFFSET ? sums[0] : 0.f, y = F::OFFSET ? sums[1] : 0.f;
+            float d[4];
+            mma(d, q0[j * STEPS][0], q1[j * STEPS][0], q0[j * STEPS][1], q1[j * STEPS][1], b[4 * c + j * STEPS][0], b[4 * c + j * STEPS][1], x, y, x, y);
+#pragma unroll
+            for (int s = j * STEPS + 1; s < (j + 1) * STEPS; s++) mma(d, q0[s][0], q1[s][0], q0[s][1], q1[s][1], b[4 * c + s][0], b[4 * c + s][1], d[0], d[1], d[2], d[3]);
+            float s0 = F::scale(top, head0, c, j), s1 = F::scale(bottom, head1, c, j);
+            if (TAIL && 64 * c + F::SUB * j >= valid) s0 = s1 = 0.f;
+            float* sum = F::UNIT_SCALE ? part : acc;
+            sum[0] = fmaf(s0, d[0], sum[0]), sum[1] = fmaf(s0, d[1], sum[1]), sum[2] = fmaf(s1, d[2], sum[2]), sum[3] = fmaf(s1, d[3], sum[3]);
+            if constexpr (F::MINIMUM) {
+                float m0 = F::minimum(top, head0, c, j), m1 = F::minimum(bottom, head1, c, j);
+                if (TAIL && 64 * c + F::SUB * j >= valid) m0 = m1 = 0.f;
+                float* minimums = F::UNIT_SCALE ? low : acc;
+                minimums[0] = fmaf(m0, sums[0], minimums[0]), minimums[1] = fmaf(m0, sums[1], minimums[1]);
+                minimums[2] = fmaf(m1, sums[0], minimums[2]), minimums[3] = fmaf(m1, sums[1], minimums[3]);
+            }
+        }
+    }
+    if constexpr (F::UNIT_SCALE) {
+        const float d0 = F::unit_scale(head0), d1 = F::unit_scale(head1);
+        acc[0] = fmaf(d0, part[0], acc[0]), acc[1] = fmaf(d0, part[1], acc[1]), acc[2] = fmaf(d1, part[2], acc[2]), acc[3] = fmaf(d1, part[3], acc[3]);
+        if constexpr (F::MINIMUM) {
+            const float m0 = F::unit_minimum(head0), m1 = F::unit_minimum(head1);
+            acc[0] = fmaf(m0, low[0], acc[0]), acc[1] = fmaf(m0, low[1], acc[1]), acc[2] = fmaf(m1, low[2], acc[2]), acc[3] = fmaf(m1, low[3], acc[3]);
+        }
+    }
+}
+
+// The power of two that brings the largest magnitude of a row to [2^9, 2^10), so that neither halves nor sums of 32 of them overflow, and its inverse.
+DI void power_of_two(float largest, float& scale, float& inverse) {
+    int e = largest > 0.f && largest < 3.4e38f ? (int)(__float_as_uint(largest) >> 23 & 255) - 127 : 0;
+    e = e < -110 ? -110 : e;
+    scale = __uint_as_float((u32)(127 + 9 - e) << 23);
+    inverse = __uint_as_float((u32)(127 - 9 + e) << 23);
+}
+
+// A warp's operands for the units first_unit(i), i < KU, of up to 4 (PARTS = 2) or 8 rows of x. x(token) is the address of a row.
+template <class F, int KU, int PARTS, class Unit, class X>
+DI void load_operands(u32 (&b)[KU][16][2], float (&inverse)[2], int m, u32 k, const Unit& unit, const X& x, u32 staging, u32 table) {
+    const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+    constexpr int QUADS = 2 * KU;
+    float4 v[QUADS], next[QUADS];
+    // Where this lane's four values of every 128 go, and what undoes the shift of their integers: place(i + 128) = place(i) + 128.
+    u32 to[4];
+    float lower[4];
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+        const int place = F::place(4 * lane + e);
+        to[e] = staging + place * 2;
+        lower[e] = __uint_as_float((u32)(127 - F::shift(place >> 4)) << 23);
+    }
+    const u32 sum_to = table + (F::SUB == 32 ? lane >> 3 : plane_step(lane >> 2)) * 32;
+    auto fetch = [&](int token) {
+        const float* row = x(token);
+#pragma unroll
+        for (int j = 0; j < QUADS; j++) {
+            const u32 i = unit(j >> 1) * 256 + (j & 1) * 128 + 4 * lane;
+            next[j] = i < k ? *(const float4*)(row + i) : make_float4(0.f, 0.f, 0.f, 0.f);
+        }
+    };
+#pragma unroll
+    for (int u = 0; u < KU; u++)
+#pragma unroll
+        for (int s = 0; s < 16; s++) b[u][s][0] = b[u][s][1] = 0;
+    inverse[0] = inverse[1] = 0.f;
+    fetch(0);
+#pragma unroll 1
+    for (int token = 0; token < m; token++) {
+        float largest = 0.f;
+#pragma unroll
+        for (int j = 0; j < QUADS; j++) v[j] = next[j];
+        if (token + 1 < m) fetch(token + 1);
+#pragma unroll
+        for (int j = 0; j < QUADS; j++) largest = fmaxf(largest, fmaxf(fmaxf(fabsf(v[j].x), fabsf(v[j].y)), fmaxf(fabsf(v[j].z), fabsf(v[j].w))));
+#pragma unroll
+        for (int o = 16; o; o >>= 1) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, o));
+        float scale, back;
+        power_of_two(largest, scale, back);
+        if (PARTS == 2 && t == token) inverse[0] = inverse[1] = back;
+        if (PARTS == 1 && t == token >> 1) inverse[token & 1] = back;
+#pragma unroll
+        for (int j = 0; j < QUADS; j++) v[j] = make_float4(v[j].x * scale, v[j].y * scale, v[j].z * scale, v[j].w * scale);
+#pragma unroll 1
+        for (int column = PARTS * token; column < PARTS * (token + 1); column++) { // rounded, then what rounding left
+            __syncwarp();
+#pragma unroll
+            for (int j = 0; j < QUADS; j++) {
+                float* f = &v[j].x;
+                float sum = 0.f;
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+                    const float h = low_half(pack_halves(f[e], 0.f));
+                    f[e] = fabsf(h) < 1e30f ? f[e] - h : 0.f;
+                    sum += h;
+                    *(u16*)(smem + to[e] + j * 256) = (u16)pack_halves(h * lower[e], 0.f);
+                }
+                if constexpr (F::OFFSET != 0 || F::MINIMUM) {
+                    constexpr float TIMES = (F::OFFSET ? -(float)F::OFFSET : 1.f) * F::QUANTUM;
+                    sum += __shfl_xor_sync(~0u, sum, 1);
+                    sum += __shfl_xor_sync(~0u, sum, 2);
+                    if (F::SUB == 32) sum += __shfl_xor_sync(~0u, sum, 4);
+                    if (lane % (F::SUB / 4) == 0) *(float*)(smem + sum_to + j * (128 / F::SUB) * 32 + column * 4) = sum * TIMES;
+                }
+            }
+            __syncwarp();
+            if (g == column) {
+#pragma unroll
+                for (int u = 0; u < KU; u++)
+#pragma unroll
+                    for (int s = 0; s < 16; s++) {
+                        const uint2 pair = *(const uint2*)(smem + staging + u * 512 + s * 32 + t * 8);
+                        b[u][s][0] = pair.x, b[u][s][1] = pair.y;
+                    }
+            }
+        }
+    }
+    __syncwarp();
+}
+
+
+template <class F, int KU, int PARTS, bool CLUSTERED, bool TAIL, bool RAGGED>
+DI void matvec(const u8* weights, const float* input, float* output, const TensorMap* scales, const TensorMap* biases, const HopperRowArgs& a) {
+    using L = MatVecLayout<F, KU>;
+    constexpr int THREADS = WARPS * 32;
+    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+    const u32 fixed = a.stages * a.stage_bytes, shared = shared_address(0), full = shared + fixed + L::FULL, empty = shared + fixed + L::EMPTY;
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < a.stages; i++) barrier_init(full + 8 * i, 1), barrier_init(empty + 8 * i, WARPS);
+        barriers_ready();
+    }
+    __syncthreads();
+    launch_dependents();
+    u32 rank = 0, slices = 1;
+    if (CLUSTERED) {
+        asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+        asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(slices));
+    }
+    const int height = 16 * a.sets, groups = (a.n + height - 1) / height;
+    const int first_unit = rank * a.slice, units = min((a.k + 255) / 256, first_unit + a.slice);
+    // Groups of rows: a range for each cluster, else from the counter, passed on through a ring of eight.
+    const int clusters = gridDim.x / slices, cluster = blockIdx.x / slices;
+    const int begin = CLUSTERED ? (int)((u64)groups * cluster / clusters) : 0, end = CLUSTERED ? (int)((u64)groups * (cluster + 1) / clusters) : 0;
+    const u32 partial = fixed + L::REDUCE + (1 + a.twice) * WARPS * 64 * a.m; // a cluster's sums of its slices
+    volatile int* ring = (volatile int*)(smem + fixed + L::RING);
+
+    if (warp >= WARPS) {
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
+        if (warp == WARPS) {
+            const u64 policy = evict_first_policy();
+            int issued = 0, slot = 0, phase = 1;
+            // Copies units [unit, unit + span) of the rows of a group into the next stage.
+            auto stage = [&](int group, int unit) {
+                if (issued == a.stages - a.lent) named_sync<2, THREADS + 32>(); // the operands are in registers now
+                if (issued >= a.stages) barrier_wait(empty + 8 * slot, phase);
+                const u32 inside = unit * F::UNIT, at = shared + slot * a.stage_bytes, bar = full + 8 * slot;
+                const u32 length = (u32)min((u64)(min((int)a.span, units - unit) * F::UNIT), a.w_row - inside);
+                u32 total = 0;
+                for (int r = lane; r < height; r += 32) {
+                    const u32 past = RAGGED ? (u32)((u64)weights + min((u32)(group * height + r), a.n - 1) * a.w_row + inside) & 15 : 0;
+                    total += (past + length + 15) & ~15u;
+                }
+#pragma unroll
+                for (int o = 16; o; o >>= 1) total += __shfl_xor_sync(~0u, total, o);
+                if (lane == 0) {
+                    barrier_expect(bar, total + 2 * (F::AFFINE ? height * a.side_pitch : 0));
+                    if constexpr (F::AFFINE) {
+                        const u32 side = at + height * a.pitch;
+                        tile_copy(side, scales, (unit * F::SIDE & ~15) / 2, group * height, bar);
+                        tile_copy(side + height * a.side_pitch, biases, (unit * F::SIDE & ~15) / 2, group * height, bar);
+                    }
+                }
+                __syncwarp();
+                for (int r = lane; r < height; r += 32) {
+                    const u8* from = weights + min((u32)(group * height + r), a.n - 1) * a.w_row + inside;
+                    const u32 past = RAGGED ? (u32)(u64)from & 15 : 0;
+                    bulk_copy(at + r * a.pitch, from - past, (past + length + 15) & ~15u, bar, policy);
+                }
+                issued++;
+                if (++slot == a.stages) slot = 0, phase ^= 1;
+            };
+            int next = CLUSTERED ? begin : blockIdx.x;
+#pragma unroll 1
+            for (int i = 0;; i++) {
+                const int group = next;
+                if (CLUSTERED) next = group + 1;
+                else if (i == 0) next = group + gridDim.x; // two groups for each block, while the launch before may still run
+                else {
+                    if (i == 1) wait_for_predecessor();
+                    // The group after this one, asked for early enough to have arrived.
+                    if (lane == 0) next = atomicAdd(row_groups, 1) + 2 * gridDim.x;
+                }
+                if (!CLUSTERED && lane == 0) ring[i & 7] = group < groups ? group : -1;
+                if (group >= (CLUSTERED ? end : groups)) break;
+#pragma unroll 1
+                for (int unit = first_unit; unit < units; unit += a.span) stage(group, unit);
+                if (!CLUSTERED) next = __shfl_sync(~0u, next, 0);
+            }
+            if (issued <= a.stages - a.lent) named_sync<2, THREADS + 32>();
+            if (!CLUSTERED) {
+                if (issued >= a.stages) barrier_wait(empty + 8 * slot, phase);
+                wait_for_predecessor();
+                if (lane == 0) {
+                    barrier_arrive(full + 8 * slot);
+                    __threadfence(); // the last block leaves the counters as it found them
+                    if (atomicAdd(row_groups + 1, 1) == gridDim.x - 1) atomicExch(row_groups, 0), atomicExch(row_groups + 1, 0);
+                }
+            }
+        }
+    } else {
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 112;");
+        u32 b[KU][16][2];
+        float inverse[2];
+        const int set = warp / a.span, place = warp % a.span; // this warp's rows and unit in a stage
+        const bool works = set < a.sets;
+        const u32 table = fixed + L::TABLES + warp * L::TABLE;
+        const u32 strip = 16 * a.m; // sums of a warp: 16 rows of each token
+        float* reduce = (float*)(smem + fixed + L::REDUCE);
+        wait_for_predecessor();
+        load_operands<F, KU, PARTS>(
+            b, inverse, a.m, a.k, [&](int i) { return works && first_unit + place + i * a.span < units ? first_unit + place + i * a.span : 1 << 22; },
+            [&](int token) { return input + (u64)token * a.x_row; }, (a.stages - a.lent) * a.stage_bytes + warp * KU * 512, table);
+        proxy_fence();
+        named_arrive<2, THREADS + 32>();
+        // A value of bits<0> is QUANTUM.
+        inverse[0] *= 1.f / F::QUANTUM, inverse[1] *= 1.f / F::QUANTUM;
+        const u32 row = (set * 16 + g) * a.pitch + place * F::UNIT, side = height * a.pitch + (set * 16 + g) * a.side_pitch + place * side_of<F>();
+        int slot = 0, phase = 0;
+#pragma unroll 1
+        for (int i = 0;; i++) {
+            int group = begin + i;
+            float acc[4] = {0.f, 0.f, 0.f, 0.f};
+            if (CLUSTERED && group >= end) break;
+#pragma unroll
+            for (int sub = 0; sub < KU; sub++) {
+                const int start = first_unit + sub * a.span, unit = start + place;
+                if (sub > 0 && start >= units) break;
+                barrier_wait(full + 8 * slot, phase);
+                if (!CLUSTERED && sub == 0) {
+                    group = ring[i & 7];
+                    if (group < 0) break;
+                }
+                if (works && unit < units) {
+                    const int valid = (int)a.k - unit * 256;
+                    const u32 at = slot * a.stage_bytes, sums = table + sub * L::GROUPS * 32;
+                    u32 top = at + row, bottom = top + 8 * a.pitch;
+                    auto run = [&](auto row0, auto row1) {
+                        row0.scales = at + side + (start * side_of<F>() & 15), row1.scales = row0.scales + 8 * a.side_pitch;
+                        row0.biases = row0.scales + height * a.side_pitch, row1.biases = row1.scales + height * a.side_pitch;
+                        multiply_unit<F, decltype(row0)::PAST, TAIL>(row0, row1, t, b[sub], sums, valid, acc);
+                    };
+                    if constexpr (RAGGED) {
+                        const u64 from = (u64)(weights + start * F::UNIT);
+                        const u32 weight_row = group * height + set * 16 + g;
+                        top += (u32)(from + min(weight_row, a.n - 1) * a.w_row) & 15;
+                        bottom += (u32)(from + min(weight_row + 8, a.n - 1) * a.w_row) & 15;
+                        run(Row<-1>{top & ~3u, 8 * (top & 3)}, Row<-1>{bottom & ~3u, 8 * (bottom & 3)});
+                    } else if constexpr (F::UNIT % 4 == 0) run(Row<0>{top}, Row<0>{bottom});
+                    else if (place & 1) run(Row<16>{top - 2}, Row<16>{bottom - 2});
+                    else run(Row<0>{top}, Row<0>{bottom});
+                }
+                __syncwarp();
+                if (lane == 0) barrier_arrive(empty + 8 * slot);
+                if (++slot == a.stages) slot = 0, phase ^= 1;
+            }
+            if (!CLUSTERED && group < 0) break;
+            if (!a.twice) named_sync<1, THREADS>();
+            float* all = reduce + (i & a.twice) * WARPS * strip;
+            float* mine = all + warp * strip;
+            if (PARTS == 2) {
+                if (t < a.m) mine[t * 16 + g] = (acc[0] + acc[1]) * inverse[0], mine[t * 16 + g + 8] = (acc[2] + acc[3]) * inverse[0];
+            } else {
+                if (2 * t < a.m) mine[2 * t * 16 + g] = acc[0] * inverse[0], mine[2 * t * 16 + g + 8] = acc[2] * inverse[0];
+                if (2 * t + 1 < a.m) mine[(2 * t + 1) * 16 + g] = acc[1] * inverse[1], mine[(2 * t + 1) * 16 + g + 8] = acc[3] * inverse[1];
+            }
+            named_sync<1, THREADS>();
+            for (u32 o = threadIdx.x; o < height * a.m; o += THREADS) { // o = token height + row
+                const u32 token = o / height, r = o % height;
+                const float* column = all + (r >> 4) * a.span * strip + token * 16 + (r & 15);
+                float sum = 0.f;
+                for (int w = 0; w < a.span; w++) sum += column[w * strip];
+                if (CLUSTERED) *(float*)(smem + partial + (i * height * a.m + o) * 4) = sum;
+                else if (group * height + r < a.n) output[(u64)token * a.n + group * height + r] = sum;
+            }
+        }
+    }
+    if constexpr (CLUSTERED) { // every block adds up its share of the cluster's sums
+        auto cluster_sync = []() { asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory"); };
+        __syncthreads();
+        cluster_sync();
+        for (u32 o = rank * blockDim.x + threadIdx.x; o < (end - begin) * height * a.m; o += slices * blockDim.x) {
+            const u32 at = shared + partial + o * 4, token = o / height % a.m, r = (begin + o / (height * a.m)) * height + o % height;
+            float sum = 0.f;
+            for (int s = 0; s < slices; s++) {
+                float v;
+                asm volatile("{.reg .b32 r; mapa.shared::cluster.u32 r, %1, %2; ld.shared::cluster.f32 %0, [r];}" : "=f"(v) : "r"(at), "r"(s) : "memory");
+                sum += v;
+            }
+            if (r < a.n) output[(u64)token * a.n + r] = sum;
+        }
+        cluster_sync();
+    }
+}
+
+// y [m, n] = x [m, k] times the weight's rows; m at most 4 with PARTS = 2, else 8.
+template <class F, int KU, int PARTS, bool CLUSTERED, bool TAIL, bool RAGGED>
+__global__ void __launch_bounds__(WARPS * 32 + 128, 1) hopper_mv(const u8* weights, const float* x, float* y, const __grid_constant__ HopperRowArgs args) {
+    matvec<F, KU, PARTS, CLUSTERED, TAIL, RAGGED>(weights, x, y, nullptr, nullptr, args);
+}
+// The same for affine formats: boxes of a stage's rows x side_pitch bytes of scales and biases.
+template <class F, int KU, int PARTS, bool CLUSTERED, bool TAIL, bool RAGGED>
+__global__ void __launch_bounds__(WARPS * 32 + 128, 1)
+    hopper_mv_affine(const u8* weights, const float* x, float* y, const __grid_constant__ HopperRowArgs args, const __grid_constant__ TensorMap scales, const __grid_constant__ TensorMap biases) {
+    matvec<F, KU, PARTS, CLUSTERED, TAIL, RAGGED>(weights, x, y, &scales, &biases, args);
+}

@@ -1,0 +1,96 @@
+//! Expert-routed products: tiles of the tokens of one expert each.
+
+use super::matmul::{Tile, layout};
+use super::{BY_DEFAULT, HopperTileArgs, Product, ROUTED_TILES, key};
+use crate::backend::cuda::launches::args::ProductArgs;
+use crate::backend::cuda::launches::{Bound, Launch, Library, PipelineKey, Plan, Planner};
+use crate::backend::gpu::{Fault, u32_of};
+use crate::device::Activations;
+use crate::ops::MatmulId;
+use crate::{MM_ID_ROUTING_THRESHOLD, Result};
+
+/// Plans a routed product, or leaves it to the portable kernels. `args` are the portable kernels' arguments, which those that make the lists take.
+pub(in crate::backend::cuda) fn matmul_id(
+    op: &MatmulId,
+    planner: &Planner<'_>,
+    args: &ProductArgs,
+) -> Result<Option<Plan>> {
+    let slots = op.n_tokens * op.top_k;
+    let many = op.n_tokens > MM_ID_ROUTING_THRESHOLD as usize && planner.options.activations != Activations::Exact;
+    match planner.forced {
+        Some(ROUTED_TILES) => {}
+        Some(_) => return Ok(None),
+        None if !many || !BY_DEFAULT => return Ok(None),
+        None => {}
+    }
+    let dims = [op.n_tokens, op.n, op.k];
+    let Some(product) = Product::new(&op.weight, &op.input, dims, planner.info, planner.options) else {
+        return Ok(None);
+    };
+    let strides_aligned = op.weight.strides.iter().all(|stride| stride.is_multiple_of(16));
+    if !product.suits_tiles() || !strides_aligned {
+        return Ok(None);
+    }
+    // About so many slots an expert has.
+    let each = slots.div_ceil(op.n_experts.min(slots));
+    let tile = Tile {
+        sets: 2,
+        rows: if each <= 24 {
+            32
+        } else if each <= 96 {
+            64
+        } else {
+            128
+        },
+        cluster: 1,
+    };
+    let (_, _, shared_bytes) = layout(product.format, tile);
+    let fault = Fault { ids: op.ids.clone(), limit: Some(op.n_experts), words: ["matmul_id", "slot", "expert"] };
+    let mut plan = Plan { fault: Some(fault), ..Plan::default() };
+    // There are at most so many whole tiles, and one partial one an expert.
+    let n_tiles = slots / tile.rows + op.n_experts.min(slots);
+    let tiles = plan.scratch(n_tiles * 16);
+    let [counts, lists] = match &op.scratch {
+        Some(views) => views.clone().map(Bound::View),
+        None => [plan.scratch(op.n_experts * 4), plan.scratch(slots * 4)],
+    };
+    let (ids, y) = (Bound::view(&op.ids), Bound::view(&op.output));
+    let n_tiles = u32_of("tiles", n_tiles)?;
+    let map = vec![
+        ids,
+        counts,
+        lists.clone(),
+        tiles.clone(),
+        y.clone(),
+        Bound::value(args),
+        Bound::value(&n_tiles),
+        Bound::value(&(tile.rows as u32)),
+        Bound::Fault,
+    ];
+    plan.launches.push(Launch::new(PipelineKey::new(Library::MapExperts, "map_experts<>"), map, [1, 1, 1], 1024));
+    let args = HopperTileArgs { m: u32_of("slots", slots)?, ..product.tile_args()? };
+    let prepared = plan.scratch(product.prepared_bytes(slots));
+    let inverse = plan.scratch(slots * 4);
+    let blocks = planner.info.processors as usize;
+    let held = plan.scratch(blocks * 128 * tile.sets * tile.rows * 4);
+    let top_k = u32_of("top_k", op.top_k)?;
+    let bindings = vec![
+        Bound::view(product.input),
+        prepared.clone(),
+        inverse.clone(),
+        Bound::value(&args),
+        lists.clone(),
+        Bound::value(&top_k),
+    ];
+    let function = format!("hopper_prepare_id<{}>", product.format.name);
+    let prepare = Launch::new(key(function), bindings, [args.m, 1, 1], 512);
+    plan.launches.push(Launch { shared_bytes: product.prepared_bytes(1), overlap: true, ..prepare });
+    let [w, scales, biases] = product.weight_maps(tile, Some((op.n_experts, op.weight.strides)));
+    let x = product.input_map(slots, tile, prepared);
+    let bindings =
+        vec![w, x, scales, biases, inverse, y, held, Bound::value(&args), tiles, lists, Bound::value(&n_tiles)];
+    let function = format!("hopper_mm_id<{}, {}, {}>", product.format.name, tile.sets, tile.rows);
+    let launch = Launch::new(key(function), bindings, [blocks as u32, 1, 1], 384);
+    plan.launches.push(Launch { shared_bytes, overlap: true, ..launch });
+    Ok(Some(plan))
+}

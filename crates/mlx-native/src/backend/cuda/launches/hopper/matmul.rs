@@ -1,0 +1,161 @@
+//! Routing between the kernels, and the geometry of the one for many rows.
+
+use super::{BY_DEFAULT, HopperTileArgs, Product, ROWS, TILES, UNIT, key, matvec, pitch_of};
+use crate::backend::cuda::driver::TensorMap;
+use crate::backend::cuda::launches::{Bound, Launch, Plan, Planner};
+use crate::backend::gpu::u32_of;
+use crate::device::Activations;
+use crate::ops::Matmul;
+use crate::{DType, MM_ROUTING_THRESHOLD, Result};
+
+const THREADS: u32 = 384;
+const PREPARE_THREADS: u32 = 512;
+
+/// A block's tile: 128 `sets` weight rows, `rows` of the input, blocks that share the input.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tile {
+    pub sets: usize,
+    pub rows: usize,
+    pub cluster: usize,
+}
+
+impl Tile {
+    /// Wide tiles spend less on dequantization; narrow ones compute fewer rows that nobody wants.
+    pub(super) fn choose(m: usize) -> Tile {
+        if m <= 64 {
+            Tile { sets: 2, rows: 64, cluster: 2 }
+        } else if m.div_ceil(128) * 128 * 5 <= m.div_ceil(256) * 256 * 4 {
+            Tile { sets: 2, rows: 128, cluster: 1 }
+        } else {
+            Tile { sets: 1, rows: 256, cluster: 2 }
+        }
+    }
+}
+
+/// As `MatMulLayout` has it: bytes from one row of a unit to the next in a stage, and the shared memory of a block.
+pub(super) fn layout(format: super::Format, tile: Tile) -> (usize, usize, usize) {
+    let past =
+        [(16, 0), (8, 8), (4, 12), (2, 14)].iter().find(|(of, _)| format.unit.is_multiple_of(*of)).map_or(0, |p| p.1);
+    let (pitch, side_pitch) = (pitch_of(format.unit + past), format.side.next_multiple_of(16));
+    let rows = 128 * tile.sets;
+    let x_bytes = tile.rows * 128;
+    let w_bytes = (rows * pitch).next_multiple_of(128) + 2 * rows * side_pitch;
+    let room = SHARED_LIMIT - 512;
+    let w_stages = if (room - 3 * w_bytes.min(room / 3)) / x_bytes >= 5 && 3 * w_bytes <= room { 3 } else { 2 };
+    let x_stages = ((room - w_stages * w_bytes) / x_bytes).min(8);
+    (pitch, side_pitch, x_stages * x_bytes + w_stages * w_bytes + 16 * (x_stages + w_stages))
+}
+/// `SHARED_LIMIT` in matvec.cu.
+const SHARED_LIMIT: usize = 232_448;
+
+impl Product<'_> {
+    /// Whether the tile kernel takes the product.
+    pub(super) fn suits_tiles(&self) -> bool {
+        self.aligned()
+    }
+
+    /// The maps of the weight, its scales and its biases, boxes of a tile's rows. Formats without sides bind the weight, which nobody reads there.
+    pub(super) fn weight_maps(&self, tile: Tile, matrices: Option<(usize, [usize; 3])>) -> [Bound; 3] {
+        let (pitch, side_pitch, _) = layout(self.format, tile);
+        let views = [Some(&self.weight.data), self.weight.scales.as_ref(), self.weight.biases.as_ref()];
+        [0, 1, 2].map(|i| {
+            let (row, box_bytes) =
+                if i == 0 || self.format.side == 0 { (self.w_row, pitch) } else { (self.side_row, side_pitch) };
+            let mut map = TensorMap {
+                element_bytes: 2,
+                dims: vec![row as u64 / 2, self.n as u64],
+                strides: vec![row as u64],
+                tile: vec![box_bytes as u32 / 2, 128 * tile.sets as u32],
+                swizzled: false,
+            };
+            if let Some((count, strides)) = matrices {
+                map.dims.push(count as u64);
+                map.strides.push(strides[if self.format.side == 0 { 0 } else { i }] as u64);
+                map.tile.push(1);
+            }
+            let view = if self.format.side == 0 { &self.weight.data } else { views[i].unwrap_or(&self.weight.data) };
+            Bound::Tensor(map, Box::new(Bound::view(view)))
+        })
+    }
+
+    /// The map of `rows` rows of prepared input.
+    pub(super) fn input_map(&self, rows: usize, tile: Tile, at: Bound) -> Bound {
+        let pitch = self.units() * UNIT * 2;
+        let map = TensorMap {
+            element_bytes: 2,
+            dims: vec![pitch as u64 / 2, rows as u64],
+            strides: vec![pitch as u64],
+            tile: vec![64, (tile.rows / tile.cluster) as u32],
+            swizzled: true,
+        };
+        Bound::Tensor(map, Box::new(at))
+    }
+
+    pub(super) fn tile_args(&self) -> Result<HopperTileArgs> {
+        Ok(HopperTileArgs {
+            x_row: self.x_row as u64,
+            m: u32_of("m", self.m)?,
+            n: u32_of("n", self.n)?,
+            k: u32_of("k", self.k)?,
+            units: u32_of("units", self.units())?,
+        })
+    }
+
+    pub(super) fn prepared_bytes(&self, rows: usize) -> usize {
+        rows * self.units() * UNIT * 2
+    }
+}
+
+/// Plans a product, or leaves it to the portable kernels.
+pub(in crate::backend::cuda) fn matmul(op: &Matmul, planner: &Planner<'_>) -> Result<Option<Plan>> {
+    let Some(rows) = route(op, planner) else { return Ok(None) };
+    let Some(product) = Product::new(&op.weight, &op.input, [op.m, op.n, op.k], planner.info, planner.options) else {
+        return Ok(None);
+    };
+    let mut plan = Plan::default();
+    if rows {
+        let exact = op.m <= matvec::EXACT_ROWS || planner.options.activations == Activations::Exact;
+        let most = if exact { matvec::EXACT_ROWS } else { matvec::ROWS };
+        for first in (0..op.m).step_by(most) {
+            let Some(launch) = matvec::launch(&product, &op.output, [first, most.min(op.m - first)], exact)? else {
+                return Ok(None);
+            };
+            plan.launches.push(launch);
+        }
+        return Ok(Some(plan));
+    }
+    let tile = Tile::choose(op.m);
+    let (_, _, shared_bytes) = layout(product.format, tile);
+    let args = product.tile_args()?;
+    let prepared = plan.scratch(product.prepared_bytes(op.m));
+    let inverse = plan.scratch(op.m * 4);
+    let blocks = planner.info.processors as usize / tile.cluster * tile.cluster;
+    let held = plan.scratch(blocks * 128 * tile.sets * tile.rows * 4);
+    let function = format!("hopper_prepare<{}>", product.format.name);
+    let bindings = vec![Bound::view(product.input), prepared.clone(), inverse.clone(), Bound::value(&args)];
+    let prepare = Launch::new(key(function), bindings, [args.m, 1, 1], PREPARE_THREADS);
+    plan.launches.push(Launch { shared_bytes: product.units() * UNIT * 2, overlap: true, ..prepare });
+    let [w, scales, biases] = product.weight_maps(tile, None);
+    let x = product.input_map(op.m, tile, prepared);
+    let bindings = vec![w, x, scales, biases, inverse, Bound::view(&op.output), held, Bound::value(&args)];
+    let function = format!("hopper_mm<{}, {}, {}, {}>", product.format.name, tile.sets, tile.rows, tile.cluster);
+    let launch = Launch::new(key(function), bindings, [blocks as u32, 1, 1], THREADS);
+    plan.launches.push(Launch { cluster: tile.cluster as u32, shared_bytes, overlap: true, ..launch });
+    Ok(Some(plan))
+}
+
+/// Whether the kernel for few rows is asked for, or the one for many; None where neither is.
+fn route(op: &Matmul, planner: &Planner<'_>) -> Option<bool> {
+    let whole = op.batch == 1 && op.output_dtype == DType::F32 && op.output.offset.is_multiple_of(4);
+    let product = Product::new(&op.weight, &op.input, [op.m, op.n, op.k], planner.info, planner.options)?;
+    let few = op.m <= MM_ROUTING_THRESHOLD as usize;
+    let rows = match planner.forced {
+        Some(ROWS) => true,
+        Some(TILES) => false,
+        Some(_) => return None,
+        None if !BY_DEFAULT => return None,
+        None if !few && planner.options.activations == Activations::Exact => return None,
+        None => few,
+    };
+    (whole && if rows { matvec::fits(&product) } else { product.suits_tiles() }).then_some(rows)
+}

@@ -1,0 +1,180 @@
+//! The geometry of the kernel for few rows.
+
+use super::{HopperRowArgs, Product, key, pitch_of};
+use crate::Result;
+use crate::backend::cuda::driver::TensorMap;
+use crate::backend::cuda::launches::{Bound, Launch};
+use crate::backend::gpu::u32_of;
+use crate::buffer::View;
+
+/// Warps that multiply; 4 more issue copies.
+const WARPS: usize = 16;
+const THREADS: u32 = (WARPS as u32 + 4) * 32;
+/// Stages at most.
+const MOST_STAGES: usize = 12;
+/// Units of which a warp holds the input's operands.
+const MOST_UNITS: usize = 2;
+/// Rows of one launch: with operands as good as f32, and as halves.
+pub(super) const EXACT_ROWS: usize = 4;
+pub(super) const ROWS: usize = 8;
+
+/// How a launch cuts the matrix.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Geometry {
+    /// Units of a warp.
+    units: usize,
+    /// Blocks that share a row.
+    cluster: usize,
+    slice: usize,
+    span: usize,
+    sets: usize,
+    pitch: usize,
+    side_pitch: usize,
+    stage_bytes: usize,
+    stages: usize,
+    lent: usize,
+    twice: bool,
+    grid: usize,
+    shared_bytes: usize,
+}
+
+/// The geometry that keeps most warps busy, the longer rows of a stage first. None where a row does not fit.
+fn geometry(product: &Product<'_>, m: usize) -> Option<Geometry> {
+    let (format, ragged) = (product.format, !product.aligned());
+    let cluster = product.units().div_ceil(WARPS * MOST_UNITS).next_power_of_two();
+    if cluster > 8 {
+        return None;
+    }
+    let processors = product.info.processors as usize;
+    // Clusters of more than two do not fit into every part of the GPU.
+    let grid = (if cluster > 2 { processors * 15 / 16 } else { processors }) / cluster * cluster;
+    // Segments start at multiples of 16 bytes where rows do.
+    let whole = (0..5).map(|i| 1 << i).find(|count| ragged || (count * format.unit).is_multiple_of(16)).unwrap_or(16);
+    let slice = product.units().div_ceil(cluster).next_multiple_of(whole);
+    let mut best: Option<(f64, Geometry)> = None;
+    for units in [2, 1] {
+        let span = match units {
+            1 => slice,
+            _ => slice.div_ceil(units).next_multiple_of(whole),
+        };
+        if span > WARPS || (units == 2 && span >= slice && slice > 1) {
+            continue;
+        }
+        for sets in (1..=WARPS / span).rev() {
+            let height = 16 * sets;
+            let pitch = pitch_of(span * format.unit + if ragged { 16 } else { 0 });
+            let sides = span * format.side;
+            let side_pitch = match sides {
+                0 => 0,
+                _ => pitch_of(if sides.is_multiple_of(16) { sides } else { sides + 8 }),
+            };
+            // A box of a tensor map has 256 elements of two bytes at most.
+            if side_pitch > 512 {
+                continue;
+            }
+            let stage_bytes = (height * (pitch + 2 * side_pitch)).next_multiple_of(128);
+            let groups = product.n.div_ceil(height);
+            let items = groups.div_ceil(grid / cluster);
+            // As `MatVecLayout` has it: barriers, the ring, sums of the input, sums of the warps, those of a cluster.
+            let tables = if format.sums { WARPS * units * (256 / format.sub) * 32 } else { 0 };
+            let partial = if cluster > 1 { items * height * m * 4 } else { 0 };
+            let fixed =
+                |twice: bool| 16 * MOST_STAGES + 64 + tables + (1 + usize::from(twice)) * WARPS * 64 * m + partial;
+            let stages = |twice| product.info.shared_bytes.saturating_sub(fixed(twice)) / stage_bytes;
+            let twice = stages(true) >= 4;
+            let stages = stages(twice).min(MOST_STAGES);
+            let lent = (WARPS * units * 512).div_ceil(stage_bytes);
+            if stages < (lent + 1).max(3) {
+                continue;
+            }
+            let busy = (span * sets) as f64 / WARPS as f64 * slice as f64 / (span * units) as f64;
+            let waves =
+                if groups < 8 * grid { groups as f64 / groups.next_multiple_of(grid / cluster) as f64 } else { 1.0 };
+            let shallow = if stages < 5 && sets > 1 && span * format.unit > 2500 { 0.97 } else { 1.0 };
+            let value = (busy * 1.5).min(1.0) * waves * shallow;
+            let found = Geometry {
+                units,
+                cluster,
+                slice,
+                span,
+                sets,
+                pitch,
+                side_pitch,
+                stage_bytes,
+                stages,
+                lent,
+                twice,
+                grid,
+                shared_bytes: stages * stage_bytes + fixed(twice),
+            };
+            if best.is_none_or(|(most, _)| value > most) {
+                best = Some((value, found));
+            }
+        }
+    }
+    best.map(|(_, geometry)| geometry)
+}
+
+/// Whether the kernel takes the product.
+pub(super) fn fits(product: &Product<'_>) -> bool {
+    geometry(product, ROWS).is_some()
+}
+
+/// A launch for m rows, from row `first` on. `exact`: four rows at most, as good as f32.
+pub(super) fn launch(
+    product: &Product<'_>,
+    output: &View,
+    [first, m]: [usize; 2],
+    exact: bool,
+) -> Result<Option<Launch>> {
+    let Some(geometry) = geometry(product, m) else { return Ok(None) };
+    let format = product.format;
+    let args = HopperRowArgs {
+        w_row: product.w_row as u64,
+        x_row: product.x_row as u64,
+        m: u32_of("m", m)?,
+        n: u32_of("n", product.n)?,
+        k: u32_of("k", product.k)?,
+        slice: geometry.slice as u32,
+        span: geometry.span as u32,
+        sets: geometry.sets as u32,
+        pitch: geometry.pitch as u32,
+        side_pitch: geometry.side_pitch as u32,
+        stage_bytes: geometry.stage_bytes as u32,
+        stages: geometry.stages as u32,
+        lent: geometry.lent as u32,
+        twice: u32::from(geometry.twice),
+    };
+    let at = |view: &View, bytes: usize| View { offset: view.offset + bytes, len: view.len - bytes, ..view.clone() };
+    let mut bindings = vec![
+        Bound::view(&product.weight.data),
+        Bound::View(at(product.input, first * product.x_row * 4)),
+        Bound::View(at(output, first * product.n * 4)),
+        Bound::value(&args),
+    ];
+    let mut name = "hopper_mv";
+    if format.side > 0 {
+        name = "hopper_mv_affine";
+        let map = TensorMap {
+            element_bytes: 2,
+            dims: vec![product.side_row as u64 / 2, product.n as u64],
+            strides: vec![product.side_row as u64],
+            tile: vec![geometry.side_pitch as u32 / 2, 16 * geometry.sets as u32],
+            swizzled: false,
+        };
+        let sides = [product.weight.scales.as_ref(), product.weight.biases.as_ref()];
+        bindings
+            .extend(sides.into_iter().flatten().map(|side| Bound::Tensor(map.clone(), Box::new(Bound::view(side)))));
+    }
+    let function = format!(
+        "{name}<{}, {}, {}, {}, {}, {}>",
+        format.name,
+        geometry.units,
+        if exact { 2 } else { 1 },
+        geometry.cluster > 1,
+        !product.k.is_multiple_of(256),
+        !product.aligned()
+    );
+    let launch = Launch::new(key(function), bindings, [geometry.grid as u32, 1, 1], THREADS);
+    Ok(Some(Launch { cluster: geometry.cluster as u32, shared_bytes: geometry.shared_bytes, overlap: true, ..launch }))
+}

@@ -1,0 +1,293 @@
+//! Products on Hopper (sm_90a): kernels that stream weights through the bulk copy engine and multiply on the tensor cores. They take the common
+//! formats and contiguous f32 input; everything else keeps the portable kernels.
+
+mod experts;
+mod matmul;
+mod matvec;
+
+pub(super) use experts::matmul_id;
+pub(super) use matmul::matmul;
+
+use crate::backend::cuda::driver::DeviceInfo;
+use crate::backend::cuda::launches::{Library, PipelineKey};
+use crate::backend::gpu::args::{ArgType, args, render_struct};
+use crate::backend::{CapabilityQuery, OpKind};
+use crate::buffer::View;
+use crate::device::{Activations, DeviceOptions};
+use crate::format::WeightFormat;
+use crate::ops::{Input, InputLayout, WeightView};
+use crate::{DType, GgmlType, MM_ID_ROUTING_THRESHOLD, MM_ROUTING_THRESHOLD};
+
+/// The names of the kernels in reports.
+pub(super) const ROWS: &str = "hopper_mv";
+pub(super) const TILES: &str = "hopper_mm";
+pub(super) const ROUTED_TILES: &str = "hopper_mm_id";
+
+args! {
+    /// Few rows of input; the geometry of a stage.
+    HopperRowArgs {
+        /// Bytes of a weight row, floats from one input row to the next.
+        w_row: u64,
+        x_row: u64,
+        m: u32,
+        n: u32,
+        k: u32,
+        /// Units of k for a block: all, or its part when the blocks of a cluster share rows.
+        slice: u32,
+        /// Units and sets of 16 weight rows of a stage.
+        span: u32,
+        sets: u32,
+        /// Bytes from one row of a stage to the next: blocks or packed values, scales or biases.
+        pitch: u32,
+        side_pitch: u32,
+        stage_bytes: u32,
+        stages: u32,
+        /// Stages whose memory first serves to convert the input.
+        lent: u32,
+        /// 1: two buffers for the sums of warps; 0: one, behind a barrier.
+        twice: u32,
+    }
+}
+
+args! {
+    /// Many rows of input.
+    HopperTileArgs {
+        /// Floats from one input row to the next.
+        x_row: u64,
+        m: u32,
+        n: u32,
+        k: u32,
+        /// k / 256, rounded up.
+        units: u32,
+    }
+}
+
+/// Whether these kernels run where they can, or only where a registry forces them by name.
+const BY_DEFAULT: bool = false;
+
+/// Values of k that the kernels treat as one.
+const UNIT: usize = 256;
+
+/// What the kernels know about a format.
+#[derive(Clone, Copy, Debug)]
+struct Format {
+    /// The type in kernels/hopper/formats.cu.
+    name: &'static str,
+    /// Bytes of a unit, and of its scales (affine formats).
+    unit: usize,
+    side: usize,
+    /// Values that share a scale.
+    sub: usize,
+    /// Whether sums of the input are needed beside it.
+    sums: bool,
+}
+
+impl Format {
+    const fn blocks(name: &'static str, unit: usize, sub: usize) -> Format {
+        Format { name, unit, side: 0, sub, sums: true }
+    }
+
+    fn of(format: WeightFormat) -> Option<Format> {
+        Some(match format {
+            WeightFormat::Ggml(ty) => match ty {
+                GgmlType::Q4_0 => Format::blocks("Q4_0", 144, 32),
+                GgmlType::Q4_1 => Format::blocks("Q4_1", 160, 32),
+                GgmlType::Q5_0 => Format::blocks("Q5_0", 176, 32),
+                GgmlType::Q5_1 => Format::blocks("Q5_1", 192, 32),
+                GgmlType::Q8_0 => Format::blocks("Q8_0", 272, 32),
+                GgmlType::IQ4_NL => Format::blocks("IQ4_NL", 144, 32),
+                GgmlType::IQ4_XS => Format::blocks("IQ4_XS", 136, 32),
+                GgmlType::MXFP4 => Format { sums: false, ..Format::blocks("MXFP4", 136, 32) },
+                GgmlType::Q2_K => Format::blocks("Q2_K", 84, 16),
+                GgmlType::Q3_K => Format::blocks("Q3_K", 110, 16),
+                GgmlType::Q4_K => Format::blocks("Q4_K", 144, 32),
+                GgmlType::Q5_K => Format::blocks("Q5_K", 176, 32),
+                GgmlType::Q6_K => Format::blocks("Q6_K", 210, 16),
+                _ => return None,
+            },
+            WeightFormat::Affine(affine) => {
+                let name = match (affine.bits, affine.group_size, affine.scale_dtype) {
+                    (4, 32, DType::F16) => "Affine4<32, 2, false>",
+                    (4, 64, DType::F16) => "Affine4<64, 2, false>",
+                    (4, 128, DType::F16) => "Affine4<128, 2, false>",
+                    (4, 32, DType::BF16) => "Affine4<32, 2, true>",
+                    (4, 64, DType::BF16) => "Affine4<64, 2, true>",
+                    (4, 128, DType::BF16) => "Affine4<128, 2, true>",
+                    (4, 32, DType::F32) => "Affine4<32, 4, false>",
+                    (4, 64, DType::F32) => "Affine4<64, 4, false>",
+                    (4, 128, DType::F32) => "Affine4<128, 4, false>",
+                    (8, 32, DType::F16) => "Affine8<32, 2, false>",
+                    (8, 64, DType::F16) => "Affine8<64, 2, false>",
+                    (8, 128, DType::F16) => "Affine8<128, 2, false>",
+                    (8, 32, DType::BF16) => "Affine8<32, 2, true>",
+                    (8, 64, DType::BF16) => "Affine8<64, 2, true>",
+                    (8, 128, DType::BF16) => "Affine8<128, 2, true>",
+                    (8, 32, DType::F32) => "Affine8<32, 4, false>",
+                    (8, 64, DType::F32) => "Affine8<64, 4, false>",
+                    (8, 128, DType::F32) => "Affine8<128, 4, false>",
+                    _ => return None,
+                };
+                let side = UNIT / affine.group_size as usize * affine.scale_dtype.size_of();
+                Format { side, ..Format::blocks(name, UNIT * affine.bits as usize / 8, 32) }
+            }
+            WeightFormat::Fp(_) => return None,
+        })
+    }
+}
+
+/// A product that these kernels can do.
+struct Product<'a> {
+    format: Format,
+    weight: &'a WeightView,
+    input: &'a View,
+    info: &'a DeviceInfo,
+    m: usize,
+    n: usize,
+    k: usize,
+    /// Bytes of a weight row and of its scales, floats from one input row to the next.
+    w_row: usize,
+    side_row: usize,
+    x_row: usize,
+}
+
+impl<'a> Product<'a> {
+    fn new(
+        weight: &'a WeightView,
+        input: &'a Input,
+        [m, n, k]: [usize; 3],
+        info: &'a DeviceInfo,
+        options: &DeviceOptions,
+    ) -> Option<Product<'a>> {
+        let format = Format::of(weight.format)?;
+        let InputLayout::Rows { row_bytes, .. } = input.layout else { return None };
+        let readable = input.dtype == DType::F32
+            && [row_bytes, input.view.offset].iter().all(|bytes| bytes.is_multiple_of(16))
+            && k.is_multiple_of(32);
+        // The order of summation depends on m.
+        if info.arch != 90 || weight.transposed || options.batch_invariant || !readable {
+            return None;
+        }
+        let side_row = match weight.format {
+            WeightFormat::Affine(affine) => affine.groups(k).ok()? * affine.scale_dtype.size_of(),
+            _ => 0,
+        };
+        // Scales and biases come through tensor maps, whose rows start at multiples of 16 bytes.
+        let sides = [weight.scales.as_ref(), weight.biases.as_ref()];
+        let aligned = |view: &View| view.offset.is_multiple_of(16) && side_row.is_multiple_of(16);
+        if format.side > 0 && !sides.iter().all(|side| side.is_some_and(aligned)) {
+            return None;
+        }
+        let w_row = weight.format.row_bytes(k).ok()?;
+        Some(Product { format, weight, input: &input.view, info, m, n, k, w_row, side_row, x_row: row_bytes / 4 })
+    }
+
+    fn units(&self) -> usize {
+        self.k.div_ceil(UNIT)
+    }
+
+    /// Whether every weight row starts at a multiple of 16 bytes.
+    fn aligned(&self) -> bool {
+        self.w_row.is_multiple_of(16) && self.weight.data.offset.is_multiple_of(16)
+    }
+}
+
+/// The kernel that runs a product whose input is f32 rows, if one of these does.
+pub(crate) fn kernel_for(query: &CapabilityQuery, info: &DeviceInfo, options: &DeviceOptions) -> Option<&'static str> {
+    Format::of(query.format)?;
+    if !BY_DEFAULT || info.arch != 90 || options.batch_invariant || !query.k.is_multiple_of(32) {
+        return None;
+    }
+    let tiles = options.activations != Activations::Exact && query.format.row_bytes(query.k).ok()?.is_multiple_of(16);
+    match query.op {
+        OpKind::Matmul if query.m <= MM_ROUTING_THRESHOLD as usize => Some(ROWS),
+        OpKind::Matmul if tiles => Some(TILES),
+        OpKind::MatmulId if tiles && query.m > MM_ID_ROUTING_THRESHOLD as usize => Some(ROUTED_TILES),
+        _ => None,
+    }
+}
+
+/// A pitch of at least `bytes` that is 16 more than a multiple of 32: eight rows of four words fall into different banks.
+fn pitch_of(bytes: usize) -> usize {
+    let whole = bytes.next_multiple_of(16);
+    if whole.is_multiple_of(32) { whole + 16 } else { whole }
+}
+
+fn key(function: String) -> PipelineKey {
+    PipelineKey::new(Library::Hopper, function)
+}
+
+/// The text of all kernels of this module; a pipeline's key names the format.
+pub(crate) fn text() -> String {
+    [
+        include_str!("../../kernels/hopper/ptx.cu"),
+        &HopperRowArgs::render(),
+        &HopperTileArgs::render(),
+        include_str!("../../kernels/hopper/async.cu"),
+        include_str!("../../kernels/hopper/formats.cu"),
+        include_str!("../../kernels/hopper/matvec.cu"),
+        include_str!("../../kernels/hopper/wgmma.cu"),
+        include_str!("../../kernels/hopper/matmul.cu"),
+    ]
+    .concat()
+}
+
+/// The kernels of some formats and geometries, for tests that compile them.
+#[cfg(test)]
+pub(crate) fn pipelines() -> Vec<PipelineKey> {
+    use crate::format::AffineFormat;
+    let affine =
+        [4, 8].map(|bits| WeightFormat::Affine(AffineFormat { bits, group_size: 64, scale_dtype: DType::BF16 }));
+    let formats = GgmlType::all().map(WeightFormat::Ggml).chain(affine).filter_map(Format::of);
+    let mut keys = Vec::new();
+    for format in formats {
+        let (name, mv) = (format.name, if format.side > 0 { "hopper_mv_affine" } else { "hopper_mv" });
+        for geometry in [
+            "2, 2, false, false, false",
+            "2, 1, false, false, false",
+            "1, 2, false, true, true",
+            "2, 2, true, false, false",
+        ] {
+            keys.push(key(format!("{mv}<{name}, {geometry}>")));
+        }
+        for tile in ["1, 256, 2", "2, 128, 1", "2, 64, 2"] {
+            keys.push(key(format!("hopper_mm<{name}, {tile}>")));
+        }
+        keys.push(key(format!("hopper_mm_id<{name}, 2, 32>")));
+        keys.push(key(format!("hopper_mm_id<{name}, 2, 64>")));
+        keys.push(key(format!("hopper_prepare<{name}>")));
+        keys.push(key(format!("hopper_prepare_id<{name}>")));
+    }
+    keys
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The kernels count bytes of units themselves; the format table is where they come from.
+    #[test]
+    fn units_are_256_values_of_the_format() {
+        let known = GgmlType::all().filter_map(|ty| Some((ty, Format::of(WeightFormat::Ggml(ty))?)));
+        let mut count = 0;
+        for (ty, format) in known {
+            let bytes = (UNIT as u32 / ty.block_values() * ty.block_bytes()) as usize;
+            assert_eq!(format.unit, bytes, "{}", ty.name());
+            let text = format!("struct {} :", format.name);
+            assert!(text_of_formats().contains(&text), "{text}");
+            count += 1;
+        }
+        assert_eq!(count, 13);
+    }
+
+    fn text_of_formats() -> &'static str {
+        include_str!("../../kernels/hopper/formats.cu")
+    }
+
+    #[test]
+    fn rows_of_a_stage_fall_into_different_banks() {
+        for bytes in 1..4096 {
+            let pitch = pitch_of(bytes);
+            assert!(pitch >= bytes && pitch < bytes + 32 && pitch % 32 == 16, "{bytes}: {pitch}");
+        }
+    }
+}
