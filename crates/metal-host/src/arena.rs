@@ -6,7 +6,7 @@
 
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use memmap2::{Advice, MmapMut, MmapOptions, UncheckedAdvice};
+use memmap2::{MmapMut, MmapOptions};
 
 use crate::abi::{BUFFER_SLOTS, CELL_BYTES, MAX_THREADS, STACK_BYTES};
 use crate::error::{Error, Result};
@@ -48,14 +48,22 @@ impl Region {
             .map_anon()
             .map_err(|e| Error::Memory(format!("{bytes} bytes of address space: {e}")))?;
         // State is touched in small spots far apart; huge pages would make it dense.
-        let _ = map.advise(Advice::NoHugePage);
+        #[cfg(target_os = "linux")]
+        let _ = map.advise(memmap2::Advice::NoHugePage);
         Ok(Region { base: map.as_mut_ptr(), map })
     }
 
     fn release(&self, offset: usize, len: usize) {
         // SAFETY: the range belongs to an allocation that no one holds any more; its content becomes zero, which is the
         // state of fresh memory.
-        let _ = unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, offset, len) };
+        #[cfg(target_os = "linux")]
+        let _ = unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, offset, len) };
+        // Elsewhere the advice may leave the content as it is.
+        // SAFETY: as above; the range lies inside of the map.
+        #[cfg(not(target_os = "linux"))]
+        unsafe {
+            self.base.add(offset).write_bytes(0, len)
+        };
     }
 }
 
