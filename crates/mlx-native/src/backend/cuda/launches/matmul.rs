@@ -201,7 +201,7 @@ fn with_input(args: ProductArgs, input: &Input) -> Result<ProductArgs> {
 }
 
 /// The input of the row kernels: f32 rows of whole chunks that start at multiples of 16 bytes. Any other is made so first.
-fn widened(input: &Input, rows: usize, args: &mut ProductArgs, plan: &mut Plan) -> Result<Bound> {
+pub(super) fn widened(input: &Input, rows: usize, args: &mut ProductArgs, plan: &mut Plan) -> Result<Bound> {
     if let InputLayout::Rows { row_bytes, batch_bytes } = input.layout
         && input.dtype == DType::F32
         && args.k.is_multiple_of(CHUNK)
@@ -244,15 +244,15 @@ fn single_row_columns(args: &ProductArgs) -> u32 {
 
 /// output[b][i][j]
 pub(super) fn matmul(op: &Matmul, planner: &Planner<'_>) -> Result<Plan> {
-    if let Some(plan) = hopper::matmul(op, planner)? {
+    let stored_row = if op.weight.transposed { op.n } else { op.k };
+    let args = with_input(args(&op.weight, [op.m, op.n, op.k], stored_row)?, &op.input)?;
+    if let Some(plan) = hopper::matmul(op, planner, &args)? {
         return Ok(plan);
     }
     let route = match planner.forced {
         Some(name) => Route::forced(name, false)?,
         None => Route::choose(op.m, false, planner.options),
     };
-    let stored_row = if op.weight.transposed { op.n } else { op.k };
-    let args = with_input(args(&op.weight, [op.m, op.n, op.k], stored_row)?, &op.input)?;
     let ratio = u32_of("batch", op.batch / op.weight_batch)?;
     let mut args = ProductArgs { batch_ratio: ratio, y_type: type_code(op.output_dtype), ..args };
     let batch = u32_of("batch", op.batch)?;

@@ -269,7 +269,7 @@ DI void matvec(const u8* weights, const float* input, float* output, const Tenso
         wait_for_predecessor();
         load_operands<F, KU, PARTS>(
             b, inverse, a.m, a.k, [&](int i) { return works && first_unit + place + i * a.span < units ? first_unit + place + i * a.span : 1 << 22; },
-            [&](int token) { return input + (u64)token * a.x_row; }, (a.stages - a.lent) * a.stage_bytes + warp * KU * 512, table);
+            [&](int token) { return input + (u64)(a.first + token) * a.x_row; }, (a.stages - a.lent) * a.stage_bytes + warp * KU * 512, table);
         proxy_fence();
         named_arrive<2, THREADS + 32>();
         // A value of bits<0> is QUANTUM.
@@ -330,7 +330,7 @@ DI void matvec(const u8* weights, const float* input, float* output, const Tenso
                 float sum = 0.f;
                 for (int w = 0; w < a.span; w++) sum += column[w * strip];
                 if (CLUSTERED) *(float*)(smem + partial + (i * height * a.m + o) * 4) = sum;
-                else if (group * height + r < a.n) output[(u64)token * a.n + group * height + r] = sum;
+                else if (group * height + r < a.n) output[(u64)(a.first + token) * a.n + group * height + r] = sum;
             }
         }
     }
@@ -346,7 +346,7 @@ DI void matvec(const u8* weights, const float* input, float* output, const Tenso
                 asm volatile("{.reg .b32 r; mapa.shared::cluster.u32 r, %1, %2; ld.shared::cluster.f32 %0, [r];}" : "=f"(v) : "r"(at), "r"(s) : "memory");
                 sum += v;
             }
-            if (r < a.n) output[(u64)token * a.n + r] = sum;
+            if (r < a.n) output[(u64)(a.first + token) * a.n + r] = sum;
         }
         cluster_sync();
     }

@@ -1,7 +1,7 @@
 //! Expert-routed products: tiles of the tokens of one expert each.
 
 use super::matmul::{Tile, layout};
-use super::{BY_DEFAULT, HopperTileArgs, Product, ROUTED_TILES, key};
+use super::{HopperTileArgs, Product, ROUTED_TILES, Rows, key};
 use crate::backend::cuda::launches::args::ProductArgs;
 use crate::backend::cuda::launches::{Bound, Launch, Library, PipelineKey, Plan, Planner};
 use crate::backend::gpu::{Fault, u32_of};
@@ -20,11 +20,11 @@ pub(in crate::backend::cuda) fn matmul_id(
     match planner.forced {
         Some(ROUTED_TILES) => {}
         Some(_) => return Ok(None),
-        None if !many || !BY_DEFAULT => return Ok(None),
+        None if !many => return Ok(None),
         None => {}
     }
     let dims = [op.n_tokens, op.n, op.k];
-    let Some(product) = Product::new(&op.weight, &op.input, dims, planner.info, planner.options) else {
+    let Some(product) = Product::new(&op.weight, dims, planner.info, planner.options) else {
         return Ok(None);
     };
     let strides_aligned = op.weight.strides.iter().all(|stride| stride.is_multiple_of(16));
@@ -47,6 +47,7 @@ pub(in crate::backend::cuda) fn matmul_id(
     let (_, _, shared_bytes) = layout(product.format, tile);
     let fault = Fault { ids: op.ids.clone(), limit: Some(op.n_experts), words: ["matmul_id", "slot", "expert"] };
     let mut plan = Plan { fault: Some(fault), ..Plan::default() };
+    let input = Rows::of(&op.input, op.n_tokens, args, &mut plan)?;
     // There are at most so many whole tiles, and one partial one an expert.
     let n_tiles = slots / tile.rows + op.n_experts.min(slots);
     let tiles = plan.scratch(n_tiles * 16);
@@ -68,20 +69,14 @@ pub(in crate::backend::cuda) fn matmul_id(
         Bound::Fault,
     ];
     plan.launches.push(Launch::new(PipelineKey::new(Library::MapExperts, "map_experts<>"), map, [1, 1, 1], 1024));
-    let args = HopperTileArgs { m: u32_of("slots", slots)?, ..product.tile_args()? };
+    let args = HopperTileArgs { m: u32_of("slots", slots)?, ..product.tile_args(&input)? };
     let prepared = plan.scratch(product.prepared_bytes(slots));
     let inverse = plan.scratch(slots * 4);
     let blocks = planner.info.processors as usize;
     let held = plan.scratch(blocks * 128 * tile.sets * tile.rows * 4);
     let top_k = u32_of("top_k", op.top_k)?;
-    let bindings = vec![
-        Bound::view(product.input),
-        prepared.clone(),
-        inverse.clone(),
-        Bound::value(&args),
-        lists.clone(),
-        Bound::value(&top_k),
-    ];
+    let bindings =
+        vec![input.at, prepared.clone(), inverse.clone(), Bound::value(&args), lists.clone(), Bound::value(&top_k)];
     let function = format!("hopper_prepare_id<{}>", product.format.name);
     let prepare = Launch::new(key(function), bindings, [args.m, 1, 1], 512);
     plan.launches.push(Launch { shared_bytes: product.prepared_bytes(1), overlap: true, ..prepare });

@@ -1,7 +1,8 @@
 //! Routing between the kernels, and the geometry of the one for many rows.
 
-use super::{BY_DEFAULT, HopperTileArgs, Product, ROWS, TILES, UNIT, key, matvec, pitch_of};
+use super::{HopperTileArgs, Product, ROWS, Rows, TILES, UNIT, key, matvec, pitch_of};
 use crate::backend::cuda::driver::TensorMap;
+use crate::backend::cuda::launches::args::ProductArgs;
 use crate::backend::cuda::launches::{Bound, Launch, Plan, Planner};
 use crate::backend::gpu::u32_of;
 use crate::device::Activations;
@@ -91,9 +92,9 @@ impl Product<'_> {
         Bound::Tensor(map, Box::new(at))
     }
 
-    pub(super) fn tile_args(&self) -> Result<HopperTileArgs> {
+    pub(super) fn tile_args(&self, input: &Rows) -> Result<HopperTileArgs> {
         Ok(HopperTileArgs {
-            x_row: self.x_row as u64,
+            x_row: input.stride,
             m: u32_of("m", self.m)?,
             n: u32_of("n", self.n)?,
             k: u32_of("k", self.k)?,
@@ -107,17 +108,19 @@ impl Product<'_> {
 }
 
 /// Plans a product, or leaves it to the portable kernels.
-pub(in crate::backend::cuda) fn matmul(op: &Matmul, planner: &Planner<'_>) -> Result<Option<Plan>> {
+pub(in crate::backend::cuda) fn matmul(op: &Matmul, planner: &Planner<'_>, args: &ProductArgs) -> Result<Option<Plan>> {
     let Some(rows) = route(op, planner) else { return Ok(None) };
-    let Some(product) = Product::new(&op.weight, &op.input, [op.m, op.n, op.k], planner.info, planner.options) else {
+    let Some(product) = Product::new(&op.weight, [op.m, op.n, op.k], planner.info, planner.options) else {
         return Ok(None);
     };
     let mut plan = Plan::default();
+    let input = Rows::of(&op.input, op.m, args, &mut plan)?;
     if rows {
         let exact = op.m <= matvec::EXACT_ROWS || planner.options.activations == Activations::Exact;
         let most = if exact { matvec::EXACT_ROWS } else { matvec::ROWS };
         for first in (0..op.m).step_by(most) {
-            let Some(launch) = matvec::launch(&product, &op.output, [first, most.min(op.m - first)], exact)? else {
+            let Some(launch) = matvec::launch(&product, &input, &op.output, [first, most.min(op.m - first)], exact)?
+            else {
                 return Ok(None);
             };
             plan.launches.push(launch);
@@ -126,13 +129,13 @@ pub(in crate::backend::cuda) fn matmul(op: &Matmul, planner: &Planner<'_>) -> Re
     }
     let tile = Tile::choose(op.m);
     let (_, _, shared_bytes) = layout(product.format, tile);
-    let args = product.tile_args()?;
+    let args = product.tile_args(&input)?;
     let prepared = plan.scratch(product.prepared_bytes(op.m));
     let inverse = plan.scratch(op.m * 4);
     let blocks = planner.info.processors as usize / tile.cluster * tile.cluster;
     let held = plan.scratch(blocks * 128 * tile.sets * tile.rows * 4);
     let function = format!("hopper_prepare<{}>", product.format.name);
-    let bindings = vec![Bound::view(product.input), prepared.clone(), inverse.clone(), Bound::value(&args)];
+    let bindings = vec![input.at, prepared.clone(), inverse.clone(), Bound::value(&args)];
     let prepare = Launch::new(key(function), bindings, [args.m, 1, 1], PREPARE_THREADS);
     plan.launches.push(Launch { shared_bytes: product.units() * UNIT * 2, overlap: true, ..prepare });
     let [w, scales, biases] = product.weight_maps(tile, None);
@@ -147,13 +150,12 @@ pub(in crate::backend::cuda) fn matmul(op: &Matmul, planner: &Planner<'_>) -> Re
 /// Whether the kernel for few rows is asked for, or the one for many; None where neither is.
 fn route(op: &Matmul, planner: &Planner<'_>) -> Option<bool> {
     let whole = op.batch == 1 && op.output_dtype == DType::F32 && op.output.offset.is_multiple_of(4);
-    let product = Product::new(&op.weight, &op.input, [op.m, op.n, op.k], planner.info, planner.options)?;
+    let product = Product::new(&op.weight, [op.m, op.n, op.k], planner.info, planner.options)?;
     let few = op.m <= MM_ROUTING_THRESHOLD as usize;
     let rows = match planner.forced {
         Some(ROWS) => true,
         Some(TILES) => false,
         Some(_) => return None,
-        None if !BY_DEFAULT => return None,
         None if !few && planner.options.activations == Activations::Exact => return None,
         None => few,
     };

@@ -1,6 +1,6 @@
 //! The geometry of the kernel for few rows.
 
-use super::{HopperRowArgs, Product, key, pitch_of};
+use super::{HopperRowArgs, Product, Rows, key, pitch_of};
 use crate::Result;
 use crate::backend::cuda::driver::TensorMap;
 use crate::backend::cuda::launches::{Bound, Launch};
@@ -123,6 +123,7 @@ pub(super) fn fits(product: &Product<'_>) -> bool {
 /// A launch for m rows, from row `first` on. `exact`: four rows at most, as good as f32.
 pub(super) fn launch(
     product: &Product<'_>,
+    input: &Rows,
     output: &View,
     [first, m]: [usize; 2],
     exact: bool,
@@ -131,7 +132,7 @@ pub(super) fn launch(
     let format = product.format;
     let args = HopperRowArgs {
         w_row: product.w_row as u64,
-        x_row: product.x_row as u64,
+        x_row: input.stride,
         m: u32_of("m", m)?,
         n: u32_of("n", product.n)?,
         k: u32_of("k", product.k)?,
@@ -144,14 +145,11 @@ pub(super) fn launch(
         stages: geometry.stages as u32,
         lent: geometry.lent as u32,
         twice: u32::from(geometry.twice),
+        first: u32_of("first", first)?,
+        pad: 0,
     };
-    let at = |view: &View, bytes: usize| View { offset: view.offset + bytes, len: view.len - bytes, ..view.clone() };
-    let mut bindings = vec![
-        Bound::view(&product.weight.data),
-        Bound::View(at(product.input, first * product.x_row * 4)),
-        Bound::View(at(output, first * product.n * 4)),
-        Bound::value(&args),
-    ];
+    let mut bindings =
+        vec![Bound::view(&product.weight.data), input.at.clone(), Bound::view(output), Bound::value(&args)];
     let mut name = "hopper_mv";
     if format.side > 0 {
         name = "hopper_mv_affine";

@@ -9,14 +9,16 @@ pub(super) use experts::matmul_id;
 pub(super) use matmul::matmul;
 
 use crate::backend::cuda::driver::DeviceInfo;
-use crate::backend::cuda::launches::{Library, PipelineKey};
+use crate::backend::cuda::launches::args::ProductArgs;
+use crate::backend::cuda::launches::matmul::widened;
+use crate::backend::cuda::launches::{Bound, Library, PipelineKey, Plan};
 use crate::backend::gpu::args::{ArgType, args, render_struct};
 use crate::backend::{CapabilityQuery, OpKind};
 use crate::buffer::View;
 use crate::device::{Activations, DeviceOptions};
 use crate::format::WeightFormat;
-use crate::ops::{Input, InputLayout, WeightView};
-use crate::{DType, GgmlType, MM_ID_ROUTING_THRESHOLD, MM_ROUTING_THRESHOLD};
+use crate::ops::{Input, WeightView};
+use crate::{DType, GgmlType, MM_ID_ROUTING_THRESHOLD, MM_ROUTING_THRESHOLD, Result};
 
 /// The names of the kernels in reports.
 pub(super) const ROWS: &str = "hopper_mv";
@@ -46,6 +48,9 @@ args! {
         lent: u32,
         /// 1: two buffers for the sums of warps; 0: one, behind a barrier.
         twice: u32,
+        /// The first row of input and output.
+        first: u32,
+        pad: u32,
     }
 }
 
@@ -61,9 +66,6 @@ args! {
         units: u32,
     }
 }
-
-/// Whether these kernels run where they can, or only where a registry forces them by name.
-const BY_DEFAULT: bool = false;
 
 /// Values of k that the kernels treat as one.
 const UNIT: usize = 256;
@@ -135,36 +137,45 @@ impl Format {
     }
 }
 
+/// Rows of f32, and floats from one to the next.
+#[derive(Clone)]
+struct Rows {
+    at: Bound,
+    stride: u64,
+}
+
+impl Rows {
+    /// The input's rows, made f32 and contiguous first where they are not; `args` are those of the portable kernels.
+    fn of(input: &Input, rows: usize, args: &ProductArgs, plan: &mut Plan) -> Result<Rows> {
+        let mut args = *args;
+        let at = widened(input, rows, &mut args, plan)?;
+        Ok(Rows { at, stride: args.x_row / 4 })
+    }
+}
+
 /// A product that these kernels can do.
 struct Product<'a> {
     format: Format,
     weight: &'a WeightView,
-    input: &'a View,
     info: &'a DeviceInfo,
     m: usize,
     n: usize,
     k: usize,
-    /// Bytes of a weight row and of its scales, floats from one input row to the next.
+    /// Bytes of a weight row and of its scales.
     w_row: usize,
     side_row: usize,
-    x_row: usize,
 }
 
 impl<'a> Product<'a> {
     fn new(
         weight: &'a WeightView,
-        input: &'a Input,
         [m, n, k]: [usize; 3],
         info: &'a DeviceInfo,
         options: &DeviceOptions,
     ) -> Option<Product<'a>> {
         let format = Format::of(weight.format)?;
-        let InputLayout::Rows { row_bytes, .. } = input.layout else { return None };
-        let readable = input.dtype == DType::F32
-            && [row_bytes, input.view.offset].iter().all(|bytes| bytes.is_multiple_of(16))
-            && k.is_multiple_of(32);
         // The order of summation depends on m.
-        if info.arch != 90 || weight.transposed || options.batch_invariant || !readable {
+        if info.arch != 90 || weight.transposed || options.batch_invariant || !k.is_multiple_of(32) {
             return None;
         }
         let side_row = match weight.format {
@@ -178,7 +189,7 @@ impl<'a> Product<'a> {
             return None;
         }
         let w_row = weight.format.row_bytes(k).ok()?;
-        Some(Product { format, weight, input: &input.view, info, m, n, k, w_row, side_row, x_row: row_bytes / 4 })
+        Some(Product { format, weight, info, m, n, k, w_row, side_row })
     }
 
     fn units(&self) -> usize {
@@ -191,16 +202,16 @@ impl<'a> Product<'a> {
     }
 }
 
-/// The kernel that runs a product whose input is f32 rows, if one of these does.
+/// The kernel that runs a product, if one of these does.
 pub(crate) fn kernel_for(query: &CapabilityQuery, info: &DeviceInfo, options: &DeviceOptions) -> Option<&'static str> {
     Format::of(query.format)?;
-    if !BY_DEFAULT || info.arch != 90 || options.batch_invariant || !query.k.is_multiple_of(32) {
+    if info.arch != 90 || options.batch_invariant || !query.k.is_multiple_of(32) {
         return None;
     }
     let tiles = options.activations != Activations::Exact && query.format.row_bytes(query.k).ok()?.is_multiple_of(16);
     match query.op {
-        OpKind::Matmul if query.m <= MM_ROUTING_THRESHOLD as usize => Some(ROWS),
-        OpKind::Matmul if tiles => Some(TILES),
+        OpKind::Matmul | OpKind::MatmulPerm021 if query.m <= MM_ROUTING_THRESHOLD as usize => Some(ROWS),
+        OpKind::Matmul | OpKind::MatmulPerm021 if tiles => Some(TILES),
         OpKind::MatmulId if tiles && query.m > MM_ID_ROUTING_THRESHOLD as usize => Some(ROUTED_TILES),
         _ => None,
     }
