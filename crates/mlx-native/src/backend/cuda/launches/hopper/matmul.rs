@@ -50,9 +50,10 @@ pub(super) fn layout(format: super::Format, tile: Tile) -> (usize, usize, usize)
 const SHARED_LIMIT: usize = 232_448;
 
 impl Product<'_> {
-    /// Whether the tile kernel takes the product.
+    /// Whether the tile kernel takes the product. Not MXFP4, whose scales take its halves out of their range, and not so few features that the rounding of
+    /// halves does not average out.
     pub(super) fn suits_tiles(&self) -> bool {
-        self.aligned()
+        self.aligned() && self.n >= 64 && self.format.name != "MXFP4"
     }
 
     /// The maps of the weight, its scales and its biases, boxes of a tile's rows. Formats without sides bind the weight, which nobody reads there.
