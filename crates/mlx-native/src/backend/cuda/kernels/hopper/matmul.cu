@@ -195,19 +195,22 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
         const int group = (threadIdx.x >> 7) - 1, lane = threadIdx.x & 31, warp = threadIdx.x >> 5 & 3, g = lane >> 2, t = lane & 3;
-        const int mine = group * 64 * MI + warp * 16 + g; // this lane's first weight row within the tile
+        // This lane's two weight rows of every 64 are neighbours, so that their sums are stored together: 2 g + (0 or 1) for the operand's row g and 2 g + (1 or 0) for its
+        // row g + 8. Swapping them in the upper half makes eight lanes' rows fall into different banks.
+        const int swapped = g >> 2, mine = group * 64 * MI + warp * 16 + 2 * g;
         float acc[MI][NT / 2];
         u32 left[2][4][4];
         int xs = 0, x_phase = 0, ws = 0, w_phase = 0, used = -1;
         int tile_ahead, unit_ahead; // of the unit that is being dequantized
         work.at(0, tile_ahead, unit_ahead);
         auto dequantize = [&](int buffer, int c, int mi) {
-            const u32 at = L::W + ws * L::W_BYTES, row = mine + 64 * mi;
+            const u32 at = L::W + ws * L::W_BYTES, row = mine + swapped + 64 * mi;
+            const int other = swapped ? -1 : 1; // rows from the first to the second
             const u32 first = at + row * L::PITCH + (L::PAST ? (u32)unit_ahead * F::UNIT & 15 : 0);
             constexpr int SHIFT = F::UNIT % 4 ? -1 : 0;
-            Row<SHIFT> top{first & ~3u, 8 * (first & 3)}, bottom{(first & ~3u) + 8 * L::PITCH, 8 * (first & 3)};
+            Row<SHIFT> top{first & ~3u, 8 * (first & 3)}, bottom{(first & ~3u) + other * L::PITCH, 8 * (first & 3)};
             if constexpr (F::AFFINE) {
-                top.scales = at + up(L::ROWS * L::PITCH, 128) + row * L::SIDE_PITCH + ((u32)unit_ahead * F::SIDE & 15), bottom.scales = top.scales + 8 * L::SIDE_PITCH;
+                top.scales = at + up(L::ROWS * L::PITCH, 128) + row * L::SIDE_PITCH + ((u32)unit_ahead * F::SIDE & 15), bottom.scales = top.scales + other * L::SIDE_PITCH;
                 top.biases = top.scales + L::ROWS * L::SIDE_PITCH, bottom.biases = bottom.scales + L::ROWS * L::SIDE_PITCH;
             }
             chunk_weights<F>(top, c, t, left[buffer], 0);
@@ -266,8 +269,20 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
                         }
                     }
             } while (++v < end);
-            warpgroup_wait<0>();
             const Tile here = tile_of(tile);
+            // What undoes the scaling of rows 64 q + 2 lane and the one after, and where they go, fetched once: loads between the stores would wait for one another.
+            constexpr int SHARE = NT < 64 ? 1 : NT / 64;
+            float back[SHARE][2];
+            u32 slots[SHARE][2];
+#pragma unroll
+            for (int q = 0; q < SHARE; q++)
+#pragma unroll
+                for (int e = 0; e < 2; e++) {
+                    const int within = 64 * q + 2 * lane + e;
+                    back[q][e] = within < min(here.tokens, NT) ? inverse[here.token + within] : 0.f;
+                    slots[q][e] = ROUTED && within < min(here.tokens, NT) ? routing.lists[here.token + within] : 0;
+                }
+            warpgroup_wait<0>();
             const u32 row0 = (here.row_tile * CLUSTER + rank) * L::ROWS + mine;
             constexpr int QUADS = MI * NT / 8; // of sums in a thread
             if (later) { // the block that has the tile's first units adds these
@@ -303,34 +318,26 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
                         }
                 }
             }
-            const float* back = inverse + here.token + 2 * t;
-            if (!ROUTED && here.tokens >= NT && (here.row_tile * CLUSTER + rank + 1) * L::ROWS <= a.n) {
-                float* to = y + (u64)(here.token + 2 * t) * a.n + row0;
-#pragma unroll
-                for (int j = 0; j < NT / 8; j++, to += 8 * a.n) {
-                    const float back0 = back[8 * j], back1 = back[8 * j + 1];
-#pragma unroll
-                    for (int i = 0; i < MI; i++) {
-                        to[64 * i] = acc[i][4 * j] * back0, to[64 * i + 8] = acc[i][4 * j + 2] * back0;
-                        to[a.n + 64 * i] = acc[i][4 * j + 1] * back1, to[a.n + 64 * i + 8] = acc[i][4 * j + 3] * back1;
-                    }
-                }
-                continue;
-            }
+            const bool paired = (a.n & 1) == 0 && ((u64)y & 7) == 0;
 #pragma unroll
             for (int j = 0; j < NT / 8; j++)
 #pragma unroll
                 for (int e = 0; e < 2; e++) {
-                    const int within = 8 * j + 2 * t + e;
-                    if (within < here.tokens) {
-                        const float factor = inverse[here.token + within];
-                        float* to = y + (u64)(ROUTED ? routing.lists[here.token + within] : here.token + within) * a.n + row0;
+                    const int within = 8 * j + 2 * t + e, from = (4 * j + t) & 31;
+                    const float factor = __shfl_sync(~0u, back[j >> 3][e], from);
+                    const u32 slot = ROUTED ? __shfl_sync(~0u, slots[j >> 3][e], from) : here.token + within;
+                    if (within >= here.tokens) continue;
+                    float* to = y + (u64)slot * a.n + row0;
 #pragma unroll
-                        for (int i = 0; i < MI; i++)
-#pragma unroll
-                            for (int h = 0; h < 2; h++) {
-                                if (row0 + 64 * i + 8 * h < a.n) to[64 * i + 8 * h] = acc[i][4 * j + 2 * h + e] * factor;
-                            }
+                    for (int i = 0; i < MI; i++) {
+                        const float first = acc[i][4 * j + e] * factor, second = acc[i][4 * j + 2 + e] * factor;
+                        const float2 both = swapped ? make_float2(second, first) : make_float2(first, second);
+                        if (paired) {
+                            if (row0 + 64 * i < a.n) *(float2*)(to + 64 * i) = both;
+                        } else {
+                            if (row0 + 64 * i < a.n) to[64 * i] = both.x;
+                            if (row0 + 64 * i + 1 < a.n) to[64 * i + 1] = both.y;
+                        }
                     }
                 }
         }
