@@ -6,7 +6,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use super::isa::Isa;
-use super::kernel::{Faults, Kernel, Resolver, Share};
+use super::kernel::{Faults, Kernel, Resolver, Share, Streams};
 use super::matmul::{Config, Precision, XKey};
 use super::pool::Pool;
 use super::products::{self, Operand, Prepare};
@@ -51,6 +51,47 @@ fn grow(memory: &mut Option<HostMemory>, bytes: usize, retired: &mut Vec<HostMem
 struct Step {
     barrier: bool,
     kernel: Box<dyn Kernel>,
+}
+
+/// How many bytes of each stream a waiting thread asks for: they have to stay in the second-level cache until they are used.
+const AHEAD_BYTES: usize = 16 << 10;
+/// How many steps ahead a waiting thread looks for weights.
+const AHEAD_STEPS: usize = 8;
+const LINE: usize = 64;
+
+/// What a thread that waits for the others asks memory for: the weights that its next products begin with. Memory would idle with the thread otherwise,
+/// and each product would begin by waiting for its first lines.
+#[derive(Default)]
+struct Ahead {
+    streams: Option<Streams>,
+    /// Bytes of each stream that were asked for.
+    asked: usize,
+    /// The step to look at when these streams are done with.
+    next: usize,
+}
+
+impl Ahead {
+    /// Asks for a line of each stream of a step from `step` on, and says whether there was one.
+    fn ask(&mut self, isa: Isa, steps: &[Step], step: usize, share: &Share<'_>) -> bool {
+        if self.next <= step {
+            *self = Ahead { next: step, ..Ahead::default() };
+        }
+        loop {
+            if let Some(streams) = &self.streams
+                && self.asked < streams.bytes.min(AHEAD_BYTES)
+            {
+                for start in streams.starts {
+                    isa.prefetch(start.wrapping_add(self.asked));
+                }
+                self.asked += LINE;
+                return true;
+            }
+            if self.next >= steps.len().min(step + AHEAD_STEPS) {
+                return false;
+            }
+            *self = Ahead { streams: steps[self.next].kernel.streams(share), asked: 0, next: self.next + 1 };
+        }
+    }
 }
 
 /// What prepared rows were made of.
@@ -146,13 +187,14 @@ impl Executor {
         let faults = Faults::default();
         self.pool.run(&|team| {
             let share = Share { part: team.thread, parts: team.threads, faults: &faults };
-            for step in &steps {
+            let mut ahead = Ahead::default();
+            for (index, step) in steps.iter().enumerate() {
                 if step.barrier {
-                    team.barrier();
+                    team.barrier(|| ahead.ask(self.isa, &steps, index, &share));
                 }
                 for phase in 0..step.kernel.phases() {
                     if phase > 0 {
-                        team.barrier();
+                        team.barrier(|| ahead.ask(self.isa, &steps, index + 1, &share));
                     }
                     step.kernel.run(phase, &share);
                 }

@@ -16,6 +16,20 @@ pub(crate) trait Kernel: Send + Sync {
 
     /// Runs one share of one phase. Results must not depend on `parts`.
     fn run(&self, phase: usize, share: &Share<'_>);
+
+    /// The memory that a share begins with, where it is worth asking for ahead.
+    fn streams(&self, _share: &Share<'_>) -> Option<Streams> {
+        None
+    }
+}
+
+/// Memory that is read from its beginnings on, side by side.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Streams {
+    /// Where each stream begins.
+    pub starts: [*const u8; 4],
+    /// Bytes of each.
+    pub bytes: usize,
 }
 
 /// One thread's share of a phase.

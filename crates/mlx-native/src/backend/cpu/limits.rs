@@ -176,10 +176,10 @@ fn loops(isa: Isa) -> &'static Loops {
 fn time(pool: &Pool, part: &(dyn Fn(usize) + Sync)) -> Result<f64> {
     let seconds = Mutex::new(0.0);
     pool.run(&|team| {
-        team.barrier();
+        team.barrier(|| false);
         let start = Instant::now();
         part(team.thread);
-        team.barrier();
+        team.barrier(|| false);
         if team.thread == 0
             && let Ok(mut seconds) = seconds.lock()
         {

@@ -62,7 +62,8 @@ struct Barrier {
 struct Broken;
 
 impl Barrier {
-    fn wait(&self) {
+    /// Waits for the others; `idle` is called again and again meanwhile, and says whether it had something to do.
+    fn wait(&self, mut idle: impl FnMut() -> bool) {
         let generation = self.generation.load(Ordering::Acquire);
         if self.arrived.fetch_add(1, Ordering::AcqRel) + 1 == self.threads {
             self.arrived.store(0, Ordering::Relaxed);
@@ -73,6 +74,9 @@ impl Barrier {
         while self.generation.load(Ordering::Acquire) == generation {
             if self.broken.load(Ordering::Relaxed) {
                 std::panic::resume_unwind(Box::new(Broken));
+            }
+            if idle() {
+                continue;
             }
             turns += 1;
             if turns < self.turns {
@@ -94,10 +98,11 @@ pub(crate) struct Team<'a> {
 }
 
 impl Team<'_> {
-    /// Waits until every thread of the team has arrived; what they wrote before is visible after.
-    pub(crate) fn barrier(&self) {
+    /// Waits until every thread of the team has arrived; what they wrote before is visible after. Until then `idle` may do something small, again and
+    /// again; it says whether it had anything to do.
+    pub(crate) fn barrier(&self, idle: impl FnMut() -> bool) {
         if self.threads > 1 {
-            self.barrier.wait();
+            self.barrier.wait(idle);
         }
     }
 }
@@ -243,9 +248,9 @@ mod tests {
                 pool.run(&|team| {
                     for round in 1..=4 {
                         counts[team.thread].store(round, Ordering::Relaxed);
-                        team.barrier();
+                        team.barrier(|| false);
                         assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == round));
-                        team.barrier();
+                        team.barrier(|| false);
                     }
                 })
                 .unwrap();
@@ -260,9 +265,9 @@ mod tests {
             if team.thread == 1 {
                 std::panic::resume_unwind(Box::new("defect"));
             }
-            team.barrier();
+            team.barrier(|| false);
         });
         assert!(result.is_err());
-        pool.run(&|team| team.barrier()).unwrap();
+        pool.run(&|team| team.barrier(|| false)).unwrap();
     }
 }

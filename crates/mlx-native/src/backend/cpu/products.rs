@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use half::bf16;
 
 use super::exec::Planner;
-use super::kernel::{Kernel, Share};
+use super::kernel::{Kernel, Share, Streams};
 use super::matmul::{Plan, RowMap, Weight, XRows, YRows};
 use crate::format::{WeightFormat, WeightRow};
 use crate::ops::{Input, InputLayout, Matmul, MatmulId, WeightView, fault};
@@ -156,6 +156,11 @@ impl Tasks {
         Tasks { count, next: (0..threads).map(|thread| AtomicUsize::new(count * thread / threads)).collect() }
     }
 
+    /// The task that a thread begins with.
+    fn first(&self, thread: usize) -> usize {
+        self.count * thread / self.next.len()
+    }
+
     fn each(&self, thread: usize, mut run: impl FnMut(usize)) {
         let threads = self.next.len();
         for turn in 0..threads {
@@ -202,6 +207,16 @@ impl Kernel for Product {
             // SAFETY: the plan, the rows and y were made for this product; a task's features are its own.
             unsafe { self.plan.run(&weight, self.prepared, RowMap::All(self.m), self.y, features, scratch) };
         });
+    }
+
+    fn streams(&self, share: &Share<'_>) -> Option<Streams> {
+        let (data, len) = self.weight.parts[0];
+        let band = self.plan.band(self.chunk.min(self.n))?;
+        let row_bytes = len / self.n;
+        let first = self.tasks.first(share.part) * self.chunk;
+        let start = self.slab * self.weight.strides[0] + first * row_bytes;
+        let starts = std::array::from_fn(|r| data.wrapping_add(start + r * band * row_bytes));
+        (first < self.n).then_some(Streams { starts, bytes: band * row_bytes })
     }
 }
 

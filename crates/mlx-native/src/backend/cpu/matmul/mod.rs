@@ -202,6 +202,12 @@ impl Plan {
         chunk.next_multiple_of(8)
     }
 
+    /// One row of x reads weights in four streams: how many rows lie between their beginnings in a run of `count` features. None where more rows of x
+    /// make memory the lesser concern.
+    pub(crate) fn band(&self, count: usize) -> Option<usize> {
+        (self.m * self.layout.planes() == 1).then(|| count.div_ceil(4))
+    }
+
     /// Phase 1: part `part` of `parts` of bringing x into the form that [`run`](Plan::run) reads.
     ///
     /// # Safety

@@ -9,18 +9,23 @@
 #![allow(clippy::needless_range_loop)] // An index of a row or a column names places in several arrays and in memory.
 
 use std::marker::PhantomData;
+use std::ops::Range;
 
-use super::Job;
 use super::simd::{MAX_LANES, Simd, array, four};
 use super::source::{Scales, Source};
 use super::tiles::{aligned, column, neighbours, transposed};
+use super::{Job, RowMap, YRows};
 
 /// Weight rows of a panel.
 pub(super) const ROWS: usize = 64;
-/// Values of k of a panel.
-const K_BLOCK: usize = 512;
-/// Columns that share an unpacking of the weights: a multiple of 6, 4 and 3.
-const COLUMNS: usize = 240;
+/// Values of k of a panel, at most: two vectors of rows of them leave room for the columns of a tile in a first-level cache of 48 KiB.
+const K_BLOCK: usize = 640;
+/// The same where one panel does not hold all of k: a multiple of every [`Source::STEPS`].
+const K_PART: usize = 512;
+/// The most columns that share an unpacking of the weights.
+const COLUMNS: usize = 264;
+/// What their number is a multiple of, for tiles of 6, 4 and 3 columns.
+const COLUMN_UNIT: usize = 12;
 
 /// Bytes of codes and scales: a byte a value, and up to four f32 for each 32 values.
 const PANEL_BYTES: usize = ROWS * K_BLOCK + ROWS * (K_BLOCK / 32) * 4 * size_of::<f32>();
@@ -143,9 +148,12 @@ impl<S: Simd, const R: usize> Panel<S, R> {
 /// Some columns over a panel.
 pub(crate) struct Columns<'a> {
     panel: *mut u8,
-    steps: usize,
+    /// Blocks of 32 values.
+    blocks: usize,
     record_bytes: usize,
-    /// The columns' records of the panel's first step; a multiple of the tile's columns, whose last may stand there more than once.
+    /// From a column's first record to that of the panel's first step.
+    offset: usize,
+    /// The columns' first records; a multiple of the tile's columns, whose last may stand there more than once.
     records: &'a [*const u8],
     /// Partial sums by column, vector of rows and lane.
     sums: *mut f32,
@@ -174,7 +182,7 @@ unsafe fn tile<S: Simd, K: Kind, const R: usize, const C: usize>(
     sums: *mut f32,
 ) {
     let panel = Panel::<S, R> { base: job.panel, set: PhantomData };
-    // SAFETY: the panel has the blocks of `steps` steps, each column as many records, and `sums` a vector for each lane.
+    // SAFETY: the panel has that many blocks, each column a record for each LANES of them, and `sums` a vector for each lane.
     unsafe {
         for lane in 0..S::LANES {
             let place = |c: usize, r: usize| sums.add(((c * R + r) * S::LANES + lane) * 4 * S::LANES);
@@ -182,9 +190,9 @@ unsafe fn tile<S: Simd, K: Kind, const R: usize, const C: usize>(
             if !job.first {
                 total = array!(C, |c| array!(R, |r| S::load_floats(place(c, r))));
             }
-            for step in 0..job.steps {
-                let block = step * S::LANES + lane;
-                let offset = step * job.record_bytes;
+            // Of a panel that ends within a step, the last lanes have a block less.
+            for (step, block) in (lane..job.blocks).step_by(S::LANES).enumerate() {
+                let offset = job.offset + step * job.record_bytes;
                 if lane == 0 {
                     for next in next {
                         for line in (0..job.record_bytes).step_by(64) {
@@ -269,7 +277,7 @@ unsafe fn half<S: Simd, K: Kind, const R: usize, const C: usize>(
 
 /// [`tiles`] compiled for each instruction set, with as many vectors of rows and as many columns as its registers hold.
 pub(super) mod isa {
-    use super::{Columns, Kind, tiles};
+    use super::{Columns, Kind, Outputs, outputs, tiles};
     #[cfg(target_arch = "aarch64")]
     use crate::backend::cpu::matmul::simd::neon::Neon;
     use crate::backend::cpu::matmul::simd::{Simd, portable::Portable};
@@ -277,7 +285,7 @@ pub(super) mod isa {
     use crate::backend::cpu::matmul::simd::{avx2::Avx2, avx512::Avx512};
 
     macro_rules! compiled {
-        ($(#[$attribute:meta])* $name:ident, $set:ty, $rows:literal) => {
+        ($(#[$attribute:meta])* $name:ident, $finish:ident, $set:ty, $rows:literal) => {
             $(#[$attribute])*
             #[inline(never)]
             pub(in super::super) unsafe fn $name<K: Kind>(job: &Columns) {
@@ -290,6 +298,19 @@ pub(super) mod isa {
                     }
                 }
             }
+
+            $(#[$attribute])*
+            #[inline(never)]
+            pub(in super::super) unsafe fn $finish(job: &Outputs) {
+                // SAFETY: the caller's promise is the same.
+                unsafe {
+                    match job.planes {
+                        1 => outputs::<$set, $rows, 1>(job),
+                        2 => outputs::<$set, $rows, 2>(job),
+                        _ => outputs::<$set, $rows, 3>(job),
+                    }
+                }
+            }
         };
     }
 
@@ -297,6 +318,7 @@ pub(super) mod isa {
         #[cfg(target_arch = "x86_64")]
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vnni,avx2,fma,f16c")]
         avx512,
+        avx512_outputs,
         Avx512,
         2
     );
@@ -304,6 +326,7 @@ pub(super) mod isa {
         #[cfg(target_arch = "x86_64")]
         #[target_feature(enable = "avx2,fma,f16c,bmi2")]
         avx2,
+        avx2_outputs,
         Avx2,
         1
     );
@@ -311,10 +334,11 @@ pub(super) mod isa {
         #[cfg(target_arch = "aarch64")]
         #[target_feature(enable = "neon,dotprod")]
         neon,
+        neon_outputs,
         Neon,
         2
     );
-    compiled!(portable, Portable, 1);
+    compiled!(portable, portable_outputs, Portable, 1);
 }
 
 /// The loop over a panel of the source's kind.
@@ -343,10 +367,13 @@ unsafe fn run<S: Simd, F: Source<S>>(job: &Columns) {
 /// Any number of columns, best more than some.
 #[inline(always)]
 pub(super) unsafe fn many<S: Simd, F: Source<S>, const R: usize>(job: &Job) {
-    let count = job.rows.len() * job.layout.planes();
+    let (planes, count) = (job.layout.planes(), job.rows.len() * job.layout.planes());
     let (steps, record_bytes) = (job.layout.steps(), job.layout.record_bytes());
-    let block = K_BLOCK / (32 * S::LANES);
+    let fits = steps * 32 * S::LANES <= K_BLOCK && F::STEPS == 1;
+    let block = if fits { steps } else { K_PART / (32 * S::LANES) };
     let tile_rows = R * 4 * S::LANES;
+    // Unpacking is shared evenly: 512 columns are 264 and 248 of them, not 264 and 264 and a rest.
+    let width = count.div_ceil(count.div_ceil(COLUMNS)).next_multiple_of(COLUMN_UNIT);
     // SAFETY: the caller's promise: rows below n.end exist in the weight, columns in the prepared x; the panel and the sums have the sizes that SCRATCH_BYTES
     // counts.
     unsafe {
@@ -356,70 +383,90 @@ pub(super) unsafe fn many<S: Simd, F: Source<S>, const R: usize>(job: &Job) {
         let sums = scratch.add(PANEL_BYTES).cast::<f32>();
         for first in job.n.clone().step_by(ROWS) {
             let groups = (job.n.end - first).min(ROWS).div_ceil(tile_rows);
-            for c0 in (0..count).step_by(COLUMNS) {
-                let columns = (count - c0).min(COLUMNS);
+            for c0 in (0..count).step_by(width) {
+                let columns = (count - c0).min(width);
                 // Columns behind the last one repeat it, and their sums are not used.
                 let padded = columns.next_multiple_of(S::TILE_COLUMNS[F::HALVES as usize]);
                 let group_sums = padded * tile_rows * S::LANES;
+                let mut records = [std::ptr::null(); COLUMNS];
+                for (c, place) in records[..padded].iter_mut().enumerate() {
+                    *place = column(job, c0 + c.min(columns - 1));
+                }
                 for k0 in (0..steps).step_by(block) {
                     let k1 = (k0 + block).min(steps);
-                    let mut records = [std::ptr::null(); COLUMNS];
-                    for (c, place) in records[..padded].iter_mut().enumerate() {
-                        *place = column(job, c0 + c.min(columns - 1)).add(k0 * record_bytes);
-                    }
                     for g in 0..groups {
                         panel(g).fill(&source, job, first + g * tile_rows, k0, k1);
                         run::<S, F>(&Columns {
                             panel: panel(g).base,
-                            steps: k1 - k0,
+                            blocks: (job.k.div_ceil(32) - k0 * S::LANES).min((k1 - k0) * S::LANES),
                             record_bytes,
+                            offset: k0 * record_bytes,
                             records: &records[..padded],
                             sums: sums.add(g * group_sums),
                             first: k0 == 0,
                         });
                     }
                 }
-                for i in 0..columns / job.layout.planes() {
-                    for g in 0..groups {
-                        finish::<S, R>(job, first + g * tile_rows, c0, i, sums.add(g * group_sums));
-                    }
+                for g in 0..groups {
+                    S::outputs(&Outputs {
+                        rows: job.rows,
+                        x_rows: c0 / planes..(c0 + columns) / planes,
+                        planes,
+                        y: job.y,
+                        features: first + g * tile_rows..job.n.end,
+                        sums: sums.add(g * group_sums),
+                    });
                 }
             }
         }
     }
 }
 
-/// Adds up the partial sums of the i-th row of x from column `c` of the job on, weight rows from `first` on, and writes the outputs.
+/// Partial sums to be added up and written.
+pub(crate) struct Outputs<'a> {
+    rows: RowMap<'a>,
+    /// Which of the job's rows of x.
+    x_rows: Range<usize>,
+    /// Columns of a row of x.
+    planes: usize,
+    y: YRows,
+    /// The first weight row, and where the job ends.
+    features: Range<usize>,
+    /// By column, vector of rows and lane.
+    sums: *const f32,
+}
+
+/// Adds up partial sums of R vectors of weight rows and writes the outputs.
 #[inline(always)]
-unsafe fn finish<S: Simd, const R: usize>(job: &Job, first: usize, c: usize, i: usize, sums: *const f32) {
-    let planes = job.layout.planes();
-    let (_, y_row) = job.rows.get(c / planes + i);
-    for r in 0..R {
-        let feature = first + r * 4 * S::LANES;
-        if feature >= job.n.end {
-            break;
-        }
-        // SAFETY: partial sums exist for all columns; the output row has places up to n.end.
-        unsafe {
-            let at = |plane: usize, lane: usize| {
-                S::load_floats(sums.add((((i * planes + plane) * R + r) * S::LANES + lane) * 4 * S::LANES))
-            };
-            // The smallest plane first.
-            let by_lane = four!(|g| {
-                let lane = g % S::LANES;
-                let mut sum = at(planes - 1, lane);
-                for plane in (0..planes - 1).rev() {
-                    sum = S::add(sum, at(plane, lane));
+unsafe fn outputs<S: Simd, const R: usize, const PLANES: usize>(job: &Outputs) {
+    let vector = 4 * S::LANES;
+    for (i, x_row) in job.x_rows.clone().enumerate() {
+        let (_, y_row) = job.rows.get(x_row);
+        for r in 0..R {
+            let feature = job.features.start + r * vector;
+            if feature >= job.features.end {
+                break;
+            }
+            // SAFETY: partial sums exist for all columns; the output row has places up to the last feature.
+            unsafe {
+                let sums = job.sums.add((i * PLANES * R + r) * S::LANES * vector);
+                // The smallest plane first.
+                let by_lane = four!(|g| {
+                    let at = |plane: usize| S::load_floats(sums.add((plane * R * S::LANES + g % S::LANES) * vector));
+                    let mut sum = at(PLANES - 1);
+                    for plane in (0..PLANES - 1).rev() {
+                        sum = S::add(sum, at(plane));
+                    }
+                    sum
+                });
+                let y = job.y.data.add(y_row * job.y.stride + feature);
+                if feature + vector <= job.features.end {
+                    S::store_floats(y, S::fold_lanes(by_lane));
+                } else {
+                    let mut values = [0f32; 4 * MAX_LANES];
+                    S::store_floats(values.as_mut_ptr(), S::fold_lanes(by_lane));
+                    y.copy_from_nonoverlapping(values.as_ptr(), job.features.end - feature);
                 }
-                sum
-            });
-            let y = job.y.data.add(y_row * job.y.stride + feature);
-            if feature + 4 * S::LANES <= job.n.end {
-                S::store_floats(y, S::fold_lanes(by_lane));
-            } else {
-                let mut values = [0f32; 4 * MAX_LANES];
-                S::store_floats(values.as_mut_ptr(), S::fold_lanes(by_lane));
-                y.copy_from_nonoverlapping(values.as_ptr(), job.n.end - feature);
             }
         }
     }

@@ -4,7 +4,7 @@
 
 use std::arch::x86_64::*;
 
-use super::super::panels::{self, Columns, Kind};
+use super::super::panels::{self, Columns, Kind, Outputs};
 use super::{MAX_LANES, Simd, four, half_bytes_as_words};
 
 /// See the module's comment.
@@ -158,6 +158,10 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn columns<K: Kind>(job: &Columns) {
         panels::isa::avx2::<K>(job)
+    }
+    #[inline(always)]
+    unsafe fn outputs(job: &Outputs) {
+        panels::isa::avx2_outputs(job)
     }
     #[inline(always)]
     unsafe fn zero_ints() -> __m256i {

@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::*;
 
-use super::super::panels::{self, Columns, Kind};
+use super::super::panels::{self, Columns, Kind, Outputs};
 use super::{MAX_LANES, Simd, four};
 
 /// See the module's comment.
@@ -270,6 +270,10 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn columns<K: Kind>(job: &Columns) {
         panels::isa::avx512::<K>(job)
+    }
+    #[inline(always)]
+    unsafe fn outputs(job: &Outputs) {
+        panels::isa::avx512_outputs(job)
     }
     #[inline(always)]
     unsafe fn zero_ints() -> __m512i {

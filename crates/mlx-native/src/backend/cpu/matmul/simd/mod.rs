@@ -11,7 +11,7 @@
 
 use std::mem::MaybeUninit;
 
-use super::panels::{Columns, Kind};
+use super::panels::{Columns, Kind, Outputs};
 use crate::format::fp::e4m3_to_f32;
 use crate::format::ggml::fp4::e8m0_half;
 
@@ -300,6 +300,8 @@ pub(super) trait Simd: Copy + 'static {
     }
     /// The loop over a panel, compiled once for each kind of format.
     unsafe fn columns<K: Kind>(job: &Columns);
+    /// The sums of a panel's loop, added up and written.
+    unsafe fn outputs(job: &Outputs);
     /// The sum of all places, always in the same order.
     unsafe fn sum(v: Self::Floats) -> f32;
 

@@ -6,7 +6,7 @@ use std::arch::asm;
 
 use half::{bf16, f16};
 
-use super::super::panels::{self, Columns, Kind};
+use super::super::panels::{self, Columns, Kind, Outputs};
 use super::{MAX_LANES, Simd, half_bytes_as_words};
 
 /// See the module's comment.
@@ -155,6 +155,10 @@ impl Simd for Neon {
     #[inline(always)]
     unsafe fn columns<K: Kind>(job: &Columns) {
         panels::isa::neon::<K>(job)
+    }
+    #[inline(always)]
+    unsafe fn outputs(job: &Outputs) {
+        panels::isa::neon_outputs(job)
     }
     #[inline(always)]
     unsafe fn zero_ints() -> int32x4_t {

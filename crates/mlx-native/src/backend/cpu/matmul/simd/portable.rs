@@ -3,7 +3,7 @@
 
 use half::{bf16, f16};
 
-use super::super::panels::{self, Columns, Kind};
+use super::super::panels::{self, Columns, Kind, Outputs};
 use super::{MAX_LANES, Simd, half_bytes_as_words};
 
 /// See the module's comment.
@@ -116,6 +116,10 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn columns<K: Kind>(job: &Columns) {
         panels::isa::portable::<K>(job)
+    }
+    #[inline(always)]
+    unsafe fn outputs(job: &Outputs) {
+        panels::isa::portable_outputs(job)
     }
     #[inline(always)]
     unsafe fn zero_ints() -> [i32; 4] {
