@@ -248,13 +248,24 @@ unsafe fn read<const N: usize>(x: &XRows, i: usize, first: usize, k: usize, valu
 unsafe fn quantize<S: Simd>(work: &Work, i: usize, step: usize) {
     let Layout::Codes { k, halves, sums, planes, .. } = work.layout else { return };
     let (column_bytes, record_bytes) = (work.layout.column_bytes(), work.layout.record_bytes());
+    let first = step * 32 * S::LANES;
+    // SAFETY: a whole step of the row lies contiguously there, and its record in the prepared buffer; the caller runs on S's instruction set.
+    unsafe {
+        if planes == 1 && work.x.head_dim >= k && work.x.dtype == DType::F32 && first + 32 * S::LANES <= k {
+            let x = work.x.data.cast::<f32>().wrapping_add(i * work.x.row_stride + first);
+            let record = work.prepared.add(i * column_bytes + step * record_bytes);
+            if S::quantize(x, record, halves, sums) {
+                return;
+            }
+        }
+    }
     for lane in 0..S::LANES {
         let mut x = [0.0f32; 32];
         let mut codes = [0u8; 32];
         // SAFETY: row i is below m, and elements from k on are not read; the record of (i·planes + plane, step) lies in the prepared buffer; the
         // caller runs on S's instruction set.
         unsafe {
-            read(&work.x, i, (step * S::LANES + lane) * 32, k, &mut x);
+            read(&work.x, i, first + lane * 32, k, &mut x);
             let (mut scale, inverse) = scales(S::largest(&x));
             for x in &mut x {
                 *x *= inverse;
@@ -290,11 +301,12 @@ unsafe fn quantize<S: Simd>(work: &Work, i: usize, step: usize) {
     }
 }
 
+/// The largest power of two whose inverse is not subnormal: for smaller values 127 / largest would overflow.
+pub(super) const INVERSE_MAX: f32 = 8.507_059e37;
+
 /// (largest / 127, 127 / largest); NaN for the scale when a value is not finite, so that the whole row's results become NaN.
 #[inline(always)]
 fn scales(largest: f32) -> (f32, f32) {
-    /// The largest power of two whose inverse is not subnormal: for smaller values 127 / largest would overflow.
-    const INVERSE_MAX: f32 = 8.507_059e37;
     if !largest.is_finite() {
         (f32::NAN, 0.0)
     } else if largest * INVERSE_MAX < 127.0 {

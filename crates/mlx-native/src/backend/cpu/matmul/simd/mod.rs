@@ -12,6 +12,7 @@
 use std::mem::MaybeUninit;
 
 use super::panels::{Columns, Kind, Outputs};
+use super::prepare::Sums;
 use crate::format::fp::e4m3_to_f32;
 use crate::format::ggml::fp4::e8m0_half;
 
@@ -358,6 +359,13 @@ pub(super) trait Simd: Copy + 'static {
     }
 
     /// Rounds |x| ≤ 127.5 to the nearest integers, ties to even: writes them as i8, leaves x − code in x, and returns the sums of the
+    /// The record of 32·LANES values in one column, as [`prepare`](super::prepare) describes it; false, and nothing written, where this set has no faster
+    /// way or the values need care.
+    #[inline(always)]
+    unsafe fn quantize(_x: *const f32, _record: *mut u8, _halves: bool, _sums: Sums) -> bool {
+        false
+    }
+
     /// first and last sixteen codes.
     #[inline(always)]
     unsafe fn round(x: &mut [f32; 32], codes: &mut [u8; 32]) -> [i32; 2] {
