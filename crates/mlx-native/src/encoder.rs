@@ -62,7 +62,7 @@ impl CommandEncoder {
     }
 
     /// What has been recorded since the last commit, with its barriers.
-    #[cfg(all(test, feature = "metal-host"))]
+    #[cfg(all(test, any(feature = "metal-host", feature = "cuda")))]
     pub(crate) fn list(&self) -> &CommandList {
         &self.list
     }

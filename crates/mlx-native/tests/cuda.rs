@@ -2,7 +2,10 @@
 #![cfg(feature = "cuda")]
 
 use conformance::{Outcome, Reference, Selection, Verdict, cases, run};
-use mlx_native::{Activations, Binary, DType, DeviceOptions, GgmlType, MlxBuffer, MlxDevice, MlxError, Weight};
+use mlx_native::{
+    Activation, Activations, AttentionParams, Binary, CommandEncoder, DType, DeviceOptions, GgmlType, KvCacheParams,
+    MlxBuffer, MlxDevice, MlxError, RmsNormParams, RopeParams, RopeStyle, Weight,
+};
 
 /// The device, unless this machine has none.
 fn device(options: DeviceOptions) -> Option<MlxDevice> {
@@ -73,5 +76,165 @@ fn replayed_lists_see_what_the_host_wrote() {
         encoder.commit_and_wait().unwrap();
         // Both blocks of a row contribute x.
         assert_eq!(sum.as_slice::<f32>().unwrap(), vec![4.0 * round as f32; n]);
+    }
+}
+
+/// The operands of a layer of a model, and what recording it needs.
+struct Layer {
+    m: usize,
+    start: usize,
+    cache: KvCacheParams,
+    n_heads: usize,
+    weights: [Weight; 7],
+    /// normed, hidden, norm; q, k, v; attended, delta; gate, up; the caches.
+    buffers: Vec<MlxBuffer>,
+    positions: MlxBuffer,
+}
+
+const HIDDEN: usize = 512;
+const FEED: usize = 1024;
+
+impl Layer {
+    fn new(device: &MlxDevice, m: usize, start: usize, head_dim: usize) -> Layer {
+        let (n_heads, n_kv_heads) = (8, 2);
+        let cache = KvCacheParams { n_kv_heads, capacity: 1200, head_dim };
+        let mut seed = 1u32;
+        let mut next = move || {
+            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            seed >> 16
+        };
+        let weight = |n: usize, k: usize, next: &mut dyn FnMut() -> u32| {
+            let mut blocks = device.alloc_buffer(n * k / 32 * 18, DType::U8, vec![n, k / 32, 18]).unwrap();
+            for block in blocks.as_mut_slice::<u8>().unwrap().chunks_mut(18) {
+                block.iter_mut().for_each(|byte| *byte = next() as u8);
+                // d = 2^-8
+                block[..2].copy_from_slice(&[0x00, 0x1c]);
+            }
+            Weight::ggml(GgmlType::Q4_0, n, k, blocks).unwrap()
+        };
+        let kv = n_kv_heads * head_dim;
+        let heads = n_heads * head_dim;
+        let shapes = [
+            (heads, HIDDEN),
+            (kv, HIDDEN),
+            (kv, HIDDEN),
+            (HIDDEN, heads),
+            (FEED, HIDDEN),
+            (FEED, HIDDEN),
+            (HIDDEN, FEED),
+        ];
+        let weights = shapes.map(|(n, k)| weight(n, k, &mut next));
+        let lens =
+            [m * HIDDEN, m * HIDDEN, HIDDEN, m * heads, m * kv, m * kv, m * heads, m * HIDDEN, m * FEED, m * FEED];
+        let mut buffers: Vec<MlxBuffer> = Vec::new();
+        for len in lens {
+            let mut buffer = device.alloc_buffer(len * 4, DType::F32, vec![len]).unwrap();
+            buffer.as_mut_slice::<f32>().unwrap().iter_mut().for_each(|x| *x = next() as f32 / 65536.0 - 0.5);
+            buffers.push(buffer);
+        }
+        for _ in 0..2 {
+            let len = n_kv_heads * cache.capacity * head_dim;
+            let mut buffer = device.alloc_buffer(len * 2, DType::F16, vec![len]).unwrap();
+            // Halves from -1 to 1.
+            let halves = buffer.as_mut_slice::<u16>().unwrap();
+            halves.iter_mut().for_each(|x| *x = ((next() & 0x83ff) | 0x3800) as u16);
+            buffers.push(buffer);
+        }
+        let mut positions = device.alloc_buffer(4 * m, DType::U32, vec![m]).unwrap();
+        positions.as_mut_slice::<u32>().unwrap().iter_mut().enumerate().for_each(|(i, p)| *p = (start + i) as u32);
+        Layer { m, start, cache, n_heads, weights, buffers, positions }
+    }
+
+    /// Records the layer; `each` is called after every operation.
+    fn record(&mut self, encoder: &mut CommandEncoder, each: &mut dyn FnMut(&mut CommandEncoder)) {
+        let (m, start, cache, n_heads) = (self.m, self.start, self.cache, self.n_heads);
+        let KvCacheParams { n_kv_heads, head_dim, .. } = cache;
+        let [normed, hidden, norm, q, k, v, attended, delta, gate, up, k_cache, v_cache] = &mut self.buffers[..] else {
+            panic!()
+        };
+        for (i, output) in [&mut *q, k, v].into_iter().enumerate() {
+            encoder.matmul(normed, &self.weights[i], output).unwrap();
+            each(encoder);
+        }
+        for (value, n_heads) in [(&mut *q, n_heads), (k, n_kv_heads)] {
+            let params = RopeParams {
+                n_tokens: m,
+                n_heads,
+                head_dim,
+                n_rot: head_dim,
+                base: 1e4,
+                frequency_scale: 1.0,
+                style: RopeStyle::NeoX,
+            };
+            encoder.rope(&value.clone(), &self.positions, None, value, &params).unwrap();
+            each(encoder);
+        }
+        for (value, stored) in [(&*k, &mut *k_cache), (&*v, v_cache)] {
+            encoder.store_kv(value, stored, &cache, start, m).unwrap();
+            each(encoder);
+        }
+        let params = AttentionParams { cache, n_heads, n_tokens: m, start, scale: 0.1, window: None, soft_cap: None };
+        encoder.attention(q, k_cache, v_cache, attended, &params).unwrap();
+        each(encoder);
+        encoder.matmul(attended, &self.weights[3], delta).unwrap();
+        each(encoder);
+        let rows = RmsNormParams { rows: m, dim: HIDDEN, eps: 1e-5 };
+        encoder.add_rms_norm(&hidden.clone(), (delta, hidden), norm, normed, &rows).unwrap();
+        each(encoder);
+        encoder.matmul(normed, &self.weights[4], gate).unwrap();
+        each(encoder);
+        encoder.matmul(normed, &self.weights[5], up).unwrap();
+        each(encoder);
+        encoder.gated_activation(Activation::Silu, &gate.clone(), up, gate).unwrap();
+        each(encoder);
+        encoder.matmul(gate, &self.weights[6], delta).unwrap();
+        each(encoder);
+    }
+
+    /// Makes the content what `results` gave.
+    fn restore(&mut self, mut floats: &[f32], mut halves: &[u16]) {
+        for buffer in &mut self.buffers[..10] {
+            let to = buffer.as_mut_slice::<f32>().unwrap();
+            to.copy_from_slice(floats.split_off(..to.len()).unwrap());
+        }
+        for buffer in &mut self.buffers[10..] {
+            let to = buffer.as_mut_slice::<u16>().unwrap();
+            to.copy_from_slice(halves.split_off(..to.len()).unwrap());
+        }
+    }
+
+    /// The content of all buffers, the caches as bits.
+    fn results(&self) -> (Vec<f32>, Vec<u16>) {
+        let floats = self.buffers[..10].iter().flat_map(|buffer| buffer.as_slice::<f32>().unwrap().to_vec());
+        let halves = self.buffers[10..].iter().flat_map(|buffer| buffer.as_slice::<u16>().unwrap().to_vec());
+        (floats.collect(), halves.collect())
+    }
+}
+
+/// In one list some operations run as one launch; each in a list of its own they run alone.
+#[test]
+fn a_layer_gives_what_its_operations_give_alone() {
+    for options in [DeviceOptions::default(), DeviceOptions { batch_invariant: true, ..DeviceOptions::default() }] {
+        let Some(device) = device(options) else { return };
+        for (m, start, head_dim) in [(1, 0, 64), (1, 700, 128), (3, 1100, 64), (7, 500, 256), (20, 300, 128)] {
+            let mut alone = Layer::new(&device, m, start, head_dim);
+            let mut encoder = device.command_encoder().unwrap();
+            alone.record(&mut encoder, &mut |encoder| encoder.commit_and_wait().unwrap());
+            let (floats, halves) = alone.results();
+            let mut together = Layer::new(&device, m, start, head_dim);
+            let (initial, initial_halves) = together.results();
+            // The third run is a replay.
+            for round in 0..3 {
+                together.restore(&initial, &initial_halves);
+                together.record(&mut encoder, &mut |_| ());
+                encoder.commit_and_wait().unwrap();
+                let (found, found_halves) = together.results();
+                let errors: f64 = found.iter().zip(&floats).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+                let energy: f64 = floats.iter().map(|b| f64::from(*b).powi(2)).sum();
+                assert!(errors / energy < 1e-9, "m = {m}, start = {start}, round {round}: {}", errors / energy);
+                let differ = found_halves.iter().zip(&halves).filter(|(a, b)| a.abs_diff(**b) > 1).count();
+                assert_eq!(differ, 0, "m = {m}, start = {start}, round {round}");
+            }
+        }
     }
 }

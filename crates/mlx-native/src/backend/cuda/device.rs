@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::driver::{Context, DeviceAllocation, EncodedTensorMap, Geometry, Graph, Kernel, Stream};
-use super::fingerprint::{Fingerprint, is_live};
+use super::fingerprint::Fingerprint;
 use super::frame::{Frame, live_bytes};
 use super::launches::matmul::Route;
-use super::launches::{self, Bound, Launch, PipelineKey, Plan, Planner};
+use super::launches::{self, Bound, Launch, PipelineKey, Plan, Planner, fuse};
 use super::memory::{CudaMapped, CudaMemory};
 use super::nvrtc::{self, Program};
 use super::source;
@@ -25,10 +25,10 @@ use crate::{MlxError, Result};
 
 /// Lists with fewer operations are launched one by one: a graph would gain them nothing.
 const GRAPH_FROM: usize = 4;
-/// Graphs that are kept. A model's generation needs one for each power of two of the context's length.
-const GRAPHS: usize = 16;
+/// Graphs that are kept. A model's generation needs a few for each power of two of the context's length.
+const GRAPHS: usize = 64;
 /// Lists of which it is remembered that they ran once.
-const SEEN: usize = 16;
+const SEEN: usize = 64;
 
 /// An NVIDIA GPU.
 pub(crate) struct CudaBackend {
@@ -56,6 +56,8 @@ struct Captured {
     fingerprint: Fingerprint,
     graph: Graph,
     frame: Arc<Frame>,
+    /// The operations that have live values.
+    live_at: Vec<usize>,
     faults: Vec<Fault>,
     /// What the graph's launches use.
     _kernels: Vec<Arc<Kernel>>,
@@ -68,7 +70,9 @@ struct Planned {
     plans: Vec<Plan>,
     kernels: HashMap<PipelineKey, Arc<Kernel>>,
     scratch: Option<Arc<DeviceAllocation>>,
+    /// Bytes of live values, and the operations that have some.
     live: usize,
+    live_at: Vec<usize>,
     faults: Vec<Fault>,
 }
 
@@ -169,15 +173,29 @@ impl CudaBackend {
         Planner { info: &self.context.info, options: &self.options, forced: recorded.kernel.as_deref() }
     }
 
+    /// The plan of the operations from `index` on that run together, and how many they are.
+    fn plan_at(&self, list: &CommandList, index: usize) -> Option<(Result<Plan>, usize)> {
+        let ops = list.ops().get(index..)?;
+        fuse::plan(ops, &self.planner(ops.first()?))
+    }
+
     /// Plans a list. An operation that no kernel runs is left out; the first such error comes beside the plans.
     fn plan(&self, engine: &mut Engine, list: &CommandList) -> Result<(Planned, Result<()>)> {
         let mut result = Ok(());
         let mut plans = Vec::with_capacity(list.ops().len());
-        for recorded in list.ops() {
-            match launches::plan(&recorded.op, &self.planner(recorded)) {
-                Ok(plan) => plans.push(plan),
+        let mut live_at = Vec::new();
+        let mut index = 0;
+        while let Some((plan, count)) = self.plan_at(list, index) {
+            match plan {
+                Ok(plan) => {
+                    if plan.is_live() {
+                        live_at.push(index + plan.live_from);
+                    }
+                    plans.push(plan);
+                }
                 Err(error) => result = result.and(Err(error)),
             }
+            index += count;
         }
         self.compile(engine, &plans)?;
         let needed = plans.iter().map(scratch_bytes).max().unwrap_or(0);
@@ -193,7 +211,7 @@ impl CudaBackend {
         });
         let kernels = kernels.collect();
         let faults = plans.iter().filter_map(|plan| plan.fault.clone()).collect();
-        Ok((Planned { plans, kernels, scratch: engine.scratch.clone(), live, faults }, result))
+        Ok((Planned { plans, kernels, scratch: engine.scratch.clone(), live, live_at, faults }, result))
     }
 
     /// Queues a planned list.
@@ -242,7 +260,7 @@ impl CudaBackend {
             block: [launch.threads, 1, 1],
             cluster: launch.cluster,
             shared_bytes: launch.shared_bytes,
-            overlap: launch.overlap && self.context.info.arch >= 90,
+            overlap: self.context.info.arch >= 90,
         };
         if launch.grid[1] > MAX_GRID || launch.grid[2] > MAX_GRID {
             return Err(MlxError::CommandBufferError(format!(
@@ -347,6 +365,7 @@ impl CudaBackend {
             fingerprint,
             graph: graph?,
             frame: Arc::clone(&frame),
+            live_at: planned.live_at.clone(),
             faults: planned.faults.clone(),
             _kernels: planned.kernels.values().cloned().collect(),
             _scratch: planned.scratch.clone(),
@@ -363,10 +382,11 @@ impl CudaBackend {
 
     /// Runs a captured list again, with the live values of this one.
     fn replay(&self, captured: &Captured, list: &CommandList) -> Result<()> {
-        let live = list.ops().iter().filter(|recorded| is_live(&recorded.op));
-        let plans = live.map(|recorded| launches::plan(&recorded.op, &self.planner(recorded)));
-        let plans = plans.collect::<Result<Vec<Plan>>>()?;
-        captured.frame.write_live(live_values(&plans));
+        let mut values = Vec::with_capacity(2 * captured.live_at.len());
+        for recorded in captured.live_at.iter().filter_map(|&index| list.ops().get(index)) {
+            values.extend(launches::live_values(&recorded.op, &self.planner(recorded))?);
+        }
+        captured.frame.write_live(values.iter().map(Vec::as_slice));
         // SAFETY: the addresses are those of the list that was captured, whose memories this run keeps; the rest belongs to `captured`,
         // which waits for its end before it is dropped.
         unsafe { self.stream.launch_graph(&captured.graph)? };
@@ -383,15 +403,11 @@ fn scratch_bytes(plan: &Plan) -> usize {
     plan.scratch.iter().map(|part| part.bytes.next_multiple_of(SCRATCH_ALIGNMENT)).sum()
 }
 
-/// The live values of plans, in the order of their launches.
-fn live_values(plans: &[Plan]) -> impl Iterator<Item = &[u8]> {
-    let bindings = plans.iter().flat_map(|plan| &plan.launches).flat_map(|launch| &launch.bindings);
-    bindings.filter_map(|bound| if let Bound::Live(value) = bound { Some(&value[..]) } else { None })
-}
-
 impl Planned {
+    /// The live values in the order of the launches.
     fn live_values(&self) -> impl Iterator<Item = &[u8]> {
-        live_values(&self.plans)
+        let bindings = self.plans.iter().flat_map(|plan| &plan.launches).flat_map(|launch| &launch.bindings);
+        bindings.filter_map(|bound| if let Bound::Live(value) = bound { Some(&value[..]) } else { None })
     }
 }
 

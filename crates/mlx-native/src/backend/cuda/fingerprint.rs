@@ -112,8 +112,3 @@ impl Fingerprint {
         }
     }
 }
-
-/// Whether a replay needs new live values of this operation.
-pub(super) fn is_live(op: &Op) -> bool {
-    matches!(op, Op::StoreKv(_) | Op::Attention(_) | Op::Sample(_))
-}

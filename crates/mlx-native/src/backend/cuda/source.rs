@@ -25,11 +25,13 @@ pub(super) fn assemble(key: &PipelineKey) -> Source {
         }
         Library::Rows => ("rows.cu", vec![RowArgs::render(), include_str!("kernels/rows.cu").into()]),
         Library::Rope => {
-            ("rope.cu", vec![RopeArgs::render(), RopeTable::render(), include_str!("kernels/rope.cu").into()])
+            let args = [RopeArgs::render(), StoreArgs::render(), RopeTable::render()];
+            ("rope.cu", vec![args.concat(), include_str!("kernels/rope.cu").into()])
         }
         Library::Attention => {
             ("attention.cu", vec![StoreArgs::render(), PartArgs::render(), include_str!("kernels/attention.cu").into()])
         }
+        Library::Heads => ("heads.cu", vec![PartArgs::render(), include_str!("kernels/heads.cu").into()]),
         Library::Flash => ("flash.cu", vec![PartArgs::render(), include_str!("kernels/flash.cu").into()]),
         Library::Choose => {
             ("choose.cu", vec![RowArgs::render(), ExpertArgs::render(), include_str!("kernels/choose.cu").into()])
@@ -123,9 +125,28 @@ pub(super) fn all_pipelines() -> Vec<PipelineKey> {
             add(Library::Elementwise, &[&format!("cast<{from}, {to}>")]);
         }
     }
-    add(Library::Elementwise, &["combine<Add>", "combine<Mul>", "combine<SiluMul>", "combine<GeluMul>", "soft_cap<>"]);
-    add(Library::Rows, &["rms_norm_rows<false>", "rms_norm_rows<true>", "softmax<>"]);
-    add(Library::Rope, &["rope<>"]);
+    add(
+        Library::Elementwise,
+        &[
+            "combine<Add>",
+            "combine<Mul>",
+            "combine<SiluMul>",
+            "combine<GeluMul>",
+            "combine_quads<SiluMul>",
+            "soft_cap<>",
+        ],
+    );
+    add(
+        Library::Rows,
+        &[
+            "rms_norm_rows<false>",
+            "rms_norm_rows<true>",
+            "rms_norm_quads<true, 1>",
+            "rms_norm_quads<false, 4>",
+            "softmax<>",
+        ],
+    );
+    add(Library::Rope, &["rope<1>", "rope_store<half, 1>", "rope_store<float, 8>"]);
     for ty in ["half", "float"] {
         add(Library::Attention, &[&format!("store_kv<{ty}>")]);
         for queries in [1, 2, 4, 8] {
@@ -133,6 +154,12 @@ pub(super) fn all_pipelines() -> Vec<PipelineKey> {
         }
     }
     add(Library::Attention, &["attention_combine<>"]);
+    for head_dim in [64, 128, 256] {
+        for queries in [1, 2, 4] {
+            add(Library::Heads, &[&format!("attention_heads<{queries}, {head_dim}, true>")]);
+        }
+        add(Library::Heads, &[&format!("attention_heads<4, {head_dim}, false>"), &format!("join_heads<{head_dim}>")]);
+    }
     for head_dim in [64, 80, 96, 128, 256] {
         add(Library::Flash, &[&format!("flash_attention<{head_dim}, {}>", if head_dim <= 128 { 64 } else { 32 })]);
     }
@@ -184,7 +211,7 @@ mod tests {
                 !matches!(weight, WeightText::Affine { bits: 1 | 3 | 5 | 6, .. })
             }
             Library::Hopper => key.function.starts_with("hopper_mm<"),
-            library => matches!(library, Library::Flash | Library::Attention),
+            library => matches!(library, Library::Flash | Library::Attention | Library::Heads),
         }
     }
 

@@ -1,6 +1,7 @@
 //! What the GPU backends share: arguments of kernels, and what only the data can tell.
 
 pub(crate) mod args;
+pub(crate) mod fuse;
 
 use crate::buffer::View;
 use crate::format::{FpMode, WeightFormat};

@@ -1,7 +1,8 @@
 //! Products with weights and rows of weights: which kernel, how much of k to a warp, which grid.
 
 use super::args::{ProductArgs, RealignArgs};
-use super::{Bound, Launch, Library, PipelineKey, Plan, Planner, hopper};
+use super::hopper::{self, Chain};
+use super::{Bound, Launch, Library, PipelineKey, Plan, Planner};
 use crate::backend::gpu::{Fault, u32_of};
 use crate::buffer::View;
 use crate::device::{Activations, DeviceOptions};
@@ -240,6 +241,22 @@ fn column_blocks(args: &ProductArgs, columns: u32) -> u32 {
 fn single_row_columns(args: &ProductArgs) -> u32 {
     let warps = (args.n.div_ceil(PASSES[0].1) * args.warps_per_row) as usize;
     if warps < MANY_WARPS / 2 { FEW_COLUMNS } else { PASSES[0].1 }
+}
+
+/// Several products of one input; none where each had better be planned alone.
+pub(super) fn matmuls(ops: &[&Matmul], planner: &Planner<'_>) -> Result<Option<Plan>> {
+    let [op, ..] = ops else { return Ok(None) };
+    hopper::matmuls(ops, planner, &input_args(op)?)
+}
+
+/// Products with what is around them; none where all that had better be planned by itself.
+pub(super) fn chain(chain: &Chain<'_>, planner: &Planner<'_>) -> Result<Option<Plan>> {
+    let Some(op) = chain.before.or(chain.products.first().copied()) else { return Ok(None) };
+    chain.plan(planner, &input_args(op)?)
+}
+
+fn input_args(op: &Matmul) -> Result<ProductArgs> {
+    with_input(args(&op.weight, [op.m, op.n, op.k], op.k)?, &op.input)
 }
 
 /// output[b][i][j]

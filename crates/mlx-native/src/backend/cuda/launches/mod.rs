@@ -4,6 +4,7 @@ pub(crate) mod args;
 pub(crate) mod attention;
 mod choose;
 pub(crate) mod elementwise;
+pub(crate) mod fuse;
 pub(crate) mod hopper;
 pub(crate) mod matmul;
 mod rows;
@@ -31,6 +32,8 @@ pub(crate) enum Library {
     Rope,
     /// The cache, attention of few tokens.
     Attention,
+    /// Attention of few tokens with common heads.
+    Heads,
     /// Attention of many tokens.
     Flash,
     /// Argmax, routing to experts.
@@ -97,7 +100,8 @@ impl Bound {
     }
 }
 
-/// One launch.
+/// One launch. On Hopper it may be brought up before the one before it has ended: a kernel executes `griddepcontrol.wait` before it touches what
+/// others write, and those that have nothing else to do first begin with `begin()` of prelude.cu.
 #[derive(Clone, Debug)]
 pub(crate) struct Launch {
     pub pipeline: PipelineKey,
@@ -110,14 +114,11 @@ pub(crate) struct Launch {
     pub cluster: u32,
     /// Dynamic shared memory.
     pub shared_bytes: usize,
-    /// Whether the kernel may be brought up before the one before it has ended, on Hopper. It executes `griddepcontrol.wait` before it touches
-    /// what others write; those that have nothing else to do first begin with `begin()` of prelude.cu.
-    pub overlap: bool,
 }
 
 impl Launch {
     pub(crate) fn new(pipeline: PipelineKey, bindings: Vec<Bound>, grid: [u32; 3], threads: u32) -> Launch {
-        Launch { pipeline, bindings, grid, threads, cluster: 1, shared_bytes: 0, overlap: false }
+        Launch { pipeline, bindings, grid, threads, cluster: 1, shared_bytes: 0 }
     }
 }
 
@@ -142,11 +143,18 @@ pub(crate) struct Plan {
     pub scratch: Vec<Scratch>,
     /// What the word of [`Bound::Fault`] says.
     pub fault: Option<Fault>,
+    /// Of several operations that are planned together, the one whose live values these are.
+    pub live_from: usize,
 }
 
 impl Plan {
     fn of(launches: Vec<Launch>) -> Plan {
         Plan { launches, ..Plan::default() }
+    }
+
+    /// Whether a replay needs new live values.
+    pub(crate) fn is_live(&self) -> bool {
+        self.launches.iter().flat_map(|launch| &launch.bindings).any(|bound| matches!(bound, Bound::Live(_)))
     }
 
     /// Adds scratch memory and gives its index.
@@ -190,6 +198,19 @@ pub(crate) fn plan(op: &Op, planner: &Planner<'_>) -> Result<Plan> {
         Op::ExpertSum(op) => choose::expert_sum(op),
         Op::ArgMax(op) => choose::argmax(op),
         Op::Sample(op) => sample::sample(op),
+    }
+}
+
+/// The live values of an operation's plan in order, at a fraction of the cost of planning it.
+pub(crate) fn live_values(op: &Op, planner: &Planner<'_>) -> Result<Vec<Vec<u8>>> {
+    match op {
+        Op::StoreKv(op) => attention::store_live(op),
+        Op::Attention(op) => attention::attention_live(op, planner),
+        _ => {
+            let plan = plan(op, planner)?;
+            let bindings = plan.launches.into_iter().flat_map(|launch| launch.bindings);
+            Ok(bindings.filter_map(|bound| if let Bound::Live(value) = bound { Some(value) } else { None }).collect())
+        }
     }
 }
 

@@ -196,32 +196,9 @@ pub(super) fn rope(op: &Rope) -> Result<Vec<Launch>> {
     frequencies(op).chunks(MAX_PAIRS).enumerate().map(turn).collect()
 }
 
-/// Both rotations and both stores as one launch; none where they do not belong together.
+/// Both rotations and both stores as one launch, for operations that belong together; none where the turns do not fit.
 pub(super) fn rope_store(q: &Rope, k: &Rope, k_store: &StoreKv, v_store: &StoreKv) -> Option<Result<Launch>> {
-    let same_turns = (q.params.n_rot, q.params.head_dim, q.params.style, q.params.n_tokens)
-        == (k.params.n_rot, k.params.head_dim, k.params.style, k.params.n_tokens)
-        && [q.params.base, q.params.frequency_scale] == [k.params.base, k.params.frequency_scale]
-        && q.positions.same_start(&k.positions)
-        && q.positions.dtype == k.positions.dtype
-        && match (&q.frequency_factors, &k.frequency_factors) {
-            (None, None) => true,
-            (Some(a), Some(b)) => a.same_start(b),
-            _ => false,
-        };
-    let stores_them = k_store.input.same_start(&k.output)
-        && k_store.input.len == k.output.len
-        && (k_store.start, k_store.n_tokens, k_store.shape) == (v_store.start, v_store.n_tokens, v_store.shape)
-        && k_store.cache.dtype == v_store.cache.dtype
-        && k_store.n_tokens == k.params.n_tokens
-        && (k_store.shape.n_kv_heads, k_store.shape.head_dim) == (k.params.n_heads, k.params.head_dim);
-    // The values and the queries are neither the keys nor each other.
-    let apart = !q.output.overlaps(&k.input)
-        && !q.output.overlaps(&k.output)
-        && !q.input.overlaps(&k.output)
-        && [&q.output, &k.output].iter().all(|written| !v_store.input.overlaps(written))
-        && !k_store.cache.overlaps(&v_store.cache);
-    let together = same_turns && stores_them && apart && q.params.n_rot / 2 <= MAX_PAIRS;
-    together.then(|| rope_store_launch(q, k, k_store, v_store))
+    (q.params.n_rot / 2 <= MAX_PAIRS).then(|| rope_store_launch(q, k, k_store, v_store))
 }
 
 fn rope_store_launch(q: &Rope, k: &Rope, k_store: &StoreKv, v_store: &StoreKv) -> Result<Launch> {

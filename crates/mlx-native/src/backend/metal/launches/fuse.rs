@@ -1,33 +1,19 @@
-//! Operations that follow one another and run as one launch. Everything that they write is written, so that nothing has to be known of who
-//! reads it later.
+//! Operations that follow one another and run as one launch.
 
 use super::{Plan, Routing, attention, matmul};
 use crate::Result;
 use crate::backend::Recorded;
-use crate::ops::Op;
+use crate::backend::gpu::fuse::Together;
 
 /// The plan of the first operations of a list together, and how many they are; none where the first runs alone.
 pub(crate) fn plan(ops: &[Recorded], routing: &Routing) -> Option<(Result<Plan>, usize)> {
-    let by_choice = |count: usize| ops[..count].iter().all(|recorded| recorded.kernel.is_none());
-    let one = |launch| Plan { launches: vec![launch], scratch: Vec::new(), fault: None };
-    let launch = match ops {
-        [a, b, c, ..] if by_choice(3) => match (&a.op, &b.op, &c.op) {
-            (Op::Matmul(gate), Op::Matmul(up), Op::GatedActivation(activation)) => {
-                matmul::gated(gate, up, activation, routing).map(|launch| (launch.map(one), 3))
-            }
-            _ => None,
-        },
-        _ => None,
+    let together = Together::first(ops)?;
+    let launch = match together {
+        Together::Gated(gate, up, activation) => matmul::gated(gate, up, activation.activation, routing)?,
+        Together::RopeStore { q, k, k_store, v_store } => attention::rope_store(q, k, k_store, v_store)?,
     };
-    launch.or_else(|| match ops {
-        [a, b, c, d, ..] if by_choice(4) => match (&a.op, &b.op, &c.op, &d.op) {
-            (Op::Rope(q), Op::Rope(k), Op::StoreKv(k_store), Op::StoreKv(v_store)) => {
-                attention::rope_store(q, k, k_store, v_store).map(|launch| (launch.map(one), 4))
-            }
-            _ => None,
-        },
-        _ => None,
-    })
+    let one = |launch| Plan { launches: vec![launch], scratch: Vec::new(), fault: None };
+    Some((launch.map(one), together.count()))
 }
 
 #[cfg(test)]

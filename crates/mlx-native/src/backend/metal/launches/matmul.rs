@@ -5,7 +5,7 @@ use super::route::{Dense, DenseShape, Routed, Routing};
 use super::{Access, Bound, Fault, Launch, Library, PipelineKey, Plan, u32_of};
 use crate::backend::metal::source::PASSES;
 use crate::format::WeightFormat;
-use crate::ops::{Activation, Embedding, GatedActivation, Input, InputLayout, Matmul, MatmulId, WeightView};
+use crate::ops::{Activation, Embedding, Input, InputLayout, Matmul, MatmulId, WeightView};
 use crate::{DType, Result};
 
 /// Simdgroups of a threadgroup that multiplies with single rows.
@@ -148,38 +148,18 @@ pub(super) fn matmul(op: &Matmul, kernel: Option<&str>, routing: &Routing) -> Re
     Ok(plan)
 }
 
-/// gate = activation(x · gate weight) ∘ (x · up weight), up = x · up weight, as one launch; none where the three do not belong together, or other
-/// kernels than those for rows run them.
-pub(super) fn gated(
-    gate: &Matmul,
-    up: &Matmul,
-    activation: &GatedActivation,
-    routing: &Routing,
-) -> Option<Result<Launch>> {
+/// gate = activation(x · gate weight) ∘ (x · up weight), up = x · up weight, as one launch, for three operations that
+/// belong together; none where other kernels than those for rows run them.
+pub(super) fn gated(gate: &Matmul, up: &Matmul, activation: Activation, routing: &Routing) -> Option<Result<Launch>> {
     let shape = DenseShape::of(gate);
     let Dense::Rows { rows, columns } = Dense::choose(&shape, routing) else { return None };
-    let outputs = [&gate.output, &up.output];
-    let alike = (gate.m, gate.n, gate.k, gate.batch, up.batch) == (up.m, up.n, up.k, 1, 1)
-        && gate.weight.format == up.weight.format
-        && !up.weight.transposed
-        && !up.mlx_order
-        && gate.input.view.same_start(&up.input.view)
-        && (gate.input.dtype, gate.input.layout) == (up.input.dtype, up.input.layout)
-        && outputs.iter().all(|output| !output.overlaps(&gate.input.view))
-        && !gate.output.overlaps(&up.output);
-    // In place: what the first product wrote is gone, so it need not be written.
-    let activates = activation.gate.same_start(&gate.output)
-        && activation.up.same_start(&up.output)
-        && activation.output.same_start(&gate.output)
-        && activation.len == gate.m * gate.n
-        && (gate.output_dtype, up.output_dtype) == (DType::F32, DType::F32);
-    (alike && activates).then(|| {
+    let launch = || {
         let args = with_input(args(&gate.weight, [gate.m, gate.n, gate.k], gate.k)?, &gate.input)?;
         let mut bindings = weight_bindings(&gate.weight);
         bindings.extend([Bound::read(&gate.input.view), Bound::overwrite(&gate.output), Bound::args(&args)]);
         bindings.extend(weight_bindings(&up.weight));
         bindings.push(Bound::overwrite(&up.output));
-        let code = match activation.activation {
+        let code = match activation {
             Activation::Silu => 0,
             Activation::GeluTanh => 1,
         };
@@ -193,7 +173,8 @@ pub(super) fn gated(
             group: [SIMDGROUPS * 32, 1, 1],
             threadgroup_bytes: 0,
         })
-    })
+    };
+    Some(launch())
 }
 
 /// Scratch 0 = the input's heads, bf16, as rows of f32.

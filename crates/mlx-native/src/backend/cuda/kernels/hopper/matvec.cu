@@ -86,8 +86,9 @@ DI void power_of_two(float largest, float& scale, float& inverse) {
 }
 
 // A warp's operands for the units first_unit(i), i < KU, of up to 4 (PARTS = 2) or 8 rows of x. x(token) is the address of a row.
-template <class F, int KU, int PARTS, class Unit, class X>
-DI void load_operands(u32 (&b)[KU][16][2], float (&inverse)[2], int m, u32 k, const Unit& unit, const X& x, u32 staging, u32 table) {
+// With NORM, x's one row is multiplied by `weight`, and the result is the sum of its squares before that.
+template <class F, int KU, int PARTS, bool NORM, class Unit, class X>
+DI float load_operands(u32 (&b)[KU][16][2], float (&inverse)[2], int m, u32 k, const float* weight, const Unit& unit, const X& x, u32 staging, u32 table) {
     const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
     constexpr int QUADS = 2 * KU;
     float4 v[QUADS], next[QUADS];
@@ -115,6 +116,19 @@ DI void load_operands(u32 (&b)[KU][16][2], float (&inverse)[2], int m, u32 k, co
         for (int s = 0; s < 16; s++) b[u][s][0] = b[u][s][1] = 0;
     inverse[0] = inverse[1] = 0.f;
     fetch(0);
+    float squares = 0.f;
+    if constexpr (NORM) {
+#pragma unroll
+        for (int j = 0; j < QUADS; j++) {
+            const u32 i = unit(j >> 1) * 256 + (j & 1) * 128 + 4 * lane;
+            const float4 w = i < k ? *(const float4*)(weight + i) : make_float4(0.f, 0.f, 0.f, 0.f);
+            float4& x = next[j];
+            squares = fmaf(x.x, x.x, fmaf(x.y, x.y, fmaf(x.z, x.z, fmaf(x.w, x.w, squares))));
+            x = make_float4(x.x * w.x, x.y * w.y, x.z * w.z, x.w * w.w);
+        }
+#pragma unroll
+        for (int o = 16; o; o >>= 1) squares += __shfl_xor_sync(~0u, squares, o);
+    }
 #pragma unroll 1
     for (int token = 0; token < m; token++) {
         float largest = 0.f;
@@ -166,11 +180,71 @@ DI void load_operands(u32 (&b)[KU][16][2], float (&inverse)[2], int m, u32 k, co
         }
     }
     __syncwarp();
+    return squares;
 }
 
+// A weight, where its product goes, its rows.
+struct Matrix {
+    const u8* weights;
+    float* output;
+    u32 n;
+};
+// What a launch multiplies. TURNS matrices are multiplied for a group of rows before the next group; of(group, height, turn) is the matrix that a
+// group belongs to, the group's number becoming the one within it; store(matrix, at, sum, held, turn) takes element `at` of the matrix's product,
+// `held` being the thread's own from one turn to the next.
+struct OneMatrix {
+    static constexpr int TURNS = 1;
+    Matrix matrix;
+    // sums = residual + product, where there is a residual; they may be one.
+    const float* residual;
+    float* sums;
+    DI int groups(int height) const { return (matrix.n + height - 1) / height; }
+    DI Matrix of(int& group, int height, int turn) const { return matrix; }
+    DI void store(const Matrix& m, u64 at, float sum, float& held, int turn) const {
+        m.output[at] = sum;
+        if (residual) sums[at] = residual[at] + sum;
+    }
+};
+// Matrices that share their input, whose groups of rows follow one another.
+struct ThreeMatrices {
+    static constexpr int TURNS = 1;
+    Matrix matrices[3];
+    DI int groups(int height, int i) const { return (matrices[i].n + height - 1) / height; }
+    DI int groups(int height) const { return groups(height, 0) + groups(height, 1) + groups(height, 2); }
+    DI Matrix of(int& group, int height, int turn) const {
+        if (group < groups(height, 0)) return matrices[0];
+        group -= groups(height, 0);
+        if (group < groups(height, 1)) return matrices[1];
+        group -= groups(height, 1);
+        return matrices[2];
+    }
+    DI void store(const Matrix& m, u64 at, float sum, float& held, int turn) const { m.output[at] = sum; }
+};
+// Two of one shape: the first one's output is its activation times the second. A stage's rows times tokens are no more than threads.
+struct GatedMatrices {
+    static constexpr int TURNS = 2;
+    Matrix gate, up;
+    u32 activation; // 0 SiLU, 1 GELU by tanh
+    DI int groups(int height) const { return (gate.n + height - 1) / height; }
+    DI Matrix of(int& group, int height, int turn) const { return turn ? up : gate; }
+    DI void store(const Matrix& m, u64 at, float sum, float& held, int turn) const {
+        if (turn) {
+            gate.output[at] = (activation ? gelu_tanh(held) : held / (1.f + expf(-held))) * sum;
+            up.output[at] = sum;
+        }
+        held = sum;
+    }
+    DI static float gelu_tanh(float a) { return 0.5f * a * (1.f + tanhf(0.7978845608f * (a + 0.044715f * a * a * a))); }
+};
+// The norm that makes the input, of one row: x / sqrt(mean(x^2) + eps) * weight, which goes to `output` too.
+struct Norm {
+    const float* weight;
+    float* output;
+    float eps;
+};
 
-template <class F, int KU, int PARTS, bool CLUSTERED, bool TAIL, bool RAGGED>
-DI void matvec(const u8* weights, const float* input, float* output, const TensorMap* scales, const TensorMap* biases, const HopperRowArgs& a) {
+template <class F, int KU, int PARTS, bool CLUSTERED, bool TAIL, bool RAGGED, bool NORM, class Matrices>
+DI void matvec(const Matrices& matrices, const float* input, const TensorMap* scales, const TensorMap* biases, const HopperRowArgs& a, const Norm& norm) {
     using L = MatVecLayout<F, KU>;
     constexpr int THREADS = WARPS * 32;
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
@@ -186,9 +260,9 @@ DI void matvec(const u8* weights, const float* input, float* output, const Tenso
         asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
         asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(slices));
     }
-    const int height = 16 * a.sets, groups = (a.n + height - 1) / height;
+    const int height = 16 * a.sets, groups = matrices.groups(height);
     const int first_unit = rank * a.slice, units = min((a.k + 255) / 256, first_unit + a.slice);
-    // Groups of rows: a range for each cluster, else from the counter, passed on through a ring of eight.
+    // Groups of rows: a range for each cluster, else from the counter, passed on through a ring of sixteen, more than there are stages.
     const int clusters = gridDim.x / slices, cluster = blockIdx.x / slices;
     const int begin = CLUSTERED ? (int)((u64)groups * cluster / clusters) : 0, end = CLUSTERED ? (int)((u64)groups * (cluster + 1) / clusters) : 0;
     const u32 partial = fixed + L::REDUCE + (1 + a.twice) * WARPS * 64 * a.m; // a cluster's sums of its slices
@@ -200,14 +274,14 @@ DI void matvec(const u8* weights, const float* input, float* output, const Tenso
             const u64 policy = evict_first_policy();
             int issued = 0, slot = 0, phase = 1;
             // Copies units [unit, unit + span) of the rows of a group into the next stage.
-            auto stage = [&](int group, int unit) {
+            auto stage = [&](const Matrix& matrix, int group, int unit) {
                 if (issued == a.stages - a.lent) named_sync<2, THREADS + 32>(); // the operands are in registers now
                 if (issued >= a.stages) barrier_wait(empty + 8 * slot, phase);
                 const u32 inside = unit * F::UNIT, at = shared + slot * a.stage_bytes, bar = full + 8 * slot;
                 const u32 length = (u32)min((u64)(min((int)a.span, units - unit) * F::UNIT), a.w_row - inside);
                 u32 total = 0;
                 for (int r = lane; r < height; r += 32) {
-                    const u32 past = RAGGED ? (u32)((u64)weights + min((u32)(group * height + r), a.n - 1) * a.w_row + inside) & 15 : 0;
+                    const u32 past = RAGGED ? (u32)((u64)matrix.weights + min((u32)(group * height + r), matrix.n - 1) * a.w_row + inside) & 15 : 0;
                     total += (past + length + 15) & ~15u;
                 }
 #pragma unroll
@@ -222,7 +296,7 @@ DI void matvec(const u8* weights, const float* input, float* output, const Tenso
                 }
                 __syncwarp();
                 for (int r = lane; r < height; r += 32) {
-                    const u8* from = weights + min((u32)(group * height + r), a.n - 1) * a.w_row + inside;
+                    const u8* from = matrix.weights + min((u32)(group * height + r), matrix.n - 1) * a.w_row + inside;
                     const u32 past = RAGGED ? (u32)(u64)from & 15 : 0;
                     bulk_copy(at + r * a.pitch, from - past, (past + length + 15) & ~15u, bar, policy);
                 }
@@ -240,10 +314,15 @@ DI void matvec(const u8* weights, const float* input, float* output, const Tenso
                     // The group after this one, asked for early enough to have arrived.
                     if (lane == 0) next = atomicAdd(row_groups, 1) + 2 * gridDim.x;
                 }
-                if (!CLUSTERED && lane == 0) ring[i & 7] = group < groups ? group : -1;
+                if (!CLUSTERED && lane == 0) ring[i & 15] = group < groups ? group : -1;
                 if (group >= (CLUSTERED ? end : groups)) break;
 #pragma unroll 1
-                for (int unit = first_unit; unit < units; unit += a.span) stage(group, unit);
+                for (int turn = 0; turn < Matrices::TURNS; turn++) {
+                    int within = group;
+                    const Matrix matrix = matrices.of(within, height, turn);
+#pragma unroll 1
+                    for (int unit = first_unit; unit < units; unit += a.span) stage(matrix, within, unit);
+                }
                 if (!CLUSTERED) next = __shfl_sync(~0u, next, 0);
             }
             if (issued <= a.stages - a.lent) named_sync<2, THREADS + 32>();
@@ -267,71 +346,95 @@ DI void matvec(const u8* weights, const float* input, float* output, const Tenso
         const u32 strip = 16 * a.m; // sums of a warp: 16 rows of each token
         float* reduce = (float*)(smem + fixed + L::REDUCE);
         wait_for_predecessor();
-        load_operands<F, KU, PARTS>(
-            b, inverse, a.m, a.k, [&](int i) { return works && first_unit + place + i * a.span < units ? first_unit + place + i * a.span : 1 << 22; },
+        const float squares = load_operands<F, KU, PARTS, NORM>(
+            b, inverse, a.m, a.k, norm.weight, [&](int i) { return works && first_unit + place + i * a.span < units ? first_unit + place + i * a.span : 1 << 22; },
             [&](int token) { return input + (u64)(a.first + token) * a.x_row; }, (a.stages - a.lent) * a.stage_bytes + warp * KU * 512, table);
         proxy_fence();
         named_arrive<2, THREADS + 32>();
         // A value of bits<0> is QUANTUM.
         inverse[0] *= 1.f / F::QUANTUM, inverse[1] *= 1.f / F::QUANTUM;
+        float factor = 1.f;
+        if constexpr (NORM) { // the factor of the row applies to the sums; the first set's warps have all of it
+            float* shares = reduce + a.twice * WARPS * strip; // nobody writes there before all warps have met again
+            if (lane == 0) shares[warp] = set == 0 ? squares : 0.f;
+            named_sync<1, THREADS>();
+            float total = 0.f;
+#pragma unroll
+            for (int w = 0; w < WARPS; w++) total += shares[w];
+            factor = 1.f / sqrtf(total / (float)a.k + norm.eps);
+            inverse[0] *= factor, inverse[1] *= factor;
+        }
         const u32 row = (set * 16 + g) * a.pitch + place * F::UNIT, side = height * a.pitch + (set * 16 + g) * a.side_pitch + place * side_of<F>();
         int slot = 0, phase = 0;
 #pragma unroll 1
         for (int i = 0;; i++) {
             int group = begin + i;
-            float acc[4] = {0.f, 0.f, 0.f, 0.f};
             if (CLUSTERED && group >= end) break;
+            float held = 0.f;
+#pragma unroll 1
+            for (int turn = 0; turn < Matrices::TURNS; turn++) {
+                float acc[4] = {0.f, 0.f, 0.f, 0.f};
 #pragma unroll
-            for (int sub = 0; sub < KU; sub++) {
-                const int start = first_unit + sub * a.span, unit = start + place;
-                if (sub > 0 && start >= units) break;
-                barrier_wait(full + 8 * slot, phase);
-                if (!CLUSTERED && sub == 0) {
-                    group = ring[i & 7];
-                    if (group < 0) break;
+                for (int sub = 0; sub < KU; sub++) {
+                    const int start = first_unit + sub * a.span, unit = start + place;
+                    if (sub > 0 && start >= units) break;
+                    barrier_wait(full + 8 * slot, phase);
+                    if (!CLUSTERED && sub == 0 && turn == 0) {
+                        group = ring[i & 15];
+                        if (group < 0) break;
+                    }
+                    if (works && unit < units) {
+                        const int valid = (int)a.k - unit * 256;
+                        const u32 at = slot * a.stage_bytes, sums = table + sub * L::GROUPS * 32;
+                        u32 top = at + row, bottom = top + 8 * a.pitch;
+                        auto run = [&](auto row0, auto row1) {
+                            row0.scales = at + side + (start * side_of<F>() & 15), row1.scales = row0.scales + 8 * a.side_pitch;
+                            row0.biases = row0.scales + height * a.side_pitch, row1.biases = row1.scales + height * a.side_pitch;
+                            multiply_unit<F, decltype(row0)::PAST, TAIL>(row0, row1, t, b[sub], sums, valid, acc);
+                        };
+                        if constexpr (RAGGED) {
+                            int within = group;
+                            const Matrix matrix = matrices.of(within, height, turn);
+                            const u64 from = (u64)(matrix.weights + start * F::UNIT);
+                            const u32 weight_row = within * height + set * 16 + g;
+                            top += (u32)(from + min(weight_row, matrix.n - 1) * a.w_row) & 15;
+                            bottom += (u32)(from + min(weight_row + 8, matrix.n - 1) * a.w_row) & 15;
+                            run(Row<-1>{top & ~3u, 8 * (top & 3)}, Row<-1>{bottom & ~3u, 8 * (bottom & 3)});
+                        } else if constexpr (F::UNIT % 4 == 0) run(Row<0>{top}, Row<0>{bottom});
+                        else if (place & 1) run(Row<16>{top - 2}, Row<16>{bottom - 2});
+                        else run(Row<0>{top}, Row<0>{bottom});
+                    }
+                    __syncwarp();
+                    if (lane == 0) barrier_arrive(empty + 8 * slot);
+                    if (++slot == a.stages) slot = 0, phase ^= 1;
                 }
-                if (works && unit < units) {
-                    const int valid = (int)a.k - unit * 256;
-                    const u32 at = slot * a.stage_bytes, sums = table + sub * L::GROUPS * 32;
-                    u32 top = at + row, bottom = top + 8 * a.pitch;
-                    auto run = [&](auto row0, auto row1) {
-                        row0.scales = at + side + (start * side_of<F>() & 15), row1.scales = row0.scales + 8 * a.side_pitch;
-                        row0.biases = row0.scales + height * a.side_pitch, row1.biases = row1.scales + height * a.side_pitch;
-                        multiply_unit<F, decltype(row0)::PAST, TAIL>(row0, row1, t, b[sub], sums, valid, acc);
-                    };
-                    if constexpr (RAGGED) {
-                        const u64 from = (u64)(weights + start * F::UNIT);
-                        const u32 weight_row = group * height + set * 16 + g;
-                        top += (u32)(from + min(weight_row, a.n - 1) * a.w_row) & 15;
-                        bottom += (u32)(from + min(weight_row + 8, a.n - 1) * a.w_row) & 15;
-                        run(Row<-1>{top & ~3u, 8 * (top & 3)}, Row<-1>{bottom & ~3u, 8 * (bottom & 3)});
-                    } else if constexpr (F::UNIT % 4 == 0) run(Row<0>{top}, Row<0>{bottom});
-                    else if (place & 1) run(Row<16>{top - 2}, Row<16>{bottom - 2});
-                    else run(Row<0>{top}, Row<0>{bottom});
+                if (!CLUSTERED && group < 0) break;
+                if (!a.twice) named_sync<1, THREADS>();
+                float* all = reduce + ((i * Matrices::TURNS + turn) & a.twice) * WARPS * strip;
+                float* mine = all + warp * strip;
+                if (PARTS == 2) {
+                    if (t < a.m) mine[t * 16 + g] = (acc[0] + acc[1]) * inverse[0], mine[t * 16 + g + 8] = (acc[2] + acc[3]) * inverse[0];
+                } else {
+                    if (2 * t < a.m) mine[2 * t * 16 + g] = acc[0] * inverse[0], mine[2 * t * 16 + g + 8] = acc[2] * inverse[0];
+                    if (2 * t + 1 < a.m) mine[(2 * t + 1) * 16 + g] = acc[1] * inverse[1], mine[(2 * t + 1) * 16 + g + 8] = acc[3] * inverse[1];
                 }
-                __syncwarp();
-                if (lane == 0) barrier_arrive(empty + 8 * slot);
-                if (++slot == a.stages) slot = 0, phase ^= 1;
+                named_sync<1, THREADS>();
+                int within = group;
+                const Matrix matrix = matrices.of(within, height, turn);
+                for (u32 o = threadIdx.x; o < height * a.m; o += THREADS) { // o = token height + row
+                    const u32 token = o / height, r = o % height;
+                    const float* column = all + (r >> 4) * a.span * strip + token * 16 + (r & 15);
+                    float sum = 0.f;
+                    for (int w = 0; w < a.span; w++) sum += column[w * strip];
+                    if (CLUSTERED) *(float*)(smem + partial + (i * height * a.m + o) * 4) = sum;
+                    else if (within * height + r < matrix.n) matrices.store(matrix, (u64)(a.first + token) * matrix.n + within * height + r, sum, held, turn);
+                }
             }
             if (!CLUSTERED && group < 0) break;
-            if (!a.twice) named_sync<1, THREADS>();
-            float* all = reduce + (i & a.twice) * WARPS * strip;
-            float* mine = all + warp * strip;
-            if (PARTS == 2) {
-                if (t < a.m) mine[t * 16 + g] = (acc[0] + acc[1]) * inverse[0], mine[t * 16 + g + 8] = (acc[2] + acc[3]) * inverse[0];
-            } else {
-                if (2 * t < a.m) mine[2 * t * 16 + g] = acc[0] * inverse[0], mine[2 * t * 16 + g + 8] = acc[2] * inverse[0];
-                if (2 * t + 1 < a.m) mine[(2 * t + 1) * 16 + g] = acc[1] * inverse[1], mine[(2 * t + 1) * 16 + g + 8] = acc[3] * inverse[1];
-            }
-            named_sync<1, THREADS>();
-            for (u32 o = threadIdx.x; o < height * a.m; o += THREADS) { // o = token height + row
-                const u32 token = o / height, r = o % height;
-                const float* column = all + (r >> 4) * a.span * strip + token * 16 + (r & 15);
-                float sum = 0.f;
-                for (int w = 0; w < a.span; w++) sum += column[w * strip];
-                if (CLUSTERED) *(float*)(smem + partial + (i * height * a.m + o) * 4) = sum;
-                else if (group * height + r < a.n) output[(u64)(a.first + token) * a.n + group * height + r] = sum;
-            }
+        }
+        if constexpr (NORM) { // by a block that has had the fewest rows
+            if (blockIdx.x == gridDim.x - 1)
+                for (u32 i = threadIdx.x; i < a.k; i += THREADS) norm.output[i] = input[i] * factor * norm.weight[i];
         }
     }
     if constexpr (CLUSTERED) { // every block adds up its share of the cluster's sums
@@ -346,20 +449,37 @@ DI void matvec(const u8* weights, const float* input, float* output, const Tenso
                 asm volatile("{.reg .b32 r; mapa.shared::cluster.u32 r, %1, %2; ld.shared::cluster.f32 %0, [r];}" : "=f"(v) : "r"(at), "r"(s) : "memory");
                 sum += v;
             }
-            if (r < a.n) output[(u64)(a.first + token) * a.n + r] = sum;
+            int group = 0;
+            float held = 0.f;
+            const Matrix matrix = matrices.of(group, height, 0);
+            if (r < matrix.n) matrices.store(matrix, (u64)(a.first + token) * matrix.n + r, sum, held, 0);
         }
         cluster_sync();
     }
 }
 
-// y [m, n] = x [m, k] times the weight's rows; m at most 4 with PARTS = 2, else 8.
+// y [m, n] = x [m, k] times the weight's rows; m at most 4 with PARTS = 2, else 8. Where there is a residual, sums = residual + y.
 template <class F, int KU, int PARTS, bool CLUSTERED, bool TAIL, bool RAGGED>
-__global__ void __launch_bounds__(WARPS * 32 + 128, 1) hopper_mv(const u8* weights, const float* x, float* y, const __grid_constant__ HopperRowArgs args) {
-    matvec<F, KU, PARTS, CLUSTERED, TAIL, RAGGED>(weights, x, y, nullptr, nullptr, args);
+__global__ void __launch_bounds__(WARPS * 32 + 128, 1)
+    hopper_mv(const u8* weights, const float* x, float* y, const __grid_constant__ HopperRowArgs args, const float* residual, float* sums) {
+    matvec<F, KU, PARTS, CLUSTERED, TAIL, RAGGED, false>(OneMatrix{{weights, y, args.n}, residual, sums}, x, nullptr, nullptr, args, {});
+}
+// The same for up to three matrices of one format and as many columns: y0 = x w0, y1 = x w1, y2 = x w2. With NORM the input is x normed.
+template <class F, int KU, int PARTS, bool TAIL, bool RAGGED, bool NORM>
+__global__ void __launch_bounds__(WARPS * 32 + 128, 1) hopper_mv_group(const u8* w0, const u8* w1, const u8* w2, const float* x, float* y0, float* y1, float* y2,
+                                                                       const __grid_constant__ HopperRowArgs args, u32 n1, u32 n2, const float* norm_weight, float* normed, float eps) {
+    matvec<F, KU, PARTS, false, TAIL, RAGGED, NORM>(ThreeMatrices{{{w0, y0, args.n}, {w1, y1, n1}, {w2, y2, n2}}}, x, nullptr, nullptr, args, {norm_weight, normed, eps});
+}
+// The same for a gated pair.
+template <class F, int KU, int PARTS, bool TAIL, bool RAGGED, bool NORM>
+__global__ void __launch_bounds__(WARPS * 32 + 128, 1) hopper_mv_gated(const u8* w0, const u8* w1, const float* x, float* y0, float* y1, const __grid_constant__ HopperRowArgs args,
+                                                                       u32 activation, const float* norm_weight, float* normed, float eps) {
+    matvec<F, KU, PARTS, false, TAIL, RAGGED, NORM>(GatedMatrices{{w0, y0, args.n}, {w1, y1, args.n}, activation}, x, nullptr, nullptr, args, {norm_weight, normed, eps});
 }
 // The same for affine formats: boxes of a stage's rows x side_pitch bytes of scales and biases.
 template <class F, int KU, int PARTS, bool CLUSTERED, bool TAIL, bool RAGGED>
 __global__ void __launch_bounds__(WARPS * 32 + 128, 1)
-    hopper_mv_affine(const u8* weights, const float* x, float* y, const __grid_constant__ HopperRowArgs args, const __grid_constant__ TensorMap scales, const __grid_constant__ TensorMap biases) {
-    matvec<F, KU, PARTS, CLUSTERED, TAIL, RAGGED>(weights, x, y, &scales, &biases, args);
+    hopper_mv_affine(const u8* weights, const float* x, float* y, const __grid_constant__ HopperRowArgs args, const float* residual, float* sums, const __grid_constant__ TensorMap scales,
+                     const __grid_constant__ TensorMap biases) {
+    matvec<F, KU, PARTS, CLUSTERED, TAIL, RAGGED, false>(OneMatrix{{weights, y, args.n}, residual, sums}, x, &scales, &biases, args, {});
 }

@@ -79,13 +79,13 @@ pub(in crate::backend::cuda) fn matmul_id(
         vec![input.at, prepared.clone(), inverse.clone(), Bound::value(&args), lists.clone(), Bound::value(&top_k)];
     let function = format!("hopper_prepare_id<{}>", product.format.name);
     let prepare = Launch::new(key(function), bindings, [args.m, 1, 1], 512);
-    plan.launches.push(Launch { shared_bytes: product.prepared_bytes(1), overlap: true, ..prepare });
+    plan.launches.push(Launch { shared_bytes: product.prepared_bytes(1), ..prepare });
     let [w, scales, biases] = product.weight_maps(tile, Some((op.n_experts, op.weight.strides)));
     let x = product.input_map(slots, tile, prepared);
     let bindings =
         vec![w, x, scales, biases, inverse, y, held, Bound::value(&args), tiles, lists, Bound::value(&n_tiles)];
     let function = format!("hopper_mm_id<{}, {}, {}>", product.format.name, tile.sets, tile.rows);
     let launch = Launch::new(key(function), bindings, [blocks as u32, 1, 1], 384);
-    plan.launches.push(Launch { shared_bytes, overlap: true, ..launch });
+    plan.launches.push(Launch { shared_bytes, ..launch });
     Ok(Some(plan))
 }

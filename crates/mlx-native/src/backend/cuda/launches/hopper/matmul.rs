@@ -5,6 +5,7 @@ use crate::backend::cuda::driver::TensorMap;
 use crate::backend::cuda::launches::args::ProductArgs;
 use crate::backend::cuda::launches::{Bound, Launch, Plan, Planner};
 use crate::backend::gpu::u32_of;
+use crate::buffer::View;
 use crate::device::Activations;
 use crate::ops::Matmul;
 use crate::{DType, MM_ROUTING_THRESHOLD, Result};
@@ -110,48 +111,84 @@ impl Product<'_> {
 
 /// Plans a product, or leaves it to the portable kernels.
 pub(in crate::backend::cuda) fn matmul(op: &Matmul, planner: &Planner<'_>, args: &ProductArgs) -> Result<Option<Plan>> {
+    matmuls(&[op], planner, args)
+}
+
+/// Plans products that read the same input, whose portable arguments are `args`, as one launch or with the input prepared once. None where they
+/// differ in what that takes, or other kernels run them.
+pub(in crate::backend::cuda) fn matmuls(
+    ops: &[&Matmul],
+    planner: &Planner<'_>,
+    args: &ProductArgs,
+) -> Result<Option<Plan>> {
+    let [op, others @ ..] = ops else { return Ok(None) };
     let Some(rows) = route(op, planner) else { return Ok(None) };
-    let Some(product) = Product::new(&op.weight, [op.m, op.n, op.k], planner.info, planner.options) else {
+    if others.iter().any(|other| route(other, planner) != Some(rows)) {
         return Ok(None);
-    };
+    }
+    let products: Option<Vec<Product<'_>>> = ops.iter().map(|op| Product::of(op, planner)).collect();
+    let Some(products) = products else { return Ok(None) };
+    if products.iter().any(|product| product.format.name != products[0].format.name) {
+        return Ok(None);
+    }
     let mut plan = Plan::default();
     let input = Rows::of(&op.input, op.m, args, &mut plan)?;
-    if rows {
-        let exact = op.m <= matvec::EXACT_ROWS || planner.options.activations == Activations::Exact;
-        let most = if exact { matvec::EXACT_ROWS } else { matvec::ROWS };
-        for first in (0..op.m).step_by(most) {
-            let Some(launch) = matvec::launch(&product, &input, &op.output, [first, most.min(op.m - first)], exact)?
-            else {
-                return Ok(None);
-            };
-            plan.launches.push(launch);
-        }
+    let outputs: Vec<&View> = ops.iter().map(|op| &op.output).collect();
+    if !rows {
+        tiles(&products, &input, &outputs, planner, &mut plan)?;
         return Ok(Some(plan));
     }
-    let tile = Tile::choose(op.m);
-    let (_, _, shared_bytes) = layout(product.format, tile);
-    let args = product.tile_args(&input)?;
-    let prepared = plan.scratch(product.prepared_bytes(op.m));
-    let inverse = plan.scratch(op.m * 4);
-    let blocks = planner.info.processors as usize / tile.cluster * tile.cluster;
-    let held = plan.scratch(blocks * 128 * tile.sets * tile.rows * 4);
-    let function = format!("hopper_prepare<{}>", product.format.name);
-    let bindings = vec![input.at, prepared.clone(), inverse.clone(), Bound::value(&args)];
-    let prepare = Launch::new(key(function), bindings, [args.m, 1, 1], PREPARE_THREADS);
-    plan.launches.push(Launch { shared_bytes: product.units() * UNIT * 2, overlap: true, ..prepare });
-    let [w, scales, biases] = product.weight_maps(tile, None);
-    let x = product.input_map(op.m, tile, prepared);
-    let bindings = vec![w, x, scales, biases, inverse, Bound::view(&op.output), held, Bound::value(&args)];
-    let function = format!("hopper_mm<{}, {}, {}, {}>", product.format.name, tile.sets, tile.rows, tile.cluster);
-    let launch = Launch::new(key(function), bindings, [blocks as u32, 1, 1], THREADS);
-    plan.launches.push(Launch { cluster: tile.cluster as u32, shared_bytes, overlap: true, ..launch });
+    let exact = op.m <= matvec::EXACT_ROWS || planner.options.activations == Activations::Exact;
+    let most = if exact { matvec::EXACT_ROWS } else { matvec::ROWS };
+    let group = matvec::Group { products: &products, outputs: &outputs, norm: None, activation: None };
+    for first in (0..op.m).step_by(most) {
+        let part = matvec::Part { first, m: most.min(op.m - first), exact };
+        let launch = match &products[..] {
+            [product] => matvec::launch(product, &input, &op.output, part, None)?,
+            _ => group.launch(&input, part)?,
+        };
+        let Some(launch) = launch else { return Ok(None) };
+        plan.launches.push(launch);
+    }
     Ok(Some(plan))
 }
 
+/// The launches of products of many rows: the input is prepared once.
+fn tiles(
+    products: &[Product<'_>],
+    input: &Rows,
+    outputs: &[&View],
+    planner: &Planner<'_>,
+    plan: &mut Plan,
+) -> Result<()> {
+    let product = &products[0];
+    let (m, name) = (product.m, product.format.name);
+    let tile = Tile::choose(m);
+    let (_, _, shared_bytes) = layout(product.format, tile);
+    let prepared = plan.scratch(product.prepared_bytes(m));
+    let inverse = plan.scratch(m * 4);
+    let blocks = planner.info.processors as usize / tile.cluster * tile.cluster;
+    let held = plan.scratch(blocks * 128 * tile.sets * tile.rows * 4);
+    let args = product.tile_args(input)?;
+    let bindings = vec![input.at.clone(), prepared.clone(), inverse.clone(), Bound::value(&args)];
+    let prepare = Launch::new(key(format!("hopper_prepare<{name}>")), bindings, [args.m, 1, 1], PREPARE_THREADS);
+    plan.launches.push(Launch { shared_bytes: product.units() * UNIT * 2, ..prepare });
+    for (product, output) in products.iter().zip(outputs) {
+        let [w, scales, biases] = product.weight_maps(tile, None);
+        let x = product.input_map(m, tile, prepared.clone());
+        let args = Bound::value(&product.tile_args(input)?);
+        let bindings = vec![w, x, scales, biases, inverse.clone(), Bound::view(output), held.clone(), args];
+        let function = format!("hopper_mm<{name}, {}, {}, {}>", tile.sets, tile.rows, tile.cluster);
+        let launch = Launch::new(key(function), bindings, [blocks as u32, 1, 1], THREADS);
+        plan.launches.push(Launch { cluster: tile.cluster as u32, shared_bytes, ..launch });
+    }
+    Ok(())
+}
+
 /// Whether the kernel for few rows is asked for, or the one for many; None where neither is.
-fn route(op: &Matmul, planner: &Planner<'_>) -> Option<bool> {
+pub(super) fn route(op: &Matmul, planner: &Planner<'_>) -> Option<bool> {
     let whole = op.batch == 1 && op.output_dtype == DType::F32 && op.output.offset.is_multiple_of(4);
-    let product = Product::new(&op.weight, [op.m, op.n, op.k], planner.info, planner.options)?;
+    let product = Product::of(op, planner)?;
     let few = op.m <= MM_ROUTING_THRESHOLD as usize;
     let rows = match planner.forced {
         Some(ROWS) => true,

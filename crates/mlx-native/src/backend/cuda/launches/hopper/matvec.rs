@@ -1,11 +1,12 @@
 //! The geometry of the kernel for few rows.
 
-use super::{HopperRowArgs, Product, Rows, key, pitch_of};
+use super::{HopperRowArgs, MATRICES, Product, Rows, key, pitch_of};
 use crate::Result;
 use crate::backend::cuda::driver::TensorMap;
 use crate::backend::cuda::launches::{Bound, Launch};
 use crate::backend::gpu::u32_of;
 use crate::buffer::View;
+use crate::ops::{Activation, RmsNorm};
 
 /// Warps that multiply; 4 more issue copies.
 const WARPS: usize = 16;
@@ -120,19 +121,11 @@ pub(super) fn fits(product: &Product<'_>) -> bool {
     geometry(product, ROWS).is_some()
 }
 
-/// A launch for m rows, from row `first` on. `exact`: four rows at most, as good as f32.
-pub(super) fn launch(
-    product: &Product<'_>,
-    input: &Rows,
-    output: &View,
-    [first, m]: [usize; 2],
-    exact: bool,
-) -> Result<Option<Launch>> {
-    let Some(geometry) = geometry(product, m) else { return Ok(None) };
-    let format = product.format;
-    let args = HopperRowArgs {
+/// The arguments of a launch for m rows, from row `first` on.
+fn args(product: &Product<'_>, geometry: &Geometry, x_row: u64, [first, m]: [usize; 2]) -> Result<HopperRowArgs> {
+    Ok(HopperRowArgs {
         w_row: product.w_row as u64,
-        x_row: input.stride,
+        x_row,
         m: u32_of("m", m)?,
         n: u32_of("n", product.n)?,
         k: u32_of("k", product.k)?,
@@ -147,9 +140,52 @@ pub(super) fn launch(
         twice: u32::from(geometry.twice),
         first: u32_of("first", first)?,
         pad: 0,
-    };
+    })
+}
+
+fn launch_of(function: String, bindings: Vec<Bound>, geometry: &Geometry) -> Launch {
+    let launch = Launch::new(key(function), bindings, [geometry.grid as u32, 1, 1], THREADS);
+    Launch { cluster: geometry.cluster as u32, shared_bytes: geometry.shared_bytes, ..launch }
+}
+
+/// What a launch adds its product to, and where that sum goes.
+#[derive(Clone, Copy)]
+pub(super) struct Residual<'a> {
+    pub input: &'a View,
+    pub sum: &'a View,
+}
+
+/// The rows of a launch: the first, how many, and whether they are to be as good as f32, four at most.
+#[derive(Clone, Copy)]
+pub(super) struct Part {
+    pub first: usize,
+    pub m: usize,
+    pub exact: bool,
+}
+
+impl Part {
+    fn columns(self) -> u32 {
+        if self.exact { 2 } else { 1 }
+    }
+}
+
+/// A launch for a part of the input's rows.
+pub(super) fn launch(
+    product: &Product<'_>,
+    input: &Rows,
+    output: &View,
+    part: Part,
+    residual: Option<Residual<'_>>,
+) -> Result<Option<Launch>> {
+    let Some(geometry) = geometry(product, part.m) else { return Ok(None) };
+    let format = product.format;
+    let args = args(product, &geometry, input.stride, [part.first, part.m])?;
     let mut bindings =
         vec![Bound::view(&product.weight.data), input.at.clone(), Bound::view(output), Bound::value(&args)];
+    bindings.extend(match residual {
+        Some(residual) => [Bound::view(residual.input), Bound::view(residual.sum)],
+        None => [Bound::value(&0u64), Bound::value(&0u64)],
+    });
     let mut name = "hopper_mv";
     if format.side > 0 {
         name = "hopper_mv_affine";
@@ -168,11 +204,80 @@ pub(super) fn launch(
         "{name}<{}, {}, {}, {}, {}, {}>",
         format.name,
         geometry.units,
-        if exact { 2 } else { 1 },
+        part.columns(),
         geometry.cluster > 1,
         !product.k.is_multiple_of(256),
         !product.aligned()
     );
-    let launch = Launch::new(key(function), bindings, [geometry.grid as u32, 1, 1], THREADS);
-    Ok(Some(Launch { cluster: geometry.cluster as u32, shared_bytes: geometry.shared_bytes, overlap: true, ..launch }))
+    Ok(Some(launch_of(function, bindings, &geometry)))
+}
+
+/// Products of one input in one launch.
+pub(super) struct Group<'a> {
+    pub products: &'a [Product<'a>],
+    pub outputs: &'a [&'a View],
+    /// The norm that makes the input, of one row.
+    pub norm: Option<&'a RmsNorm>,
+    /// The first of two products becomes its activation times the second.
+    pub activation: Option<Activation>,
+}
+
+impl Group<'_> {
+    /// The launch for a part of the input's rows; none where weights differ in format or k, rows take several blocks, or scales lie apart.
+    pub(super) fn launch(&self, input: &Rows, part: Part) -> Result<Option<Launch>> {
+        let (products, outputs) = (self.products, self.outputs);
+        let [product, others @ ..] = products else { return Ok(None) };
+        // As one matrix with the rows of all, or of each of a gated pair.
+        let n = match self.activation {
+            Some(_) => product.n,
+            None => products.iter().map(|product| product.n).sum(),
+        };
+        let whole = Product { n, ..*product };
+        let Some(geometry) = geometry(&whole, part.m) else { return Ok(None) };
+        let (format, ragged) = (product.format, !product.aligned());
+        let alike = |other: &Product<'_>| {
+            other.format.name == format.name && other.k == product.k && (ragged || other.aligned())
+        };
+        let fits = match self.activation {
+            // A thread has one element of a stage's rows.
+            Some(_) => products.len() == 2 && 16 * geometry.sets * part.m <= WARPS * 32 && others[0].n == product.n,
+            None => products.len() <= MATRICES,
+        };
+        if !fits || !others.iter().all(alike) || format.side > 0 || geometry.cluster > 1 {
+            return Ok(None);
+        }
+        let args = Bound::value(&args(product, &geometry, input.stride, [part.first, part.m])?);
+        // Matrices that are not there have no rows.
+        let of = |i: usize| products.get(i).map_or((product, 0), |product| (product, product.n));
+        let (name, count) = match self.activation {
+            Some(_) => ("hopper_mv_gated", 2),
+            None => ("hopper_mv_group", MATRICES),
+        };
+        let mut bindings: Vec<Bound> = (0..count).map(|i| Bound::view(&of(i).0.weight.data)).collect();
+        bindings.push(input.at.clone());
+        bindings.extend((0..count).map(|i| Bound::view(outputs.get(i).unwrap_or(&outputs[0]))));
+        bindings.push(args);
+        match self.activation {
+            Some(Activation::Silu) => bindings.push(Bound::value(&0u32)),
+            Some(Activation::GeluTanh) => bindings.push(Bound::value(&1u32)),
+            None => {
+                for i in 1..MATRICES {
+                    bindings.push(Bound::value(&u32_of("n", of(i).1)?));
+                }
+            }
+        }
+        bindings.extend(match self.norm {
+            Some(norm) => [Bound::view(&norm.weight), Bound::view(&norm.output), Bound::value(&norm.params.eps)],
+            None => [Bound::value(&0u64), Bound::value(&0u64), Bound::value(&0f32)],
+        });
+        let function = format!(
+            "{name}<{}, {}, {}, {}, {ragged}, {}>",
+            format.name,
+            geometry.units,
+            part.columns(),
+            !product.k.is_multiple_of(256),
+            self.norm.is_some()
+        );
+        Ok(Some(launch_of(function, bindings, &geometry)))
+    }
 }

@@ -1,25 +1,29 @@
 //! Products on Hopper (sm_90a): kernels that stream weights through the bulk copy engine and multiply on the tensor cores. They take the common
 //! formats and contiguous f32 input; everything else keeps the portable kernels.
 
+mod chain;
 mod experts;
 mod matmul;
 mod matvec;
 
+pub(super) use chain::Chain;
 pub(super) use experts::matmul_id;
-pub(super) use matmul::matmul;
+pub(super) use matmul::{matmul, matmuls};
 
 use crate::backend::cuda::driver::DeviceInfo;
 use crate::backend::cuda::launches::args::ProductArgs;
 use crate::backend::cuda::launches::matmul::widened;
-use crate::backend::cuda::launches::{Bound, Library, PipelineKey, Plan};
+use crate::backend::cuda::launches::{Bound, Library, PipelineKey, Plan, Planner};
 use crate::backend::gpu::args::{ArgType, args, render_struct};
 use crate::backend::{CapabilityQuery, OpKind};
 use crate::buffer::View;
 use crate::device::{Activations, DeviceOptions};
 use crate::format::WeightFormat;
-use crate::ops::{Input, WeightView};
+use crate::ops::{Input, Matmul, WeightView};
 use crate::{DType, GgmlType, MM_ID_ROUTING_THRESHOLD, MM_ROUTING_THRESHOLD, Result};
 
+/// Products of one input that a launch has at most.
+pub(super) const MATRICES: usize = 3;
 /// The names of the kernels in reports.
 pub(super) const ROWS: &str = "hopper_mv";
 pub(super) const TILES: &str = "hopper_mm";
@@ -154,6 +158,7 @@ impl Rows {
 }
 
 /// A product that these kernels can do.
+#[derive(Clone, Copy)]
 struct Product<'a> {
     format: Format,
     weight: &'a WeightView,
@@ -190,6 +195,10 @@ impl<'a> Product<'a> {
         }
         let w_row = weight.format.row_bytes(k).ok()?;
         Some(Product { format, weight, info, m, n, k, w_row, side_row })
+    }
+
+    fn of(op: &'a Matmul, planner: &Planner<'a>) -> Option<Product<'a>> {
+        Product::new(&op.weight, [op.m, op.n, op.k], planner.info, planner.options)
     }
 
     fn units(&self) -> usize {
@@ -259,6 +268,10 @@ pub(crate) fn pipelines() -> Vec<PipelineKey> {
             "2, 2, true, false, false",
         ] {
             keys.push(key(format!("{mv}<{name}, {geometry}>")));
+        }
+        if format.side == 0 {
+            keys.push(key(format!("hopper_mv_group<{name}, 1, 2, false, false, true>")));
+            keys.push(key(format!("hopper_mv_gated<{name}, 2, 2, false, false, true>")));
         }
         for tile in ["1, 256, 2", "2, 128, 1", "2, 64, 2"] {
             keys.push(key(format!("hopper_mm<{name}, {tile}>")));
