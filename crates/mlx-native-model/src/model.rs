@@ -37,13 +37,13 @@ pub struct SessionOptions {
     pub context: usize,
     /// Element type of the key-value cache: [`DType::F16`] or [`DType::F32`].
     pub kv_dtype: DType,
-    /// Most tokens that are computed together.
+    /// Most tokens that are computed together; 0 leaves it to the device: as many as fill it.
     pub batch: usize,
 }
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        SessionOptions { context: 0, kv_dtype: DType::F16, batch: 512 }
+        SessionOptions { context: 0, kv_dtype: DType::F16, batch: 0 }
     }
 }
 

@@ -1,8 +1,8 @@
 //! One context: its cache, and the forward pass over new tokens.
 
 use mlx_native::{
-    AttentionParams, Binary, CommandEncoder, DType, EmbeddingParams, ExpertGateParams, MlxBuffer, RmsNormParams,
-    RopeParams, Weight,
+    AttentionParams, Binary, CommandEncoder, DType, DeviceKind, EmbeddingParams, ExpertGateParams, MlxBuffer,
+    RmsNormParams, RopeParams, Weight,
 };
 
 use crate::activations::{Activations, GatedActivations};
@@ -10,6 +10,14 @@ use crate::config::{Experts, QkNorm};
 use crate::kv_cache::{KvCache, LayerCache};
 use crate::weights::{ExpertWeights, FeedForward, Gated, LayerWeights};
 use crate::{Model, ModelConfig, ModelError, Result, SessionOptions};
+
+/// Tokens that are computed together unless the caller says otherwise.
+const BATCH: usize = 512;
+/// The same on CUDA: a large GPU needs more to be filled (33,000 tokens/s instead of 26,600 with 8 billion weights on an H100).
+const CUDA_BATCH: usize = 2048;
+
+/// Layers that are recorded before the device gets them, where it has work for longer than recording takes.
+const LAYERS_AT_ONCE: usize = 8;
 
 /// Tokens in context, and what computing further ones needs.
 #[derive(Debug)]
@@ -29,13 +37,18 @@ pub struct Session<'m> {
 impl<'m> Session<'m> {
     pub(crate) fn new(model: &'m Model, options: SessionOptions) -> Result<Session<'m>> {
         let context = model.context(&options);
-        if context == 0 || options.batch == 0 || !matches!(options.kv_dtype, DType::F16 | DType::F32) {
+        if context == 0 || !matches!(options.kv_dtype, DType::F16 | DType::F32) {
             return Err(ModelError::Config(format!("session: {options:?} is out of range")));
         }
         let vocabulary = model.vocabulary();
+        let batch = match (options.batch, model.device.kind()) {
+            (0, DeviceKind::Cuda) => CUDA_BATCH,
+            (0, _) => BATCH,
+            (batch, _) => batch,
+        };
         Ok(Session {
             model,
-            options,
+            options: SessionOptions { batch, ..options },
             cache: KvCache::new(&model.device, &model.config, context, options.kv_dtype)?,
             position: 0,
             one: Activations::new(model, 1)?,
@@ -117,7 +130,8 @@ impl<'m> Session<'m> {
         let start = self.position;
         let vocabulary = self.model.vocabulary();
         let mut all = Vec::with_capacity(tokens.len() * vocabulary);
-        for tokens in tokens.chunks(self.options.batch) {
+        // Their logits exist at once.
+        for tokens in tokens.chunks(self.options.batch.min(BATCH)) {
             let rows = tokens.len();
             let shape = vec![rows, vocabulary];
             let result =
@@ -278,6 +292,10 @@ impl Pass<'_> {
             soft_cap: None,
         };
         encoder.attention(&act.q, &cache.k, &cache.v, &mut act.attended, &attention)?;
+        // A GPU begins with these layers while the next ones are recorded.
+        if encoder.device().kind() == DeviceKind::Cuda && index % LAYERS_AT_ONCE == LAYERS_AT_ONCE / 2 {
+            encoder.commit();
+        }
         encoder.matmul(&act.attended, &layer.attn_output, &mut act.delta_out)?;
         if let Some(bias) = &layer.attn_output_bias {
             encoder.binary(Binary::Add, &act.delta, bias, &mut act.delta_out)?;
