@@ -179,11 +179,107 @@ pub(super) fn element(dtype: crate::DType, bytes: &[u8], i: usize) -> f32 {
     }
 }
 
+/// A format whose vectors of values are loaded as f32.
+trait Values<S: Simd>: Copy {
+    /// Bytes of a value.
+    const BYTES: usize;
+    /// Values `l..l + 4·LANES` of the row whose first byte is `row`; l is a multiple of 4·LANES.
+    unsafe fn load(&self, row: *const u8, l: usize) -> S::Floats;
+}
+
+/// Plain values.
+#[derive(Clone, Copy)]
+struct Plain<const TYPE: u8>;
+
+const F32: u8 = 0;
+const F16: u8 = 1;
+const BF16: u8 = 2;
+
+impl<S: Simd, const TYPE: u8> Values<S> for Plain<TYPE> {
+    const BYTES: usize = if TYPE == F32 { 4 } else { 2 };
+
+    #[inline(always)]
+    unsafe fn load(&self, row: *const u8, l: usize) -> S::Floats {
+        // SAFETY: the values lie within the row; the caller runs on S's instruction set.
+        unsafe {
+            match TYPE {
+                F32 => S::load_floats(row.cast::<f32>().add(l)),
+                F16 => S::load_f16(row.cast::<u16>().add(l)),
+                _ => S::load_bf16(row.cast::<u16>().add(l)),
+            }
+        }
+    }
+}
+
+/// The one row of x of a job whose weights are plain: they go from memory into products without a stop. Bits are those of [`run`]'s general way.
+#[inline(always)]
+unsafe fn one<S: Simd, V: Values<S>>(job: &Job, values: V, base: *const u8, stride: usize) {
+    /// How far ahead of their use weights are asked for; see `tiles`.
+    const AHEAD_BYTES: usize = 2560;
+    let (width, row_bytes) = (4 * S::LANES, job.k * V::BYTES);
+    let whole = job.k / UNIT * UNIT;
+    let count = job.n.len();
+    let band = count.div_ceil(ROWS);
+    let (x_row, y_row) = job.rows.get(0);
+    // SAFETY: rows below n.end exist in the weight, x is padded to whole vectors, places in y exist.
+    unsafe {
+        let x = job.prepared.cast::<f32>().add(x_row * stride);
+        for t in 0..band {
+            // The last band may be shorter: its row is then the last one once more.
+            let index: [usize; ROWS] = four!(|r| job.n.start + (t + r * band).min(count - 1));
+            let rows: [*const u8; ROWS] = four!(|r| base.add(index[r] * row_bytes));
+            let mut sum: [S::Floats; ROWS] = [S::splat(0.0); ROWS];
+            for l in (0..whole).step_by(UNIT) {
+                for row in rows {
+                    for line in (0..UNIT * V::BYTES).step_by(64) {
+                        S::prefetch(row.wrapping_add(l * V::BYTES + AHEAD_BYTES + line));
+                    }
+                }
+                for l in (l..l + UNIT).step_by(width) {
+                    let x = S::load_floats(x.add(l));
+                    sum = four!(|r| S::mul_add(values.load(rows[r], l), x, sum[r]));
+                }
+            }
+            if whole < job.k {
+                let mut rest = [[0.0; UNIT]; ROWS];
+                for (rest, row) in rest.iter_mut().zip(index) {
+                    widen::<S>(job.weight, job.k, row, whole, &mut rest[..job.k - whole]);
+                }
+                for l in (0..job.k - whole).step_by(width) {
+                    let x = S::load_floats(x.add(whole + l));
+                    sum = four!(|r| S::mul_add(S::load_floats(rest[r].as_ptr().add(l)), x, sum[r]));
+                }
+            }
+            for (r, sum) in sum.into_iter().enumerate() {
+                if t + r * band < count {
+                    *job.y.data.add(y_row * job.y.stride + job.n.start + t + r * band) = S::sum(sum);
+                }
+            }
+        }
+    }
+}
+
+/// Values that [`one`] takes at once: whole vectors of every set.
+const UNIT: usize = 32;
+
 /// A whole job.
 #[inline(always)]
 unsafe fn run<S: Simd>(job: &Job) {
     let Layout::Floats { row: stride, .. } = job.layout else { return };
     let width = 4 * S::LANES;
+    if job.rows.len() == 1
+        && let Weight::Ggml { ty, blocks } = *job.weight
+    {
+        // SAFETY: the caller's promise is the same.
+        unsafe {
+            match ty {
+                GgmlType::F32 => return one::<S, _>(job, Plain::<F32>, blocks.as_ptr(), stride),
+                GgmlType::F16 => return one::<S, _>(job, Plain::<F16>, blocks.as_ptr(), stride),
+                GgmlType::BF16 => return one::<S, _>(job, Plain::<BF16>, blocks.as_ptr(), stride),
+                _ => {}
+            }
+        }
+    }
     // SAFETY: rows of x are padded to FLOAT_PAD ≥ `width` elements, scratch memory has the sizes that `scratch_bytes` counts.
     unsafe {
         let scratch = job.scratch.add(job.scratch.align_offset(64)).cast::<f32>();

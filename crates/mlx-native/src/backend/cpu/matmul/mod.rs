@@ -198,8 +198,13 @@ impl Plan {
     /// One row streams weights, which goes fastest in one long band a thread; many rows want bands whose intermediate sums fit the cache.
     pub(crate) fn chunk(&self, threads: usize) -> usize {
         let even = self.n.div_ceil(threads.max(1));
-        let chunk = if self.m * self.layout.planes() <= 1 { even } else { even.div_ceil(4).min(panels::ROWS) };
-        chunk.next_multiple_of(8)
+        match self.m * self.layout.planes() {
+            0 | 1 => even.next_multiple_of(8),
+            columns if columns <= tiles::COLUMN_BLOCK => {
+                even.div_ceil(4).min(64).next_multiple_of(4 * tiles::MAX_GROUPS)
+            }
+            _ => panels::task_rows(self.n, threads),
+        }
     }
 
     /// One row of x reads weights in four streams: how many rows lie between their beginnings in a run of `count` features. None where more rows of x

@@ -16,8 +16,10 @@ use super::source::{Scales, Source};
 use super::tiles::{aligned, column, neighbours, transposed};
 use super::{Job, RowMap, YRows};
 
-/// Weight rows of a panel.
-pub(super) const ROWS: usize = 64;
+/// The most weight rows that share a pass over some values of k of x: as much of x as this takes comes from far away once for all of them.
+const ROWS: usize = 128;
+/// Weight rows of a panel on the set that has most.
+const PANEL_ROWS: usize = 32;
 /// Values of k of a panel, at most: two vectors of rows of them leave room for the columns of a tile in a first-level cache of 48 KiB.
 const K_BLOCK: usize = 640;
 /// The same where one panel does not hold all of k: a multiple of every [`Source::STEPS`].
@@ -28,7 +30,7 @@ const COLUMNS: usize = 264;
 const COLUMN_UNIT: usize = 12;
 
 /// Bytes of codes and scales: a byte a value, and up to four f32 for each 32 values.
-const PANEL_BYTES: usize = ROWS * K_BLOCK + ROWS * (K_BLOCK / 32) * 4 * size_of::<f32>();
+const PANEL_BYTES: usize = PANEL_ROWS * K_BLOCK + PANEL_ROWS * (K_BLOCK / 32) * 4 * size_of::<f32>();
 /// Bytes of partial sums: an f32 of each lane for each row and column.
 const SUM_BYTES: usize = ROWS * COLUMNS * MAX_LANES * size_of::<f32>();
 /// A thread's scratch memory.
@@ -55,8 +57,23 @@ pub(crate) enum Entering {
     Mins,
 }
 
+/// The kind of a source, where a loop is compiled for the source alone.
+pub(super) struct OfSource<S: Simd, F: Source<S>>(PhantomData<(S, F)>);
+
+impl<S: Simd, F: Source<S>> Kind for OfSource<S, F> {
+    const HALVES: bool = F::HALVES;
+    const SUMS: Entering = if F::MINS {
+        Entering::Mins
+    } else if F::OFFSET != 0 {
+        Entering::Start
+    } else {
+        Entering::None
+    };
+    const WIDE: bool = F::WIDE;
+}
+
 /// The kinds: (halves, wide) × how sums enter.
-struct With<const HALVES: bool, const SUMS: u8, const WIDE: bool>;
+pub(super) struct With<const HALVES: bool, const SUMS: u8, const WIDE: bool>;
 
 impl<const HALVES: bool, const SUMS: u8, const WIDE: bool> Kind for With<HALVES, SUMS, WIDE> {
     const HALVES: bool = HALVES;
@@ -78,7 +95,6 @@ impl<S: Simd, const R: usize> Panel<S, R> {
     /// A vector's bytes, of codes and of floats alike.
     const VECTOR: usize = 16 * S::LANES;
     const BLOCK_BYTES: usize = 12 * R * Self::VECTOR;
-    const BYTES: usize = K_BLOCK / 32 * Self::BLOCK_BYTES;
 
     /// Where the codes of dword `d` of half `half` of block `block` stand for vector r of rows.
     #[inline(always)]
@@ -145,6 +161,15 @@ impl<S: Simd, const R: usize> Panel<S, R> {
     }
 }
 
+/// Rows and steps of the weight that make a panel.
+#[derive(Clone, Copy)]
+struct Span {
+    /// The first row.
+    first: usize,
+    k0: usize,
+    k1: usize,
+}
+
 /// Some columns over a panel.
 pub(crate) struct Columns<'a> {
     panel: *mut u8,
@@ -155,6 +180,8 @@ pub(crate) struct Columns<'a> {
     offset: usize,
     /// The columns' first records; a multiple of the tile's columns, whose last may stand there more than once.
     records: &'a [*const u8],
+    /// Which of the tiles are to be run.
+    tiles: Range<usize>,
     /// Partial sums by column, vector of rows and lane.
     sums: *mut f32,
     /// The panel is the first of its rows: there are no partial sums yet.
@@ -165,7 +192,7 @@ pub(crate) struct Columns<'a> {
 #[inline(always)]
 unsafe fn tiles<S: Simd, K: Kind, const R: usize, const C: usize>(job: &Columns) {
     let (groups, _) = job.records.as_chunks::<C>();
-    for (i, records) in groups.iter().enumerate() {
+    for (i, records) in groups.iter().enumerate().take(job.tiles.end).skip(job.tiles.start) {
         // The next columns are fetched while these are computed.
         let next = groups.get(i + 1).unwrap_or(records);
         // SAFETY: the caller's promise.
@@ -193,21 +220,22 @@ unsafe fn tile<S: Simd, K: Kind, const R: usize, const C: usize>(
             // Of a panel that ends within a step, the last lanes have a block less.
             for (step, block) in (lane..job.blocks).step_by(S::LANES).enumerate() {
                 let offset = job.offset + step * job.record_bytes;
-                if lane == 0 {
-                    for next in next {
-                        for line in (0..job.record_bytes).step_by(64) {
-                            S::prefetch(next.wrapping_add(offset + line));
-                        }
+                // A lane's share of the lines of the next columns: all at once they would hold up the loads that are needed now.
+                for next in next {
+                    for line in (64 * lane..job.record_bytes).step_by(64 * S::LANES) {
+                        S::prefetch(next.wrapping_add(offset + line));
                     }
                 }
-                let records: [*const u8; C] = array!(C, |c| records[c].add(offset + 16 * lane));
-                let ints = half::<S, K, R, C>(&panel, &records, block, 0);
+                let codes: [*const u8; C] = array!(C, |c| records[c].add(offset + 16 * lane));
+                // Behind the codes stand the lanes' activation scales, then what sums there are.
+                let floats: [*const f32; C] = array!(C, |c| records[c].add(offset + 32 * S::LANES + 4 * lane).cast());
+                let ints = half::<S, K, R, C>(&panel, &codes, &floats, block, 0);
                 let mut v: [[S::Floats; R]; C] = array!(C, |c| array!(R, |r| S::mul(
                     S::to_floats(ints[c][r]),
                     S::load_floats(panel.floats(block, 0, r))
                 )));
                 if K::HALVES {
-                    let ints = half::<S, K, R, C>(&panel, &records, block, 1);
+                    let ints = half::<S, K, R, C>(&panel, &codes, &floats, block, 1);
                     v = array!(C, |c| array!(R, |r| S::mul_add(
                         S::to_floats(ints[c][r]),
                         S::load_floats(panel.floats(block, 1, r)),
@@ -215,16 +243,14 @@ unsafe fn tile<S: Simd, K: Kind, const R: usize, const C: usize>(
                     )));
                 }
                 for c in 0..C {
-                    // Behind the codes stand the activation's scale and what sums there are, four times each.
-                    let floats = records[c].add(32 * S::LANES).cast::<f32>();
-                    let x_scale = S::splat(floats.read_unaligned());
+                    let x_scale = S::splat(floats[c].read_unaligned());
                     for r in 0..R {
                         let mut v = v[c][r];
                         if matches!(K::SUMS, Entering::Mins) {
-                            let sum = S::splat(floats.add(4 * S::LANES).read_unaligned());
+                            let sum = S::splat(floats[c].add(S::LANES).read_unaligned());
                             v = S::mul_add(sum, S::load_floats(panel.floats(block, 2, r)), v);
                             if K::HALVES {
-                                let sum = S::splat(floats.add(8 * S::LANES).read_unaligned());
+                                let sum = S::splat(floats[c].add(2 * S::LANES).read_unaligned());
                                 v = S::mul_add(sum, S::load_floats(panel.floats(block, 3, r)), v);
                             }
                         }
@@ -245,16 +271,16 @@ unsafe fn tile<S: Simd, K: Kind, const R: usize, const C: usize>(
 #[inline(always)]
 unsafe fn half<S: Simd, K: Kind, const R: usize, const C: usize>(
     panel: &Panel<S, R>,
-    records: &[*const u8; C],
+    codes: &[*const u8; C],
+    floats: &[*const f32; C],
     block: usize,
     half: usize,
 ) -> [[S::Ints; R]; C] {
-    // SAFETY: `records` are at the block's lane of whole records; the block lies in the panel.
+    // SAFETY: `codes` and `floats` are at the block's lane of whole records; the block lies in the panel.
     unsafe {
         let mut ints = array!(C, |c| {
             let start = if matches!(K::SUMS, Entering::Start) {
-                let sums = records[c].add((48 + 16 * half) * S::LANES).cast::<i32>();
-                S::splat_int(sums.read_unaligned())
+                S::splat_int(floats[c].add((1 + half) * S::LANES).cast::<i32>().read_unaligned())
             } else {
                 S::zero_ints()
             };
@@ -262,11 +288,11 @@ unsafe fn half<S: Simd, K: Kind, const R: usize, const C: usize>(
         });
         for h in if K::HALVES { half..half + 1 } else { 0..2 } {
             for d in 0..4 {
-                let codes: [S::Bytes; R] = array!(R, |r| S::load(panel.codes(block, h, d, r)));
+                let w: [S::Bytes; R] = array!(R, |r| S::load(panel.codes(block, h, d, r)));
                 for c in 0..C {
-                    let x = S::broadcast(records[c].add(16 * h * S::LANES + 4 * d));
+                    let x = S::broadcast(codes[c].add(16 * h * S::LANES + 4 * d));
                     for r in 0..R {
-                        ints[c][r] = S::dot(K::WIDE, ints[c][r], codes[r], x);
+                        ints[c][r] = S::dot(K::WIDE, ints[c][r], w[r], x);
                     }
                 }
             }
@@ -341,27 +367,70 @@ pub(super) mod isa {
     compiled!(portable, portable_outputs, Portable, 1);
 }
 
+/// Expands `$run!(kind)` with the kind of source F, one of few that loops are compiled for.
+macro_rules! of_kind {
+    ($set:ident, $source:ident, $run:ident) => {{
+        use $crate::backend::cpu::matmul::panels::With;
+        let sums = if <$source as Source<$set>>::MINS { 2 } else { (<$source as Source<$set>>::OFFSET != 0) as u8 };
+        match (<$source as Source<$set>>::HALVES, sums, <$source as Source<$set>>::WIDE) {
+            (false, 0, false) => $run!(With<false, 0, false>),
+            (false, 1, false) => $run!(With<false, 1, false>),
+            (false, _, false) => $run!(With<false, 2, false>),
+            (false, 0, true) => $run!(With<false, 0, true>),
+            (false, 1, true) => $run!(With<false, 1, true>),
+            (false, _, true) => $run!(With<false, 2, true>),
+            (true, 0, false) => $run!(With<true, 0, false>),
+            (true, 1, false) => $run!(With<true, 1, false>),
+            (true, _, false) => $run!(With<true, 2, false>),
+            (true, 0, true) => $run!(With<true, 0, true>),
+            (true, 1, true) => $run!(With<true, 1, true>),
+            (true, _, true) => $run!(With<true, 2, true>),
+        }
+    }};
+}
+pub(super) use of_kind;
+
 /// The loop over a panel of the source's kind.
 #[inline(always)]
 unsafe fn run<S: Simd, F: Source<S>>(job: &Columns) {
-    let sums = if F::MINS { 2 } else { (F::OFFSET != 0) as u8 };
+    macro_rules! run {
+        ($kind:ty) => {
+            S::columns::<$kind>(job)
+        };
+    }
     // SAFETY: the caller's promise is the same.
+    unsafe { of_kind!(S, F, run) }
+}
+
+/// Runs all columns over a panel, and meanwhile asks for the weights of the next one, a few lines after each tile: a panel takes a few hundred bytes of each
+/// of many rows, which no prefetching of the processor's own foresees.
+#[inline(always)]
+unsafe fn run_and_ask<S: Simd, F: Source<S>, const R: usize>(source: &F, job: &Job, all: &Columns, next: Option<Span>) {
+    let tiles = all.tiles.len();
+    let Some(next) = next else {
+        // SAFETY: the caller's promise.
+        return unsafe { run::<S, F>(all) };
+    };
+    let stages = (next.k1 - next.k0).div_ceil(F::STEPS);
+    let pieces = R * S::LANES * stages;
+    // SAFETY: the caller's promise, for some of the columns; any address may be prefetched.
     unsafe {
-        match (F::HALVES, sums, F::WIDE) {
-            (false, 0, false) => S::columns::<With<false, 0, false>>(job),
-            (false, 1, false) => S::columns::<With<false, 1, false>>(job),
-            (false, _, false) => S::columns::<With<false, 2, false>>(job),
-            (false, 0, true) => S::columns::<With<false, 0, true>>(job),
-            (false, 1, true) => S::columns::<With<false, 1, true>>(job),
-            (false, _, true) => S::columns::<With<false, 2, true>>(job),
-            (true, 0, false) => S::columns::<With<true, 0, false>>(job),
-            (true, 1, false) => S::columns::<With<true, 1, false>>(job),
-            (true, _, false) => S::columns::<With<true, 2, false>>(job),
-            (true, 0, true) => S::columns::<With<true, 0, true>>(job),
-            (true, 1, true) => S::columns::<With<true, 1, true>>(job),
-            (true, _, true) => S::columns::<With<true, 2, true>>(job),
+        for piece in 0..pieces {
+            let tiles = tiles * piece / pieces..tiles * (piece + 1) / pieces;
+            if !tiles.is_empty() {
+                run::<S, F>(&Columns { tiles, ..*all });
+            }
+            let rows = source.rows(neighbours(job, next.first + piece / stages * 4));
+            source.prefetch(&rows, next.k0 + piece % stages * F::STEPS);
         }
     }
+}
+
+/// How many weight rows of `n` a task of one of `threads` threads takes.
+pub(super) fn task_rows(n: usize, threads: usize) -> usize {
+    // Whole panels; of the sizes that keep the busiest thread's rows fewest, the largest.
+    let busiest = |rows: usize| n.div_ceil(rows).div_ceil(threads.max(1)) * rows;
+    (1..=ROWS / PANEL_ROWS).rev().map(|panels| panels * PANEL_ROWS).min_by_key(|rows| busiest(*rows)).unwrap_or(ROWS)
 }
 
 /// Any number of columns, best more than some.
@@ -379,7 +448,7 @@ pub(super) unsafe fn many<S: Simd, F: Source<S>, const R: usize>(job: &Job) {
     unsafe {
         let source = F::new(job.weight, job.k);
         let scratch = aligned(job.scratch);
-        let panel = |g: usize| Panel::<S, R> { base: scratch.add(g * Panel::<S, R>::BYTES), set: PhantomData };
+        let panel = Panel::<S, R> { base: scratch, set: PhantomData };
         let sums = scratch.add(PANEL_BYTES).cast::<f32>();
         for first in job.n.clone().step_by(ROWS) {
             let groups = (job.n.end - first).min(ROWS).div_ceil(tile_rows);
@@ -395,16 +464,25 @@ pub(super) unsafe fn many<S: Simd, F: Source<S>, const R: usize>(job: &Job) {
                 for k0 in (0..steps).step_by(block) {
                     let k1 = (k0 + block).min(steps);
                     for g in 0..groups {
-                        panel(g).fill(&source, job, first + g * tile_rows, k0, k1);
-                        run::<S, F>(&Columns {
-                            panel: panel(g).base,
+                        panel.fill(&source, job, first + g * tile_rows, k0, k1);
+                        let columns = Columns {
+                            panel: panel.base,
                             blocks: (job.k.div_ceil(32) - k0 * S::LANES).min((k1 - k0) * S::LANES),
                             record_bytes,
                             offset: k0 * record_bytes,
                             records: &records[..padded],
+                            tiles: 0..padded / S::TILE_COLUMNS[F::HALVES as usize],
                             sums: sums.add(g * group_sums),
                             first: k0 == 0,
-                        });
+                        };
+                        let next = if g + 1 < groups {
+                            Some(Span { first: first + (g + 1) * tile_rows, k0, k1 })
+                        } else if k1 < steps {
+                            Some(Span { first, k0: k1, k1: (k1 + block).min(steps) })
+                        } else {
+                            None
+                        };
+                        run_and_ask::<S, F, R>(&source, job, &columns, next);
                     }
                 }
                 for g in 0..groups {

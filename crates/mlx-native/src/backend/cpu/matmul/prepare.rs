@@ -1,8 +1,8 @@
 //! Phase 1: x as the kernels read it.
 //!
 //! Integer layout: each row of x gives one column (more for more than 8 bits, see [`quantize`]), and a column is one record for each step:
-//! `lo` and `hi` codes (16·lanes bytes each), the activation scales (four equal f32 a lane), and one or two vectors of
-//! what the kernel needs to know about the sums of codes (four equal values a lane), see [`Sums`].
+//! `lo` and `hi` codes (16·lanes bytes each), the activation scales (an f32 a lane), and once or twice what the kernel needs to know about the sums
+//! of codes (a value a lane), see [`Sums`].
 //!
 //! Float layout: rows of f32, each padded with zeros.
 
@@ -45,6 +45,8 @@ pub(super) enum Layout {
         halves: bool,
         /// Which sums.
         sums: Sums,
+        /// The first sixteen codes of a block are those of its even values, the last sixteen those of its odd ones.
+        pairs: bool,
         /// Columns of a row: 8 bits each.
         planes: usize,
     },
@@ -78,7 +80,7 @@ impl Layout {
     pub(super) fn record_bytes(&self) -> usize {
         match *self {
             Layout::Floats { .. } => 0,
-            Layout::Codes { lanes, halves, .. } => (64 + if halves { 16 } else { 0 }) * lanes,
+            Layout::Codes { lanes, halves, .. } => (40 + if halves { 4 } else { 0 }) * lanes,
         }
     }
 
@@ -246,7 +248,7 @@ unsafe fn read<const N: usize>(x: &XRows, i: usize, first: usize, k: usize, valu
 /// one before, whose error is at most half a unit. 8 bits stop after c₀, 16 after c₁.
 #[inline(always)]
 unsafe fn quantize<S: Simd>(work: &Work, i: usize, step: usize) {
-    let Layout::Codes { k, halves, sums, planes, .. } = work.layout else { return };
+    let Layout::Codes { k, halves, sums, pairs, planes, .. } = work.layout else { return };
     let (column_bytes, record_bytes) = (work.layout.column_bytes(), work.layout.record_bytes());
     let first = step * 32 * S::LANES;
     // SAFETY: a whole step of the row lies contiguously there, and its record in the prepared buffer; the caller runs on S's instruction set.
@@ -254,7 +256,7 @@ unsafe fn quantize<S: Simd>(work: &Work, i: usize, step: usize) {
         if planes == 1 && work.x.head_dim >= k && work.x.dtype == DType::F32 && first + 32 * S::LANES <= k {
             let x = work.x.data.cast::<f32>().wrapping_add(i * work.x.row_stride + first);
             let record = work.prepared.add(i * column_bytes + step * record_bytes);
-            if S::quantize(x, record, halves, sums) {
+            if S::quantize(x, record, halves, sums, pairs) {
                 return;
             }
         }
@@ -275,20 +277,21 @@ unsafe fn quantize<S: Simd>(work: &Work, i: usize, step: usize) {
             }
             for plane in 0..planes {
                 let half_sums = S::round(&mut x, &mut codes);
+                let codes = if pairs { evens_first(codes) } else { codes };
                 let record = work.prepared.add((i * planes + plane) * column_bytes + step * record_bytes);
                 record.add(16 * lane).copy_from_nonoverlapping(codes.as_ptr(), 16);
                 record.add(16 * (S::LANES + lane)).copy_from_nonoverlapping(codes.as_ptr().add(16), 16);
-                let quads = record.add(32 * S::LANES).cast::<[u32; 4]>();
-                quads.add(lane).write_unaligned([scale.to_bits(); 4]);
+                let notes = record.add(32 * S::LANES).cast::<u32>();
+                notes.add(lane).write_unaligned(scale.to_bits());
                 let note = |sum: i32| match sums {
-                    Sums::Offset(offset) => [(-offset * sum) as u32; 4],
-                    Sums::Plain => [(sum as f32).to_bits(); 4],
+                    Sums::Offset(offset) => (-offset * sum) as u32,
+                    Sums::Plain => (sum as f32).to_bits(),
                 };
                 if halves {
-                    quads.add(S::LANES + lane).write_unaligned(note(half_sums[0]));
-                    quads.add(2 * S::LANES + lane).write_unaligned(note(half_sums[1]));
+                    notes.add(S::LANES + lane).write_unaligned(note(half_sums[0]));
+                    notes.add(2 * S::LANES + lane).write_unaligned(note(half_sums[1]));
                 } else {
-                    quads.add(S::LANES + lane).write_unaligned(note(half_sums[0] + half_sums[1]));
+                    notes.add(S::LANES + lane).write_unaligned(note(half_sums[0] + half_sums[1]));
                 }
                 if plane + 1 < planes {
                     for x in &mut x {
@@ -303,6 +306,17 @@ unsafe fn quantize<S: Simd>(work: &Work, i: usize, step: usize) {
 
 /// The largest power of two whose inverse is not subnormal: for smaller values 127 / largest would overflow.
 pub(super) const INVERSE_MAX: f32 = 8.507_059e37;
+
+/// The even places, then the odd ones.
+#[inline(always)]
+fn evens_first(codes: [u8; 32]) -> [u8; 32] {
+    let mut sorted = [0; 32];
+    for i in 0..16 {
+        sorted[i] = codes[2 * i];
+        sorted[16 + i] = codes[2 * i + 1];
+    }
+    sorted
+}
 
 /// (largest / 127, 127 / largest); NaN for the scale when a value is not finite, so that the whole row's results become NaN.
 #[inline(always)]

@@ -10,24 +10,34 @@
 //!   once, and all columns run over them.
 //! - [`panels`]: more columns.
 
-use super::simd::{MAX_LANES, Simd, array, four};
+use std::mem::MaybeUninit;
+
+use super::panels::{Entering, Kind, OfSource, of_kind};
+use super::simd::{MAX_LANES, Simd, array, four, unrolled};
 use super::source::{Scales, Source};
 use super::{Job, panels};
 
 /// Columns that share a pass over codes in the first-level cache.
-const COLUMN_BLOCK: usize = 16;
+pub(super) const COLUMN_BLOCK: usize = 16;
 /// A thread's scratch memory for partial sums.
 pub(super) const SCRATCH_BYTES: usize = COLUMN_BLOCK * MAX_GROUPS * 4 * MAX_LANES * size_of::<f32>() + 64;
 /// The most groups of four rows that share a load of x.
-const MAX_GROUPS: usize = 2;
+pub(super) const MAX_GROUPS: usize = 2;
 
-/// How many steps ahead of their use weights are asked for: the processor's own prefetching stops at every page, and eight rows at once are many streams
-/// for it. Measured: 8 and 16 are best for most formats, and twice as fast as none for rows of several KiB.
-const AHEAD: usize = 8;
+/// How far ahead of their use the weights of each row are asked for: the processor's own prefetching stops at every page, and four rows or more are many
+/// streams for it. One column waits for memory alone; with several, the multiplications leave memory more time for each byte.
+const AHEAD_BYTES_ONE: usize = 2560;
+const AHEAD_BYTES_FEW: usize = 512;
 
-/// Runs the job with the kernel for its number of columns. T: groups of four rows that share a load of x.
+/// `AHEAD_BYTES` in steps.
 #[inline(always)]
-pub(super) unsafe fn run<S: Simd, F: Source<S>, const T: usize>(job: &Job) {
+const fn ahead(ahead_bytes: usize, step_bytes: usize) -> usize {
+    ahead_bytes.div_ceil(step_bytes)
+}
+
+/// Runs the job with the kernel for its number of columns. T: groups of four rows that share a load of x; R: vectors of rows of a panel.
+#[inline(always)]
+pub(super) unsafe fn run<S: Simd, F: Source<S>, const T: usize, const R: usize>(job: &Job) {
     // SAFETY: the caller's promise (that of `Plan::run`, and the instruction set) is the callees'.
     unsafe {
         let columns = job.rows.len() * job.layout.planes();
@@ -36,7 +46,7 @@ pub(super) unsafe fn run<S: Simd, F: Source<S>, const T: usize>(job: &Job) {
         } else if columns <= COLUMN_BLOCK {
             few::<S, F, T>(job);
         } else {
-            panels::many::<S, F, T>(job);
+            panels::many::<S, F, R>(job);
         }
     }
 }
@@ -55,14 +65,14 @@ unsafe fn scaled<S: Simd>(ints: S::Ints, scale: S::Floats, v: Option<S::Floats>)
 
 /// Adds minimums times sums of activations.
 #[inline(always)]
-unsafe fn with_mins<S: Simd, F: Source<S>>(mut v: S::Floats, scales: &Scales<S>, record: *const u8) -> S::Floats {
-    if F::MINS {
+unsafe fn with_mins<S: Simd, K: Kind>(mut v: S::Floats, scales: &Scales<S>, record: *const u8) -> S::Floats {
+    if matches!(K::SUMS, Entering::Mins) {
         // SAFETY: `record` is a whole record; the sums follow the activation scales.
         unsafe {
-            let sums = record.add(48 * S::LANES).cast::<f32>();
-            v = S::mul_add(S::load_floats(sums), scales.min[0], v);
-            if F::HALVES {
-                v = S::mul_add(S::load_floats(sums.add(4 * S::LANES)), scales.min[1], v);
+            let sums = record.add(36 * S::LANES).cast::<f32>();
+            v = S::mul_add(S::spread_floats(sums), scales.min[0], v);
+            if K::HALVES {
+                v = S::mul_add(S::spread_floats(sums.add(S::LANES)), scales.min[1], v);
             }
         }
     }
@@ -75,7 +85,7 @@ unsafe fn start<S: Simd, F: Source<S>>(record: *const u8, half: usize) -> S::Int
     // SAFETY: `record` is a whole record; the sums follow the activation scales.
     unsafe {
         if F::OFFSET != 0 && (half == 0 || F::HALVES) {
-            S::load_ints(record.add((48 + 16 * half) * S::LANES).cast())
+            S::spread_ints(record.add((36 + 4 * half) * S::LANES).cast())
         } else {
             S::zero_ints()
         }
@@ -86,7 +96,7 @@ unsafe fn start<S: Simd, F: Source<S>>(record: *const u8, half: usize) -> S::Int
 #[inline(always)]
 unsafe fn x_scale<S: Simd>(record: *const u8) -> S::Floats {
     // SAFETY: `record` is a whole record; the scales follow the codes.
-    unsafe { S::load_floats(record.add(32 * S::LANES).cast()) }
+    unsafe { S::spread_floats(record.add(32 * S::LANES).cast()) }
 }
 
 /// One column at a time.
@@ -112,12 +122,12 @@ unsafe fn one<S: Simd, F: Source<S>>(job: &Job) {
                     let mut total = S::splat(0.0);
                     for step in (0..full).step_by(F::STEPS) {
                         // Behind the end of a row lies the next one of its band.
-                        source.prefetch(&rows, step + 2 * AHEAD);
+                        source.prefetch(&rows, step + ahead(AHEAD_BYTES_ONE, F::STEP_BYTES).next_multiple_of(F::STEPS));
                         let stage = source.stage::<true>(&rows, step);
-                        for s in 0..F::STEPS {
+                        unrolled!(F::STEPS, |s| {
                             total = dot_step::<S, F>(&source, &stage, s, record, total);
                             record = record.add(record_bytes);
-                        }
+                        });
                     }
                     if F::TAILS && full < steps {
                         let stage = source.stage::<false>(&rows, full);
@@ -164,71 +174,81 @@ unsafe fn dot_step<S: Simd, F: Source<S>>(
         if F::HALVES {
             v = scaled::<S>(S::add_ints(S::sum_each(hi), start::<S, F>(record, 1)), scales.scale[1], Some(v));
         }
-        S::mul_add(with_mins::<S, F>(v, &scales, record), x_scale::<S>(record), total)
+        S::mul_add(with_mins::<S, OfSource<S, F>>(v, &scales, record), x_scale::<S>(record), total)
     }
 }
 
 /// The transposed codes of one step of four rows: dword s of the first half, then of the second.
-type Codes<S> = [[<S as Simd>::Bytes; 4]; 2];
+pub(super) type Codes<S> = [[<S as Simd>::Bytes; 4]; 2];
 
-/// Adds one step of 4·T rows times some columns to their partial sums, `sums[c][t]` of 4·lanes f32.
-///
-/// `columns` are the columns' records of step 0, `offset` the bytes from there to this step's.
-#[inline(always)]
-unsafe fn columns_step<S: Simd, F: Source<S>, const T: usize>(
-    codes: &[Codes<S>; T],
-    scales: &[Scales<S>; T],
-    columns: &[*const u8],
+/// One step of 4·T rows, and the columns that it is multiplied with.
+pub(crate) struct Step<'a, S: Simd, const T: usize> {
+    codes: &'a [Codes<S>; T],
+    scales: &'a [Scales<S>; T],
+    /// The columns' records of step 0.
+    columns: &'a [*const u8],
+    /// Bytes from there to this step's records.
     offset: usize,
+    /// `[column][t]` of 4·lanes f32.
     sums: *mut f32,
-) {
-    let (fours, rest) = columns.as_chunks::<4>();
+}
+
+/// Adds one step to the partial sums of all columns.
+#[inline(always)]
+unsafe fn step<S: Simd, K: Kind, const T: usize>(step: &Step<S, T>) {
+    let (fours, rest) = step.columns.as_chunks::<4>();
+    let sums = |column: usize| step.sums.wrapping_add(column * T * 4 * S::LANES);
     // SAFETY: the caller's promise, for some of the columns.
     unsafe {
         for (i, four) in fours.iter().enumerate() {
-            some_columns_step::<S, F, T, 4>(codes, scales, four, offset, sums.add(4 * i * T * 4 * S::LANES));
+            some_columns::<S, K, T, 4>(step, four, sums(4 * i));
         }
-        let sums = sums.add(4 * fours.len() * T * 4 * S::LANES);
         let (pairs, rest) = rest.as_chunks::<2>();
         for pair in pairs {
-            some_columns_step::<S, F, T, 2>(codes, scales, pair, offset, sums);
+            some_columns::<S, K, T, 2>(step, pair, sums(4 * fours.len()));
         }
-        let sums = sums.add(2 * pairs.len() * T * 4 * S::LANES);
         if let [last] = rest {
-            some_columns_step::<S, F, T, 1>(codes, scales, &[*last], offset, sums);
+            some_columns::<S, K, T, 1>(step, &[*last], sums(step.columns.len() - 1));
         }
     }
 }
 
-/// [`columns_step`] for C columns, whose dots are interleaved: a dot waits for the one before it in its sum.
+/// [`step`] for C columns, whose dots are interleaved: a dot waits for the one before it in its sum.
 #[inline(always)]
-unsafe fn some_columns_step<S: Simd, F: Source<S>, const T: usize, const C: usize>(
-    codes: &[Codes<S>; T],
-    scales: &[Scales<S>; T],
+unsafe fn some_columns<S: Simd, K: Kind, const T: usize, const C: usize>(
+    step: &Step<S, T>,
     columns: &[*const u8; C],
-    offset: usize,
     sums: *mut f32,
 ) {
-    // SAFETY: each column has a record at `offset`, and partial sums; the rest is the caller's promise.
+    let scales = step.scales;
+    // SAFETY: each column has a record at the step's offset, and partial sums; the rest is the caller's promise.
     unsafe {
-        let records = array!(C, |c| columns[c].add(offset));
-        let mut ints = array!(C, |c| [start::<S, F>(records[c], 0); T]);
-        dots::<S, F, T, C>(&mut ints, codes, &records, 0);
+        let records = array!(C, |c| columns[c].add(step.offset));
+        // Codes with an offset start with what undoes it.
+        let start = |c: usize, half: usize| {
+            if matches!(K::SUMS, Entering::Start) && (half == 0 || K::HALVES) {
+                S::spread_ints(records[c].add((36 + 4 * half) * S::LANES).cast())
+            } else {
+                S::zero_ints()
+            }
+        };
+        let mut ints = array!(C, |c| [start(c, 0); T]);
+        dots::<S, K, T, C>(&mut ints, step.codes, &records, 0);
         let mut v: [[S::Floats; T]; C];
-        if F::HALVES {
+        if K::HALVES {
             v = array!(C, |c| array!(T, |t| scaled::<S>(ints[c][t], scales[t].scale[0], None)));
-            ints = array!(C, |c| [start::<S, F>(records[c], 1); T]);
-            dots::<S, F, T, C>(&mut ints, codes, &records, 1);
+            ints = array!(C, |c| [start(c, 1); T]);
+            dots::<S, K, T, C>(&mut ints, step.codes, &records, 1);
             v = array!(C, |c| array!(T, |t| scaled::<S>(ints[c][t], scales[t].scale[1], Some(v[c][t]))));
         } else {
-            dots::<S, F, T, C>(&mut ints, codes, &records, 1);
+            dots::<S, K, T, C>(&mut ints, step.codes, &records, 1);
             v = array!(C, |c| array!(T, |t| scaled::<S>(ints[c][t], scales[t].scale[0], None)));
         }
         for c in 0..C {
             let x_scale = x_scale::<S>(records[c]);
             for t in 0..T {
                 let sum = sums.add((c * T + t) * 4 * S::LANES);
-                let v = with_mins::<S, F>(v[c][t], &scales[t], records[c]);
+                let v = with_mins::<S, K>(v[c][t], &scales[t], records[c]);
                 S::store_floats(sum, S::mul_add(v, x_scale, S::load_floats(sum)));
             }
         }
@@ -237,7 +257,7 @@ unsafe fn some_columns_step<S: Simd, F: Source<S>, const T: usize, const C: usiz
 
 /// Adds the products of one half (0 or 1) of the blocks.
 #[inline(always)]
-unsafe fn dots<S: Simd, F: Source<S>, const T: usize, const C: usize>(
+unsafe fn dots<S: Simd, K: Kind, const T: usize, const C: usize>(
     ints: &mut [[S::Ints; T]; C],
     codes: &[Codes<S>; T],
     records: &[*const u8; C],
@@ -246,14 +266,68 @@ unsafe fn dots<S: Simd, F: Source<S>, const T: usize, const C: usize>(
     // SAFETY: the records are whole; the caller runs on S's instruction set.
     unsafe {
         let x: [S::Bytes; C] = array!(C, |c| S::load(records[c].add(16 * half * S::LANES)));
-        for s in 0..4 {
+        // Unrolled: which dword is taken has to be known to the compiler.
+        unrolled!(4, |s| {
             for (ints, x) in ints.iter_mut().zip(x) {
                 for (sum, codes) in ints.iter_mut().zip(codes) {
-                    *sum = S::dot_dword(F::WIDE, *sum, codes[half][s], x, s);
+                    *sum = S::dot_dword(K::WIDE, *sum, codes[half][s], x, s);
                 }
             }
-        }
+        });
     }
+}
+
+/// [`step`] of the source's kind.
+#[inline(always)]
+unsafe fn run_step<S: Simd, F: Source<S>, const T: usize>(step: &Step<S, T>) {
+    macro_rules! run {
+        ($kind:ty) => {
+            S::step::<$kind, T>(step)
+        };
+    }
+    // SAFETY: the caller's promise is the same.
+    unsafe { of_kind!(S, F, run) }
+}
+
+/// [`step`] compiled for each instruction set.
+pub(super) mod isa {
+    use super::{Kind, Step, step};
+    #[cfg(target_arch = "aarch64")]
+    use crate::backend::cpu::matmul::simd::neon::Neon;
+    use crate::backend::cpu::matmul::simd::portable::Portable;
+    #[cfg(target_arch = "x86_64")]
+    use crate::backend::cpu::matmul::simd::{avx2::Avx2, avx512::Avx512};
+
+    macro_rules! compiled {
+        ($(#[$attribute:meta])* $name:ident, $set:ty) => {
+            $(#[$attribute])*
+            #[inline(never)]
+            pub(in super::super) unsafe fn $name<K: Kind, const T: usize>(job: &Step<$set, T>) {
+                // SAFETY: the caller's promise is the same.
+                unsafe { step::<$set, K, T>(job) }
+            }
+        };
+    }
+
+    compiled!(
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vnni,avx2,fma,f16c")]
+        avx512,
+        Avx512
+    );
+    compiled!(
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx2,fma,f16c,bmi2")]
+        avx2,
+        Avx2
+    );
+    compiled!(
+        #[cfg(target_arch = "aarch64")]
+        #[target_feature(enable = "neon,dotprod")]
+        neon,
+        Neon
+    );
+    compiled!(portable, Portable);
 }
 
 /// The transposed codes of four rows.
@@ -311,18 +385,27 @@ unsafe fn finish<S: Simd, const T: usize>(job: &Job, first: usize, c: usize, col
     }
 }
 
-/// A step of a source that stages one at a time.
+/// Adds the s-th step of stages to the partial sums of all columns.
 #[inline(always)]
-unsafe fn tailed_step<S: Simd, F: Source<S>, const T: usize, const FULL: bool>(
+unsafe fn staged_step<S: Simd, F: Source<S>, const T: usize>(
     source: &F,
-    rows: &[F::Rows; T],
-    step: usize,
-) -> ([Codes<S>; T], [Scales<S>; T]) {
+    stages: &[F::Stage; T],
+    s: usize,
+    columns: &[*const u8],
+    offset: usize,
+    sums: *mut f32,
+) {
     // SAFETY: the caller's promise.
     unsafe {
-        let stages: [F::Stage; T] = array!(T, |t| source.stage::<FULL>(&rows[t], step));
-        let codes = array!(T, |t| transposed::<S, F>(source, &stages[t], 0));
-        (codes, array!(T, |t| source.scales(&stages[t], 0)))
+        // Written in place: they are too large to be handed around.
+        let mut codes = [const { MaybeUninit::<Codes<S>>::uninit() }; T];
+        let mut scales = [const { MaybeUninit::<Scales<S>>::uninit() }; T];
+        unrolled!(T, |t| {
+            codes[t].write(transposed::<S, F>(source, &stages[t], s));
+            scales[t].write(source.scales(&stages[t], s));
+        });
+        let (codes, scales) = (&*codes.as_ptr().cast(), &*scales.as_ptr().cast());
+        run_step::<S, F, T>(&Step { codes, scales, columns, offset, sums });
     }
 }
 
@@ -348,29 +431,23 @@ unsafe fn few<S: Simd, F: Source<S>, const T: usize>(job: &Job) {
             }
             let rows: [F::Rows; T] = array!(T, |t| source.rows(neighbours(job, first + 4 * t)));
             let next: [F::Rows; T] = array!(T, |t| source.rows(neighbours(job, first + 4 * T + 4 * t)));
-            for step in (0..steps).step_by(F::STEPS) {
+            let ahead = ahead(AHEAD_BYTES_FEW, F::STEP_BYTES).next_multiple_of(F::STEPS);
+            for step in (0..full).step_by(F::STEPS) {
                 for t in 0..T {
-                    if step + AHEAD < steps {
-                        source.prefetch(&rows[t], step + AHEAD);
+                    if step + ahead < steps {
+                        source.prefetch(&rows[t], step + ahead);
                     } else {
-                        source.prefetch(&next[t], step + AHEAD - steps);
+                        source.prefetch(&next[t], step + ahead - steps);
                     }
                 }
-                if F::TAILS {
-                    let (codes, scales) = if step < full {
-                        tailed_step::<S, F, T, true>(&source, &rows, step)
-                    } else {
-                        tailed_step::<S, F, T, false>(&source, &rows, step)
-                    };
-                    columns_step::<S, F, T>(&codes, &scales, columns, step * record_bytes, sums);
-                } else {
-                    let stages: [F::Stage; T] = array!(T, |t| source.stage::<true>(&rows[t], step));
-                    for s in 0..F::STEPS {
-                        let codes: [Codes<S>; T] = array!(T, |t| transposed::<S, F>(&source, &stages[t], s));
-                        let scales: [Scales<S>; T] = array!(T, |t| source.scales(&stages[t], s));
-                        columns_step::<S, F, T>(&codes, &scales, columns, (step + s) * record_bytes, sums);
-                    }
-                }
+                let stages: [F::Stage; T] = array!(T, |t| source.stage::<true>(&rows[t], step));
+                unrolled!(F::STEPS, |s| {
+                    staged_step::<S, F, T>(&source, &stages, s, columns, (step + s) * record_bytes, sums);
+                });
+            }
+            if F::TAILS && full < steps {
+                let stages: [F::Stage; T] = array!(T, |t| source.stage::<false>(&rows[t], full));
+                staged_step::<S, F, T>(&source, &stages, 0, columns, full * record_bytes, sums);
             }
             finish::<S, T>(job, first, 0, count, sums);
         }

@@ -5,6 +5,7 @@
 use std::arch::x86_64::*;
 
 use super::super::panels::{self, Columns, Kind, Outputs};
+use super::super::tiles::{self, Step};
 use super::{MAX_LANES, Simd, four, half_bytes_as_words};
 
 /// See the module's comment.
@@ -164,12 +165,21 @@ impl Simd for Avx2 {
         panels::isa::avx2_outputs(job)
     }
     #[inline(always)]
+    unsafe fn step<K: Kind, const T: usize>(step: &Step<Self, T>) {
+        tiles::isa::avx2::<K, T>(step)
+    }
+    #[inline(always)]
     unsafe fn zero_ints() -> __m256i {
         _mm256_setzero_si256()
     }
     #[inline(always)]
-    unsafe fn load_ints(p: *const i32) -> __m256i {
-        _mm256_loadu_si256(p.cast())
+    unsafe fn spread_floats(p: *const f32) -> __m256 {
+        let both = _mm256_castpd_ps(_mm256_set1_pd(p.cast::<f64>().read_unaligned()));
+        _mm256_permutevar_ps(both, _mm256_set_epi32(1, 1, 1, 1, 0, 0, 0, 0))
+    }
+    #[inline(always)]
+    unsafe fn spread_ints(p: *const i32) -> __m256i {
+        _mm256_castps_si256(Self::spread_floats(p.cast()))
     }
     #[inline(always)]
     unsafe fn add_ints(v: __m256i, w: __m256i) -> __m256i {

@@ -5,6 +5,7 @@ use std::arch::x86_64::*;
 
 use super::super::panels::{self, Columns, Kind, Outputs};
 use super::super::prepare::{INVERSE_MAX, Sums};
+use super::super::tiles::{self, Step};
 use super::{MAX_LANES, Simd, four};
 
 /// See the module's comment.
@@ -15,6 +16,32 @@ pub(crate) struct Avx512;
 struct StrideIndex<const STRIDE: usize>;
 
 impl<const STRIDE: usize> StrideIndex<STRIDE> {
+    /// Lanes 0 and 1 in the first 64 bytes of four blocks, lanes 2 and 3 in the 64 that end with the last lane's sixteen.
+    const BOTH: &'static [u8; 64] = &{
+        let mut index = [0; 64];
+        let mut t = 0;
+        while t < 64 {
+            let at = t / 16 * STRIDE + t % 16;
+            index[t] = if t < 32 { at } else { 64 + at + 48 - 3 * STRIDE } as u8;
+            t += 1;
+        }
+        index
+    };
+
+    /// Where 64 bytes begin that hold the first words of blocks 2 and 3, and none behind the latter.
+    const LAST_WORDS: usize = (3 * STRIDE).saturating_sub(62);
+
+    /// The first word of blocks 0 and 1 in their first 64 bytes, and that of blocks 2 and 3 in the 64 from [`LAST_WORDS`](Self::LAST_WORDS) on.
+    const WORDS: &'static [u16; 32] = &{
+        let mut index = [0; 32];
+        let mut i = 0;
+        while i < 4 {
+            index[i] = if i < 2 { i * STRIDE / 2 } else { 32 + (i * STRIDE - Self::LAST_WORDS) / 2 } as u16;
+            i += 1;
+        }
+        index
+    };
+
     const INDEX: &'static [u8; 64] = &{
         let mut index = [0; 64];
         let mut t = 0;
@@ -161,7 +188,8 @@ impl Simd for Avx512 {
             let index = Self::load(StrideIndex::<STRIDE>::INDEX.as_ptr());
             _mm512_mask_permutexvar_epi8(last, 0x0000_FFFF_FFFF_FFFF, index, first)
         } else {
-            Self::gather([p, p.add(STRIDE), p.add(2 * STRIDE), p.add(3 * STRIDE)])
+            let index = Self::load(StrideIndex::<STRIDE>::BOTH.as_ptr());
+            _mm512_permutex2var_epi8(Self::load(p), index, Self::load(p.add(3 * STRIDE - 48)))
         }
     }
     #[inline(always)]
@@ -277,12 +305,21 @@ impl Simd for Avx512 {
         panels::isa::avx512_outputs(job)
     }
     #[inline(always)]
+    unsafe fn step<K: Kind, const T: usize>(step: &Step<Self, T>) {
+        tiles::isa::avx512::<K, T>(step)
+    }
+    #[inline(always)]
     unsafe fn zero_ints() -> __m512i {
         _mm512_setzero_si512()
     }
     #[inline(always)]
-    unsafe fn load_ints(p: *const i32) -> __m512i {
-        _mm512_loadu_si512(p.cast())
+    unsafe fn spread_floats(p: *const f32) -> __m512 {
+        let lane = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
+        _mm512_permutevar_ps(_mm512_broadcast_f32x4(_mm_loadu_ps(p)), lane)
+    }
+    #[inline(always)]
+    unsafe fn spread_ints(p: *const i32) -> __m512i {
+        _mm512_castps_si512(Self::spread_floats(p.cast()))
     }
     #[inline(always)]
     unsafe fn add_ints(v: __m512i, w: __m512i) -> __m512i {
@@ -339,6 +376,17 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn f16_groups(rows: [u64; 4], shift: u32) -> __m512 {
         _mm512_cvtph_ps(by_lane(rows, shift))
+    }
+    #[inline(always)]
+    unsafe fn strided_f16<const STRIDE: usize>(p: [*const u8; 4]) -> __m512 {
+        let index = Self::load(StrideIndex::<STRIDE>::WORDS.as_ptr().cast());
+        let words = |p: *const u8| {
+            let (first, last) = (Self::load(p), Self::load(p.add(StrideIndex::<STRIDE>::LAST_WORDS)));
+            _mm512_castsi512_si128(_mm512_permutex2var_epi16(first, index, last))
+        };
+        let low = _mm_unpacklo_epi16(words(p[0]), words(p[1]));
+        let high = _mm_unpacklo_epi16(words(p[2]), words(p[3]));
+        _mm512_cvtph_ps(_mm256_set_m128i(_mm_unpackhi_epi32(low, high), _mm_unpacklo_epi32(low, high)))
     }
     #[inline(always)]
     unsafe fn bf16_groups(rows: [u64; 4], shift: u32) -> __m512 {
@@ -439,9 +487,18 @@ impl Simd for Avx512 {
         f32::from_bits(_mm512_reduce_max_epu32(_mm512_max_epu32(a, b)))
     }
     #[inline(always)]
-    unsafe fn quantize(x: *const f32, record: *mut u8, halves: bool, sums: Sums) -> bool {
+    unsafe fn quantize(x: *const f32, record: *mut u8, halves: bool, sums: Sums, pairs: bool) -> bool {
         let magnitude = _mm512_set1_epi32(0x7FFF_FFFF);
-        let x = four!(|b| [_mm512_loadu_ps(x.add(32 * b)), _mm512_loadu_ps(x.add(32 * b + 16))]);
+        let even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+        let odd = _mm512_or_si512(even, _mm512_set1_epi32(1));
+        let x = four!(|b| {
+            let (low, high) = (_mm512_loadu_ps(x.add(32 * b)), _mm512_loadu_ps(x.add(32 * b + 16)));
+            if pairs {
+                [_mm512_permutex2var_ps(low, even, high), _mm512_permutex2var_ps(low, odd, high)]
+            } else {
+                [low, high]
+            }
+        });
         // Lane b of what follows belongs to block b.
         let [a, b, c, d] = Self::regroup(four!(|b| {
             let low = _mm512_and_si512(_mm512_castps_si512(x[b][0]), magnitude);
@@ -472,12 +529,13 @@ impl Simd for Avx512 {
             _mm_storeu_si128(record.add(16 * b).cast(), _mm512_cvtepi32_epi8(low));
             _mm_storeu_si128(record.add(64 + 16 * b).cast(), _mm512_cvtepi32_epi8(high));
         }
-        _mm512_storeu_ps(record.add(128).cast(), _mm512_mul_ps(largest, _mm512_set1_ps(1.0 / 127.0)));
+        let scales = _mm512_mul_ps(largest, _mm512_set1_ps(1.0 / 127.0));
+        _mm_storeu_si128(record.add(128).cast(), one_each(_mm512_castps_si512(scales)));
         if halves {
-            note(record.add(192), four!(|b| codes[b][0]), sums);
-            note(record.add(256), four!(|b| codes[b][1]), sums);
+            note(record.add(144), four!(|b| codes[b][0]), sums);
+            note(record.add(160), four!(|b| codes[b][1]), sums);
         } else {
-            note(record.add(192), four!(|b| _mm512_add_epi32(codes[b][0], codes[b][1])), sums);
+            note(record.add(144), four!(|b| _mm512_add_epi32(codes[b][0], codes[b][1])), sums);
         }
         true
     }
@@ -494,7 +552,14 @@ impl Simd for Avx512 {
     }
 }
 
-/// Writes what a record says about the sums of its codes: `codes[b]` belongs to block b, and sums of sixteen of them stand in lane b four times.
+/// The first dword of each lane.
+#[inline(always)]
+unsafe fn one_each(v: __m512i) -> __m128i {
+    let first = _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 12, 8, 4, 0);
+    _mm512_castsi512_si128(_mm512_permutexvar_epi32(first, v))
+}
+
+/// Writes what a record says about the sums of its codes: `codes[b]` belongs to block b.
 #[inline(always)]
 unsafe fn note(place: *mut u8, codes: [__m512i; 4], sums: Sums) {
     let [a, b, c, d] = Avx512::regroup(codes);
@@ -505,5 +570,5 @@ unsafe fn note(place: *mut u8, codes: [__m512i; 4], sums: Sums) {
         Sums::Offset(offset) => _mm512_mullo_epi32(sum, _mm512_set1_epi32(-offset)),
         Sums::Plain => _mm512_castps_si512(_mm512_cvtepi32_ps(sum)),
     };
-    _mm512_storeu_si512(place.cast(), sum);
+    _mm_storeu_si128(place.cast(), one_each(sum));
 }

@@ -13,6 +13,7 @@ use std::mem::MaybeUninit;
 
 use super::panels::{Columns, Kind, Outputs};
 use super::prepare::Sums;
+use super::tiles::Step;
 use crate::format::fp::e4m3_to_f32;
 use crate::format::ggml::fp4::e8m0_half;
 
@@ -76,6 +77,21 @@ macro_rules! array {
     }};
 }
 
+/// `e(0); …; e(n − 1);` for a constant n up to 8, each with its own constant.
+macro_rules! unrolled {
+    ($n:expr, |$i:ident| $e:expr) => {
+        unrolled!(@ $n, $i, $e, 0 1 2 3 4 5 6 7)
+    };
+    (@ $n:expr, $i:ident, $e:expr, $($value:literal)*) => {
+        $(
+            if $n > $value {
+                let $i = $value as usize;
+                $e
+            }
+        )*
+    };
+}
+
 /// For each lane i the u16 number i >> shift of four rows.
 #[inline(always)]
 fn by_lane(rows: [u64; 4], shift: u32) -> [u64; MAX_LANES] {
@@ -133,7 +149,7 @@ pub(super) unsafe fn initialized<V, const N: usize>(places: [MaybeUninit<V>; N])
 }
 
 use half_bytes_as_words;
-pub(super) use {array, both_halves, four};
+pub(super) use {array, both_halves, four, unrolled};
 
 /// Widest vector's lanes: bounds arrays that have one entry a lane.
 pub(super) const MAX_LANES: usize = 4;
@@ -167,7 +183,7 @@ pub(super) trait Simd: Copy + 'static {
     unsafe fn store(p: *mut u8, v: Self::Bytes);
     /// Lane i: the 16 bytes at `p[i]`; entries from LANES on are not read.
     unsafe fn gather(p: [*const u8; MAX_LANES]) -> Self::Bytes;
-    /// Lane i: the 16 bytes at `p + i·STRIDE`. STRIDE ≥ 16.
+    /// Lane i: the 16 bytes at `p + i·STRIDE`. 16 ≤ STRIDE ≤ 48.
     unsafe fn strided<const STRIDE: usize>(p: *const u8) -> Self::Bytes;
     /// Every lane: the 16 bytes at `p`.
     unsafe fn repeat(p: *const u8) -> Self::Bytes;
@@ -215,8 +231,6 @@ pub(super) trait Simd: Copy + 'static {
     unsafe fn zero_ints() -> Self::Ints;
     /// The same value in every place.
     unsafe fn splat_int(v: i32) -> Self::Ints;
-    /// 4·LANES i32 at `p`.
-    unsafe fn load_ints(p: *const i32) -> Self::Ints;
     /// v + w.
     unsafe fn add_ints(v: Self::Ints, w: Self::Ints) -> Self::Ints;
     /// The nearest floats.
@@ -226,6 +240,10 @@ pub(super) trait Simd: Copy + 'static {
     unsafe fn splat(v: f32) -> Self::Floats;
     /// 4·LANES f32 at `p`.
     unsafe fn load_floats(p: *const f32) -> Self::Floats;
+    /// Lane i: four times the f32 at `p + i`.
+    unsafe fn spread_floats(p: *const f32) -> Self::Floats;
+    /// Lane i: four times the i32 at `p + i`.
+    unsafe fn spread_ints(p: *const i32) -> Self::Ints;
     /// To 4·LANES f32 at `p`.
     unsafe fn store_floats(p: *mut f32, v: Self::Floats);
     /// 4·LANES f16 at `p`, widened.
@@ -247,6 +265,21 @@ pub(super) trait Simd: Copy + 'static {
     unsafe fn f16_groups(rows: [u64; 4], shift: u32) -> Self::Floats {
         // SAFETY: the caller runs on this instruction set.
         unsafe { Self::f16_lanes(by_lane(rows, shift)) }
+    }
+    /// Place r of lane i: the f16 at `p[r] + i·STRIDE`, the first of a block of STRIDE bytes.
+    #[inline(always)]
+    unsafe fn strided_f16<const STRIDE: usize>(p: [*const u8; 4]) -> Self::Floats {
+        // SAFETY: the caller's promise; lanes from LANES on are not read.
+        unsafe {
+            Self::f16_lanes(four!(|i| {
+                if i < Self::LANES {
+                    let [a, b, c, d] = four!(|r| p[r].add(i * STRIDE).cast::<u16>().read_unaligned() as u64);
+                    a | (b << 16) | (c << 32) | (d << 48)
+                } else {
+                    0
+                }
+            }))
+        }
     }
     /// [`f16_groups`](Simd::f16_groups) of bf16.
     #[inline(always)]
@@ -303,6 +336,8 @@ pub(super) trait Simd: Copy + 'static {
     unsafe fn columns<K: Kind>(job: &Columns);
     /// The sums of a panel's loop, added up and written.
     unsafe fn outputs(job: &Outputs);
+    /// One step of some columns, compiled once for each kind of format.
+    unsafe fn step<K: Kind, const T: usize>(step: &Step<Self, T>);
     /// The sum of all places, always in the same order.
     unsafe fn sum(v: Self::Floats) -> f32;
 
@@ -358,14 +393,14 @@ pub(super) trait Simd: Copy + 'static {
         f32::from_bits(largest.into_iter().fold(0, u32::max))
     }
 
-    /// Rounds |x| ≤ 127.5 to the nearest integers, ties to even: writes them as i8, leaves x − code in x, and returns the sums of the
     /// The record of 32·LANES values in one column, as [`prepare`](super::prepare) describes it; false, and nothing written, where this set has no faster
     /// way or the values need care.
     #[inline(always)]
-    unsafe fn quantize(_x: *const f32, _record: *mut u8, _halves: bool, _sums: Sums) -> bool {
+    unsafe fn quantize(_x: *const f32, _record: *mut u8, _halves: bool, _sums: Sums, _pairs: bool) -> bool {
         false
     }
 
+    /// Rounds |x| ≤ 127.5 to the nearest integers, ties to even: writes them as i8, leaves x − code in x, and returns the sums of the
     /// first and last sixteen codes.
     #[inline(always)]
     unsafe fn round(x: &mut [f32; 32], codes: &mut [u8; 32]) -> [i32; 2] {

@@ -7,6 +7,7 @@ use std::arch::asm;
 use half::{bf16, f16};
 
 use super::super::panels::{self, Columns, Kind, Outputs};
+use super::super::tiles::{self, Step};
 use super::{MAX_LANES, Simd, half_bytes_as_words};
 
 /// See the module's comment.
@@ -161,12 +162,20 @@ impl Simd for Neon {
         panels::isa::neon_outputs(job)
     }
     #[inline(always)]
+    unsafe fn step<K: Kind, const T: usize>(step: &Step<Self, T>) {
+        tiles::isa::neon::<K, T>(step)
+    }
+    #[inline(always)]
     unsafe fn zero_ints() -> int32x4_t {
         vdupq_n_s32(0)
     }
     #[inline(always)]
-    unsafe fn load_ints(p: *const i32) -> int32x4_t {
-        vld1q_s32(p)
+    unsafe fn spread_floats(p: *const f32) -> float32x4_t {
+        vdupq_n_f32(p.read_unaligned())
+    }
+    #[inline(always)]
+    unsafe fn spread_ints(p: *const i32) -> int32x4_t {
+        vdupq_n_s32(p.read_unaligned())
     }
     #[inline(always)]
     unsafe fn add_ints(v: int32x4_t, w: int32x4_t) -> int32x4_t {

@@ -4,6 +4,7 @@
 use half::{bf16, f16};
 
 use super::super::panels::{self, Columns, Kind, Outputs};
+use super::super::tiles::{self, Step};
 use super::{MAX_LANES, Simd, half_bytes_as_words};
 
 /// See the module's comment.
@@ -122,12 +123,20 @@ impl Simd for Portable {
         panels::isa::portable_outputs(job)
     }
     #[inline(always)]
+    unsafe fn step<K: Kind, const T: usize>(step: &Step<Self, T>) {
+        tiles::isa::portable::<K, T>(step)
+    }
+    #[inline(always)]
     unsafe fn zero_ints() -> [i32; 4] {
         [0; 4]
     }
     #[inline(always)]
-    unsafe fn load_ints(p: *const i32) -> [i32; 4] {
-        p.cast::<[i32; 4]>().read_unaligned()
+    unsafe fn spread_floats(p: *const f32) -> [f32; 4] {
+        [p.read_unaligned(); 4]
+    }
+    #[inline(always)]
+    unsafe fn spread_ints(p: *const i32) -> [i32; 4] {
+        [p.read_unaligned(); 4]
     }
     #[inline(always)]
     unsafe fn add_ints(v: [i32; 4], w: [i32; 4]) -> [i32; 4] {

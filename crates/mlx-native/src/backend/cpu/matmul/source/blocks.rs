@@ -83,6 +83,9 @@ unsafe fn words<S: Simd, const STRIDE: usize>(p: *const u8, blocks: usize, offse
 unsafe fn halves<S: Simd, const STRIDE: usize>(stage: &Stage, offset: usize) -> S::Floats {
     // SAFETY: the staged blocks exist.
     unsafe {
+        if stage.blocks >= S::LANES {
+            return S::strided_f16::<STRIDE>(four!(|r| stage.p[r].add(offset)));
+        }
         let rows = four!(|r| words::<S, STRIDE>(stage.p[r], stage.blocks, offset));
         S::f16_lanes(four!(|i| joined(four!(|r| rows[r][i]))))
     }
@@ -128,6 +131,7 @@ macro_rules! block_source {
         block_source!($name, $bytes, 1);
     };
     ($name:ident, $bytes:literal, $blocks:literal) => {
+        const STEP_BYTES: usize = S::LANES * $bytes / $blocks;
         type Rows = [*const u8; 4];
         type Stage = Stage;
 

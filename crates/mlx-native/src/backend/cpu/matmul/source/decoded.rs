@@ -38,6 +38,7 @@ impl<S: Simd, B: Decode> Source<S> for Blocks<B> {
     const HALVES: bool = B::HALVES;
     const OFFSET: i32 = B::OFFSET;
     const STEPS: usize = 8 / S::LANES;
+    const STEP_BYTES: usize = size_of::<B>() * S::LANES / 8;
     const TAILS: bool = false;
     type Rows = [*const u8; 4];
     type Stage = [Decoded; 4];

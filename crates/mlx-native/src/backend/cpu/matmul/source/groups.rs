@@ -2,7 +2,7 @@
 
 use super::super::Weight;
 use super::super::simd::{MAX_LANES, Simd, four};
-use super::blocks::{MXFP4_CODES, joined, prefetch};
+use super::blocks::{MXFP4_CODES, joined, nibbles, prefetch};
 use super::{Scales, Source};
 use crate::DType;
 use crate::format::FpMode;
@@ -53,16 +53,44 @@ impl<const BITS: usize> Packed<BITS> {
         unsafe { prefetch::<S>(&rows, step * 4 * BITS * S::LANES, 4 * BITS * S::LANES) }
     }
 
+    /// Values in their order, or with `pairs` even ones first.
     #[inline(always)]
-    unsafe fn codes<S: Simd>(stage: &Stage, r: usize) -> [S::Bytes; 2] {
+    unsafe fn codes<S: Simd>(stage: &Stage, r: usize, pairs: bool) -> [S::Bytes; 2] {
         // SAFETY: `bytes` bytes of the row follow.
         unsafe {
             if stage.bytes >= 4 * BITS * S::LANES {
-                S::unpack::<BITS>(stage.p[r])
+                Self::values::<S>(stage.p[r], pairs)
             } else {
                 let mut whole = [0u8; MAX_STEP_BYTES];
                 whole.as_mut_ptr().copy_from_nonoverlapping(stage.p[r], stage.bytes);
-                S::unpack::<BITS>(whole.as_ptr())
+                Self::values::<S>(whole.as_ptr(), pairs)
+            }
+        }
+    }
+
+    /// The values of a whole step.
+    #[inline(always)]
+    unsafe fn values<S: Simd>(p: *const u8, pairs: bool) -> [S::Bytes; 2] {
+        // SAFETY: a step's bytes stand at `p`. With `pairs`, nibbles stay in their bytes.
+        unsafe { if pairs { nibbles::<S>(S::load(p)) } else { S::unpack::<BITS>(p) } }
+    }
+}
+
+/// Scales of groups: rows of `row_bytes` at `base`.
+struct Side {
+    base: *const u8,
+    row_bytes: usize,
+}
+
+impl Side {
+    /// Asks for four rows' cache lines behind the one at byte `at` of the row, when a step of `step_bytes` begins a line there. A line is first used by a
+    /// step before the one that begins in it, so what is asked for lies a line ahead.
+    #[inline(always)]
+    unsafe fn prefetch<S: Simd>(&self, rows: &[usize; 4], at: usize, step_bytes: usize) {
+        if at % 64 < step_bytes.max(1) {
+            for row in rows {
+                // SAFETY: any address may be prefetched; the caller runs on S's instruction set.
+                unsafe { S::prefetch(self.base.wrapping_add(row * self.row_bytes + at + 64)) };
             }
         }
     }
@@ -133,6 +161,8 @@ impl<const BITS: usize> Affine<BITS> {
 impl<S: Simd, const BITS: usize> Source<S> for Affine<BITS> {
     const MINS: bool = true;
     const WIDE: bool = BITS == 8;
+    const PAIRS: bool = BITS == 4;
+    const STEP_BYTES: usize = 4 * BITS * S::LANES;
     const OFFSET: i32 = 0;
     type Rows = [usize; 4];
     type Stage = Stage;
@@ -156,7 +186,18 @@ impl<S: Simd, const BITS: usize> Source<S> for Affine<BITS> {
     #[inline(always)]
     unsafe fn prefetch(&self, rows: &Self::Rows, step: usize) {
         // SAFETY: the caller's promise.
-        unsafe { self.packed.prefetch::<S>(rows, step) }
+        unsafe {
+            self.packed.prefetch::<S>(rows, step);
+            let size = self.dtype.size_of();
+            for base in [self.scales, self.biases] {
+                let side = Side { base, row_bytes: self.groups * size };
+                let at = ((step * S::LANES) >> self.shift) * size;
+                // One of the steps that share a group is enough.
+                if (step * S::LANES) & ((1 << self.shift) - 1) < S::LANES {
+                    side.prefetch::<S>(rows, at, (S::LANES >> self.shift) * size);
+                }
+            }
+        }
     }
     #[inline(always)]
     unsafe fn stage<const FULL: bool>(&self, rows: &Self::Rows, step: usize) -> Stage {
@@ -180,7 +221,7 @@ impl<S: Simd, const BITS: usize> Source<S> for Affine<BITS> {
     unsafe fn codes(&self, stage: &Stage, r: usize, _: usize) -> [S::Bytes; 2] {
         // SAFETY: the caller's promise.
         unsafe {
-            let [lo, hi] = Packed::<BITS>::codes::<S>(stage, r);
+            let [lo, hi] = Packed::<BITS>::codes::<S>(stage, r, BITS == 4);
             if BITS == 8 && S::WIDE_OFFSET == 0 { [S::xor(lo, 128), S::xor(hi, 128)] } else { [lo, hi] }
         }
     }
@@ -196,6 +237,8 @@ pub(in super::super) struct Fp4<const HALF: bool> {
 
 impl<S: Simd, const HALF: bool> Source<S> for Fp4<HALF> {
     const HALVES: bool = HALF;
+    const PAIRS: bool = !HALF;
+    const STEP_BYTES: usize = 16 * S::LANES;
     const OFFSET: i32 = 12;
     type Rows = [usize; 4];
     type Stage = Stage;
@@ -217,7 +260,12 @@ impl<S: Simd, const HALF: bool> Source<S> for Fp4<HALF> {
     #[inline(always)]
     unsafe fn prefetch(&self, rows: &Self::Rows, step: usize) {
         // SAFETY: the caller's promise.
-        unsafe { self.packed.prefetch::<S>(rows, step) }
+        unsafe {
+            self.packed.prefetch::<S>(rows, step);
+            let parts = 1 + HALF as usize;
+            let side = Side { base: self.scales, row_bytes: self.groups };
+            side.prefetch::<S>(rows, step * S::LANES * parts, S::LANES * parts);
+        }
     }
     #[inline(always)]
     unsafe fn stage<const FULL: bool>(&self, rows: &Self::Rows, step: usize) -> Stage {
@@ -282,7 +330,7 @@ impl<S: Simd, const HALF: bool> Source<S> for Fp4<HALF> {
     unsafe fn codes(&self, stage: &Stage, r: usize, _: usize) -> [S::Bytes; 2] {
         // SAFETY: the caller's promise.
         unsafe {
-            let [lo, hi] = Packed::<4>::codes::<S>(stage, r);
+            let [lo, hi] = Packed::<4>::codes::<S>(stage, r, !HALF);
             [S::lookup(lo, &MXFP4_CODES), S::lookup(hi, &MXFP4_CODES)]
         }
     }

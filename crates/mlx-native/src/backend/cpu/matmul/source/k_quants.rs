@@ -59,6 +59,7 @@ unsafe fn word(p: *const u8) -> u64 {
 macro_rules! block_source {
     ($name:ident, $bytes:literal, $scales:ty, $decode:expr) => {
         const STEPS: usize = 8 / S::LANES;
+        const STEP_BYTES: usize = $bytes * S::LANES / 8;
         const TAILS: bool = false;
         type Rows = [*const u8; 4];
         type Stage = Stage<$scales>;

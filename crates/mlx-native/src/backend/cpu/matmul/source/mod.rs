@@ -53,10 +53,14 @@ pub(super) trait Source<S: Simd>: Sized {
     const MINS: bool = false;
     /// Codes use all 256 values, see [`Simd::dot`].
     const WIDE: bool = false;
+    /// The first halves of blocks are their even values, the second halves their odd ones; without [`HALVES`](Self::HALVES) only.
+    const PAIRS: bool = false;
     /// What has been added to the signed weights to make codes.
     const OFFSET: i32 = if Self::WIDE { S::WIDE_OFFSET as i32 } else { 0 };
-    /// Steps that are staged together; a divisor of those in 512 values.
+    /// Steps that are staged together; at most those of 256 values.
     const STEPS: usize = 1;
+    /// Bytes of a row that a step reads.
+    const STEP_BYTES: usize;
     /// A row may end within a step; then STEPS is 1.
     const TAILS: bool = true;
     /// Four rows.
@@ -105,7 +109,7 @@ fn codes_layout<S: Simd, F: Source<S>>(config: Config, n: usize, k: usize) -> La
         Precision::Q8 => 1,
     };
     let sums = if F::MINS { Sums::Plain } else { Sums::Offset(F::OFFSET) };
-    Layout::Codes { k, lanes: S::LANES, halves: F::HALVES, sums, planes }
+    Layout::Codes { k, lanes: S::LANES, halves: F::HALVES, sums, pairs: F::PAIRS, planes }
 }
 
 /// The integer kernel of one source on every instruction set.
@@ -199,25 +203,25 @@ mod isa {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vnni,avx2,fma,f16c")]
     pub(super) unsafe fn avx512<F: Source<simd::avx512::Avx512>>(job: &Job) {
         // SAFETY: the caller's promise is the same.
-        unsafe { tiles::run::<simd::avx512::Avx512, F, 2>(job) }
+        unsafe { tiles::run::<simd::avx512::Avx512, F, 2, 2>(job) }
     }
 
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,fma,f16c,bmi2")]
     pub(super) unsafe fn avx2<F: Source<simd::avx2::Avx2>>(job: &Job) {
         // SAFETY: the caller's promise is the same.
-        unsafe { tiles::run::<simd::avx2::Avx2, F, 1>(job) }
+        unsafe { tiles::run::<simd::avx2::Avx2, F, 1, 1>(job) }
     }
 
     #[cfg(target_arch = "aarch64")]
     #[target_feature(enable = "neon,dotprod")]
     pub(super) unsafe fn neon<F: Source<simd::neon::Neon>>(job: &Job) {
         // SAFETY: the caller's promise is the same.
-        unsafe { tiles::run::<simd::neon::Neon, F, 2>(job) }
+        unsafe { tiles::run::<simd::neon::Neon, F, 2, 2>(job) }
     }
 
     pub(super) unsafe fn portable<F: Source<simd::portable::Portable>>(job: &Job) {
         // SAFETY: the caller's promise is the same.
-        unsafe { tiles::run::<simd::portable::Portable, F, 1>(job) }
+        unsafe { tiles::run::<simd::portable::Portable, F, 1, 1>(job) }
     }
 }
