@@ -53,7 +53,8 @@ fn geometry(product: &Product<'_>, m: usize) -> Option<Geometry> {
     let whole = (0..5).map(|i| 1 << i).find(|count| ragged || (count * format.unit).is_multiple_of(16)).unwrap_or(16);
     let slice = product.units().div_ceil(cluster).next_multiple_of(whole);
     let mut best: Option<(f64, Geometry)> = None;
-    for units in [2, 1] {
+    // Of equals the one whose warps have less to convert.
+    for units in [1, 2] {
         let span = match units {
             1 => slice,
             _ => slice.div_ceil(units).next_multiple_of(whole),
