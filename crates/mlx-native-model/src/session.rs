@@ -16,9 +16,6 @@ const BATCH: usize = 512;
 /// The same on CUDA: a large GPU needs more to be filled (33,000 tokens/s instead of 26,600 with 8 billion weights on an H100).
 const CUDA_BATCH: usize = 2048;
 
-/// Layers that are recorded before the device gets them, where it has work for longer than recording takes.
-const LAYERS_AT_ONCE: usize = 8;
-
 /// Tokens in context, and what computing further ones needs.
 #[derive(Debug)]
 pub struct Session<'m> {
@@ -292,8 +289,8 @@ impl Pass<'_> {
             soft_cap: None,
         };
         encoder.attention(&act.q, &cache.k, &cache.v, &mut act.attended, &attention)?;
-        // A GPU begins with these layers while the next ones are recorded.
-        if encoder.device().kind() == DeviceKind::Cuda && index % LAYERS_AT_ONCE == LAYERS_AT_ONCE / 2 {
+        // A GPU begins with these layers while as many again are recorded, which takes less time than they do.
+        if encoder.device().kind() == DeviceKind::Cuda && index > 0 && (index + 1).is_power_of_two() {
             encoder.commit();
         }
         encoder.matmul(&act.attended, &layer.attn_output, &mut act.delta_out)?;
