@@ -9,7 +9,7 @@ mod block;
 pub mod codebooks;
 pub mod fp4;
 
-mod grids;
+pub(crate) mod grids;
 pub mod iq1;
 pub mod iq2;
 pub mod iq3;

@@ -5,6 +5,7 @@
 use std::arch::x86_64::*;
 
 use super::super::panels::{self, Columns, Kind, Outputs};
+use super::super::source::{self, Decode, Decoded};
 use super::super::tiles::{self, Step};
 use super::{MAX_LANES, Simd, four, half_bytes_as_words};
 
@@ -51,6 +52,11 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn strided<const STRIDE: usize>(p: *const u8) -> __m256i {
         if STRIDE == 16 { Self::load(p) } else { Self::gather([p, p.add(STRIDE), p, p]) }
+    }
+    #[inline(always)]
+    unsafe fn block_halves(p: *const u8) -> [__m256i; 2] {
+        let (v, w) = (Self::load(p), Self::load(p.add(32)));
+        [_mm256_permute2x128_si256::<0x20>(v, w), _mm256_permute2x128_si256::<0x31>(v, w)]
     }
     #[inline(always)]
     unsafe fn repeat(p: *const u8) -> __m256i {
@@ -163,6 +169,10 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn outputs(job: &Outputs) {
         panels::isa::avx2_outputs(job)
+    }
+    #[inline(always)]
+    unsafe fn decode<B: Decode>(rows: &[*const u8; 4], block: usize, decoded: &mut Decoded) {
+        source::decode::avx2::<B>(rows, block, decoded)
     }
     #[inline(always)]
     unsafe fn step<K: Kind, const T: usize>(step: &Step<Self, T>) {

@@ -5,6 +5,7 @@ use std::arch::x86_64::*;
 
 use super::super::panels::{self, Columns, Kind, Outputs};
 use super::super::prepare::{INVERSE_MAX, Sums};
+use super::super::source::{self, Decode, Decoded};
 use super::super::tiles::{self, Step};
 use super::{MAX_LANES, Simd, four};
 
@@ -137,6 +138,37 @@ unsafe fn half_step(v: __m512i, s: usize, half: usize) -> __m128i {
     }
 }
 
+/// 64 of a table's entries, in two registers, for the low six bits of 32 indices.
+#[inline(always)]
+unsafe fn part<const POINTS: usize>(table: &[u16; POINTS], indices: __m512i, i: usize) -> __m512i {
+    let p = table.as_ptr().add(64 * i).cast();
+    _mm512_permutex2var_epi16(_mm512_loadu_si512(p), indices, _mm512_loadu_si512(p.cast::<__m512i>().add(1)))
+}
+
+/// Four times as many, for eight bits of the indices, of which `bits` are the last two.
+#[inline(always)]
+unsafe fn parts<const POINTS: usize>(table: &[u16; POINTS], indices: __m512i, bits: [u32; 2], i: usize) -> __m512i {
+    let low = _mm512_mask_blend_epi16(bits[0], part(table, indices, i), part(table, indices, i + 1));
+    let high = _mm512_mask_blend_epi16(bits[0], part(table, indices, i + 2), part(table, indices, i + 3));
+    _mm512_mask_blend_epi16(bits[1], low, high)
+}
+
+/// The table's entries for 32 indices.
+#[inline(always)]
+unsafe fn points<const POINTS: usize>(table: &[u16; POINTS], indices: __m512i) -> __m512i {
+    let bits = [
+        _mm512_test_epi16_mask(indices, _mm512_set1_epi16(64)),
+        _mm512_test_epi16_mask(indices, _mm512_set1_epi16(128)),
+    ];
+    let mut points = parts(table, indices, bits, 0);
+    let above = _mm512_srli_epi16::<8>(indices);
+    for i in 1..POINTS / 256 {
+        let here = _mm512_cmpeq_epi16_mask(above, _mm512_set1_epi16(i as i16));
+        points = _mm512_mask_mov_epi16(points, here, parts(table, indices, bits, 4 * i));
+    }
+    points
+}
+
 #[inline(always)]
 unsafe fn low(p: *const u8) -> __m128i {
     _mm_loadu_si128(p.cast())
@@ -191,6 +223,20 @@ impl Simd for Avx512 {
             let index = Self::load(StrideIndex::<STRIDE>::BOTH.as_ptr());
             _mm512_permutex2var_epi8(Self::load(p), index, Self::load(p.add(3 * STRIDE - 48)))
         }
+    }
+    #[inline(always)]
+    unsafe fn block_halves(p: *const u8) -> [__m512i; 2] {
+        let (v, w) = (Self::load(p), Self::load(p.add(64)));
+        [_mm512_shuffle_i32x4::<0x88>(v, w), _mm512_shuffle_i32x4::<0xDD>(v, w)]
+    }
+    #[inline(always)]
+    unsafe fn float_rows(p: [*const f32; 4]) -> __m512 {
+        let [a, b, c, d] = four!(|r| _mm_loadu_ps(p[r]));
+        let (ab, cd) = (_mm_unpacklo_ps(a, b), _mm_unpacklo_ps(c, d));
+        let low = _mm256_set_m128(_mm_movehl_ps(cd, ab), _mm_movelh_ps(ab, cd));
+        let (ab, cd) = (_mm_unpackhi_ps(a, b), _mm_unpackhi_ps(c, d));
+        let high = _mm256_set_m128(_mm_movehl_ps(cd, ab), _mm_movelh_ps(ab, cd));
+        _mm512_insertf32x8::<1>(_mm512_castps256_ps512(low), high)
     }
     #[inline(always)]
     unsafe fn repeat(p: *const u8) -> __m512i {
@@ -303,6 +349,32 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn outputs(job: &Outputs) {
         panels::isa::avx512_outputs(job)
+    }
+    #[inline(always)]
+    unsafe fn levels2<const POINTS: usize>(table: &[u16; POINTS], indices: &[u64; 8], levels: &mut [u8; 256]) {
+        let points = points(table, Self::load(indices.as_ptr().cast()));
+        let fields = _mm512_set1_epi64(i64::from_le_bytes([0, 2, 4, 6, 8, 10, 12, 14]));
+        let of = |eight: __m128i| Self::and(_mm512_multishift_epi64_epi8(fields, _mm512_cvtepu16_epi64(eight)), 3);
+        let p = levels.as_mut_ptr();
+        Self::store(p, of(_mm512_castsi512_si128(points)));
+        Self::store(p.add(64), of(_mm512_extracti32x4_epi32::<1>(points)));
+        Self::store(p.add(128), of(_mm512_extracti32x4_epi32::<2>(points)));
+        Self::store(p.add(192), of(_mm512_extracti32x4_epi32::<3>(points)));
+    }
+    #[inline(always)]
+    unsafe fn levels3<const POINTS: usize>(table: &[u16; POINTS], indices: &[u64; 16], levels: &mut [u8; 256]) {
+        let fields = _mm512_set1_epi64(i64::from_le_bytes([0, 3, 6, 9, 32, 35, 38, 41]));
+        let of = |points: __m256i| Self::and(_mm512_multishift_epi64_epi8(fields, _mm512_cvtepu16_epi32(points)), 7);
+        for half in 0..2 {
+            let points = points(table, Self::load(indices.as_ptr().add(8 * half).cast()));
+            let p = levels.as_mut_ptr().add(128 * half);
+            Self::store(p, of(_mm512_castsi512_si256(points)));
+            Self::store(p.add(64), of(_mm512_extracti64x4_epi64::<1>(points)));
+        }
+    }
+    #[inline(always)]
+    unsafe fn decode<B: Decode>(rows: &[*const u8; 4], block: usize, decoded: &mut Decoded) {
+        source::decode::avx512::<B>(rows, block, decoded)
     }
     #[inline(always)]
     unsafe fn step<K: Kind, const T: usize>(step: &Step<Self, T>) {

@@ -13,6 +13,7 @@ use std::mem::MaybeUninit;
 
 use super::panels::{Columns, Kind, Outputs};
 use super::prepare::Sums;
+use super::source::{Decode, Decoded};
 use super::tiles::Step;
 use crate::format::fp::e4m3_to_f32;
 use crate::format::ggml::fp4::e8m0_half;
@@ -185,6 +186,8 @@ pub(super) trait Simd: Copy + 'static {
     unsafe fn gather(p: [*const u8; MAX_LANES]) -> Self::Bytes;
     /// Lane i: the 16 bytes at `p + i·STRIDE`. 16 ≤ STRIDE ≤ 48.
     unsafe fn strided<const STRIDE: usize>(p: *const u8) -> Self::Bytes;
+    /// The first and the second sixteen bytes of the LANES times 32 bytes at `p`.
+    unsafe fn block_halves(p: *const u8) -> [Self::Bytes; 2];
     /// Every lane: the 16 bytes at `p`.
     unsafe fn repeat(p: *const u8) -> Self::Bytes;
     /// `v & mask`, the same mask in every byte.
@@ -240,6 +243,20 @@ pub(super) trait Simd: Copy + 'static {
     unsafe fn splat(v: f32) -> Self::Floats;
     /// 4·LANES f32 at `p`.
     unsafe fn load_floats(p: *const f32) -> Self::Floats;
+    /// Place r of lane i: the f32 at `p[r] + i`.
+    #[inline(always)]
+    unsafe fn float_rows(p: [*const f32; 4]) -> Self::Floats {
+        let mut values = [0.0; 4 * MAX_LANES];
+        // SAFETY: the caller's promise; the array has 4·LANES places.
+        unsafe {
+            for i in 0..Self::LANES {
+                for r in 0..4 {
+                    values[4 * i + r] = *p[r].add(i);
+                }
+            }
+            Self::load_floats(values.as_ptr())
+        }
+    }
     /// Lane i: four times the f32 at `p + i`.
     unsafe fn spread_floats(p: *const f32) -> Self::Floats;
     /// Lane i: four times the i32 at `p + i`.
@@ -379,6 +396,31 @@ pub(super) trait Simd: Copy + 'static {
                 [o(0), o(1), o(2), o(3), o(4), o(5), o(6), o(7)]
             };
             [Self::words(half(0)), Self::words(half(1))]
+        }
+    }
+
+    /// A block of four rows of a format with tables, compiled once for each.
+    unsafe fn decode<B: Decode>(rows: &[*const u8; 4], block: usize, decoded: &mut Decoded);
+
+    /// Eight levels of two bits for each of 32 indices, four to a word: those in the table's entry.
+    #[inline(always)]
+    unsafe fn levels2<const POINTS: usize>(table: &[u16; POINTS], indices: &[u64; 8], levels: &mut [u8; 256]) {
+        for (i, levels) in levels.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+            let index = (indices[i / 4] >> (16 * (i % 4))) as usize % POINTS;
+            // SAFETY: the caller runs on this instruction set.
+            *levels = unsafe { Self::expand::<2>(table[index] as u64) }.to_le_bytes();
+        }
+    }
+
+    /// Four levels of three bits for each of 64 indices.
+    #[inline(always)]
+    unsafe fn levels3<const POINTS: usize>(table: &[u16; POINTS], indices: &[u64; 16], levels: &mut [u8; 256]) {
+        for (i, levels) in levels.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+            let pair = indices[i / 2] >> (32 * (i % 2));
+            let (low, high) = (pair as usize % POINTS, (pair >> 16) as usize % POINTS);
+            let points = table[low] as u64 | ((table[high] as u64) << 12);
+            // SAFETY: the caller runs on this instruction set.
+            *levels = unsafe { Self::expand::<3>(points) }.to_le_bytes();
         }
     }
 

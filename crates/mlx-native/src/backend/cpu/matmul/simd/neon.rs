@@ -7,6 +7,7 @@ use std::arch::asm;
 use half::{bf16, f16};
 
 use super::super::panels::{self, Columns, Kind, Outputs};
+use super::super::source::{self, Decode, Decoded};
 use super::super::tiles::{self, Step};
 use super::{MAX_LANES, Simd, half_bytes_as_words};
 
@@ -69,6 +70,10 @@ impl Simd for Neon {
     #[inline(always)]
     unsafe fn strided<const STRIDE: usize>(p: *const u8) -> uint8x16_t {
         vld1q_u8(p)
+    }
+    #[inline(always)]
+    unsafe fn block_halves(p: *const u8) -> [uint8x16_t; 2] {
+        [vld1q_u8(p), vld1q_u8(p.add(16))]
     }
     #[inline(always)]
     unsafe fn repeat(p: *const u8) -> uint8x16_t {
@@ -160,6 +165,10 @@ impl Simd for Neon {
     #[inline(always)]
     unsafe fn outputs(job: &Outputs) {
         panels::isa::neon_outputs(job)
+    }
+    #[inline(always)]
+    unsafe fn decode<B: Decode>(rows: &[*const u8; 4], block: usize, decoded: &mut Decoded) {
+        source::decode::neon::<B>(rows, block, decoded)
     }
     #[inline(always)]
     unsafe fn step<K: Kind, const T: usize>(step: &Step<Self, T>) {

@@ -4,6 +4,7 @@
 use half::{bf16, f16};
 
 use super::super::panels::{self, Columns, Kind, Outputs};
+use super::super::source::{self, Decode, Decoded};
 use super::super::tiles::{self, Step};
 use super::{MAX_LANES, Simd, half_bytes_as_words};
 
@@ -45,6 +46,10 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn strided<const STRIDE: usize>(p: *const u8) -> [u8; 16] {
         Self::load(p)
+    }
+    #[inline(always)]
+    unsafe fn block_halves(p: *const u8) -> [[u8; 16]; 2] {
+        [Self::load(p), Self::load(p.add(16))]
     }
     #[inline(always)]
     unsafe fn repeat(p: *const u8) -> [u8; 16] {
@@ -121,6 +126,10 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn outputs(job: &Outputs) {
         panels::isa::portable_outputs(job)
+    }
+    #[inline(always)]
+    unsafe fn decode<B: Decode>(rows: &[*const u8; 4], block: usize, decoded: &mut Decoded) {
+        source::decode::portable::<B>(rows, block, decoded)
     }
     #[inline(always)]
     unsafe fn step<K: Kind, const T: usize>(step: &Step<Self, T>) {

@@ -1,31 +1,78 @@
-//! Formats of 256-value blocks whose codes come from tables: decoded to bytes on the stack, a block of four rows at a time.
+//! Formats of 256-value blocks whose codes come from tables: grids of points, and powers of three. A block of four rows is brought into one form first:
+//! for each value the index of its level, for each eight values a byte of signs, and scales. A code is then `CODES[level + 8·sign]`.
+//!
+//! Grids are looked up in vectors where there are instructions for it; what leads there are operations on words of eight bytes, which the compiler makes
+//! vectors of.
 #![allow(non_camel_case_types)]
 
 use super::super::Weight;
-use super::super::simd::{MAX_LANES, Simd, both_halves, four};
-use super::blocks::Rows;
+use super::super::simd::{Simd, both_halves, four};
+use super::blocks::{Rows, prefetch};
 use super::{Scales, Source};
-use crate::format::ggml::codebooks::{
-    EVEN_SIGNS, IQ1_GRID, IQ2_S_GRID, IQ2_XS_GRID, IQ2_XXS_GRID, IQ3_S_GRID, IQ3_XXS_GRID,
-};
+use crate::format::ggml::grids;
 use crate::format::ggml::{
     BlockIQ1_M, BlockIQ1_S, BlockIQ2_S, BlockIQ2_XS, BlockIQ2_XXS, BlockIQ3_S, BlockIQ3_XXS, BlockTQ1_0,
 };
 
-/// 256 decoded values: eight codes a word, lowest first, and a scale for each 16 values.
-pub(in super::super) struct Decoded {
-    codes: [u64; 32],
-    scales: [f32; 16],
+/// A block of four rows. What is written as a vector is read as the same vector or a part of it: anything else waits until the cache has it.
+#[repr(align(64))]
+pub(crate) struct Decoded {
+    /// For each row, a level index a value.
+    levels: [[u8; 256]; 4],
+    /// For each row, a bit a value: whether it is negative, or what else changes the code.
+    signs: [[u16; 16]; 4],
+    /// For the first and second halves of sub-blocks (only the first without [`Decode::HALVES`]) and each row, by sub-block.
+    scales: [[[f32; 8]; 4]; 2],
 }
 
-/// A block that decodes to 7-bit codes.
-pub(in super::super) trait Decode: Copy {
+/// One row's share of a [`Decoded`].
+pub(crate) struct Row<'a> {
+    levels: &'a mut [u8; 256],
+    signs: &'a mut [u16; 16],
+    scales: [&'a mut [f32; 8]; 2],
+}
+
+impl Row<'_> {
+    /// Scales of sub-blocks.
+    #[inline(always)]
+    fn scales(&mut self, scale: impl Fn(usize) -> f32) {
+        for (j, place) in self.scales[0].iter_mut().enumerate() {
+            *place = scale(j);
+        }
+    }
+
+    /// Scales of halves of sub-blocks, counted through.
+    #[inline(always)]
+    fn half_scales(&mut self, scale: impl Fn(usize) -> f32) {
+        for (half, scales) in self.scales.iter_mut().enumerate() {
+            for (j, place) in scales.iter_mut().enumerate() {
+                *place = scale(2 * j + half);
+            }
+        }
+    }
+
+    /// A byte of signs for each eight values: word j has those of sub-block j.
+    #[inline(always)]
+    fn signs(&mut self, signs: [u32; 8]) {
+        for (pair, signs) in self.signs.as_chunks_mut::<2>().0.iter_mut().zip(signs) {
+            *pair = [signs as u16, (signs >> 16) as u16];
+        }
+    }
+}
+
+/// A block that decodes to levels, signs and scales.
+pub(crate) trait Decode: Copy {
     /// Scales belong to 16 values instead of 32.
     const HALVES: bool;
     /// What codes have more than the signed weights.
     const OFFSET: i32;
-    /// Codes and scales of the block.
-    fn decode(&self, out: &mut Decoded);
+    /// 7-bit codes: place level + 8·sign.
+    const CODES: [u8; 16];
+    /// Fills a row of S's decoded block.
+    ///
+    /// # Safety
+    /// The machine has S's instruction set.
+    unsafe fn decode<S: Simd>(&self, row: &mut Row<'_>);
 }
 
 /// Rows of blocks B.
@@ -41,7 +88,7 @@ impl<S: Simd, B: Decode> Source<S> for Blocks<B> {
     const STEP_BYTES: usize = size_of::<B>() * S::LANES / 8;
     const TAILS: bool = false;
     type Rows = [*const u8; 4];
-    type Stage = [Decoded; 4];
+    type Stage = Decoded;
 
     #[inline(always)]
     unsafe fn new(weight: &Weight, k: usize) -> Self {
@@ -53,229 +100,341 @@ impl<S: Simd, B: Decode> Source<S> for Blocks<B> {
         unsafe { self.rows.at(rows) }
     }
     #[inline(always)]
+    unsafe fn prefetch(&self, rows: &Self::Rows, step: usize) {
+        // SAFETY: any address may be prefetched.
+        unsafe { prefetch::<S>(rows, step / (8 / S::LANES) * size_of::<B>(), size_of::<B>()) }
+    }
+    #[inline(always)]
     unsafe fn stage<const FULL: bool>(&self, rows: &Self::Rows, step: usize) -> Self::Stage {
+        let mut decoded = Decoded { levels: [[0; 256]; 4], signs: [[0; 16]; 4], scales: [[[0.0; 8]; 4]; 2] };
         // SAFETY: the block lies within the rows.
-        unsafe { decode::<B>(rows, step / (8 / S::LANES)) }
+        unsafe { S::decode::<B>(rows, step / (8 / S::LANES), &mut decoded) };
+        decoded
     }
     #[inline(always)]
     unsafe fn scales(&self, stage: &Self::Stage, s: usize) -> Scales<S> {
-        let mut scales = [[0.0; 4 * MAX_LANES]; 2];
-        for i in 0..S::LANES {
-            for (r, row) in stage.iter().enumerate() {
-                let sub_block = 2 * (s * S::LANES + i);
-                scales[0][4 * i + r] = row.scales[sub_block];
-                scales[1][4 * i + r] = row.scales[sub_block + 1];
-            }
-        }
-        // SAFETY: the arrays have 4·LANES places.
+        // SAFETY: eight floats for each row.
         unsafe {
-            Scales {
-                scale: [S::load_floats(scales[0].as_ptr()), S::load_floats(scales[1].as_ptr())],
-                min: [S::splat(0.0); 2],
-            }
+            let of_half = |half: usize| S::float_rows(four!(|r| stage.scales[half][r].as_ptr().add(s * S::LANES % 8)));
+            let second = if B::HALVES { of_half(1) } else { S::splat(0.0) };
+            Scales { scale: [of_half(0), second], min: [S::splat(0.0); 2] }
         }
     }
     #[inline(always)]
     unsafe fn codes(&self, stage: &Self::Stage, r: usize, s: usize) -> [S::Bytes; 2] {
-        let p = stage[r].codes.as_ptr().cast::<u8>();
-        // SAFETY: 32 bytes for each of eight sub-blocks; lanes from LANES on are not read.
-        unsafe { both_halves!(|half| S::gather(four!(|i| p.add((s * S::LANES + i) % 8 * 32 + half)))) }
+        // SAFETY: 32 levels for each of eight sub-blocks.
+        unsafe {
+            let levels = S::block_halves(stage.levels[r].as_ptr().add(s * S::LANES % 8 * 32));
+            both_halves!(|half| {
+                let signs = four!(|i| stage.signs[r][(s * S::LANES + i) % 8 * 2 + half / 16]);
+                S::lookup(S::or(levels[half / 16], S::spread(signs, 8)), &B::CODES)
+            })
+        }
     }
 }
 
-/// Four rows' blocks. Table look-ups gain nothing from an instruction set: one function serves all of them.
-#[inline(never)]
-unsafe fn decode<B: Decode>(rows: &[*const u8; 4], block: usize) -> [Decoded; 4] {
-    let mut decoded = [const { Decoded { codes: [0; 32], scales: [0.0; 16] } }; 4];
-    for (row, decoded) in rows.iter().zip(&mut decoded) {
-        // SAFETY: the caller's blocks exist, at any address.
-        unsafe { row.cast::<B>().add(block).read_unaligned() }.decode(decoded);
+/// Four rows' blocks.
+///
+/// # Safety
+/// The blocks exist, at any address, and the machine has S's instruction set.
+#[inline(always)]
+unsafe fn decode<S: Simd, B: Decode>(rows: &[*const u8; 4], block: usize, decoded: &mut Decoded) {
+    let [first, second] = &mut decoded.scales;
+    let parts = decoded.levels.iter_mut().zip(&mut decoded.signs).zip(first.iter_mut().zip(second));
+    for (row, ((levels, signs), (first, second))) in parts.enumerate() {
+        let mut part = Row { levels, signs, scales: [first, second] };
+        // SAFETY: the caller's promise.
+        unsafe { rows[row].cast::<B>().add(block).read_unaligned().decode::<S>(&mut part) }
     }
-    decoded
 }
 
-const ONES: u64 = 0x0101_0101_0101_0101;
+/// [`decode`] compiled for each instruction set.
+pub(in super::super) mod isa {
+    use super::{Decode, Decoded, decode};
+    #[cfg(target_arch = "aarch64")]
+    use crate::backend::cpu::matmul::simd::neon::Neon;
+    use crate::backend::cpu::matmul::simd::portable::Portable;
+    #[cfg(target_arch = "x86_64")]
+    use crate::backend::cpu::matmul::simd::{avx2::Avx2, avx512::Avx512};
 
-/// 64 ± magnitude for eight magnitudes below 64; bit i of `signs` set: value i is negative.
-#[inline(always)]
-fn signed(magnitudes: u64, signs: u8) -> u64 {
-    // One bit of each byte, then all bits of the bytes that have one.
-    let bits = (signs as u64 * ONES) & 0x8040_2010_0804_0201;
-    let negative = (((bits + 0x7F * ONES) >> 7) & ONES) * 0xFF;
-    let (plus, minus) = (64 * ONES + magnitudes, 64 * ONES - magnitudes);
-    (plus & !negative) | (minus & negative)
+    macro_rules! compiled {
+        ($(#[$attribute:meta])* $name:ident, $set:ty) => {
+            $(#[$attribute])*
+            #[inline(never)]
+            pub(in super::super::super) unsafe fn $name<B: Decode>(
+                rows: &[*const u8; 4],
+                block: usize,
+                decoded: &mut Decoded,
+            ) {
+                // SAFETY: the caller's promise is the same.
+                unsafe { decode::<$set, B>(rows, block, decoded) }
+            }
+        };
+    }
+
+    compiled!(
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vnni,avx2,fma,f16c")]
+        avx512,
+        Avx512
+    );
+    compiled!(
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx2,fma,f16c,bmi2")]
+        avx2,
+        Avx2
+    );
+    compiled!(
+        #[cfg(target_arch = "aarch64")]
+        #[target_feature(enable = "neon,dotprod")]
+        neon,
+        Neon
+    );
+    compiled!(portable, Portable);
 }
 
-/// Eight magnitudes as a word.
-#[inline(always)]
-fn word(point: &[i8; 8]) -> u64 {
-    u64::from_le_bytes(bytemuck::cast(*point))
+static IQ1: [u16; 2048] = grids::IQ1;
+static IQ2_XXS: [u16; 256] = grids::IQ2_XXS;
+static IQ2_XS: [u16; 512] = grids::IQ2_XS;
+static IQ2_S: [u16; 1024] = grids::IQ2_S;
+static IQ3_XXS: [u16; 256] = grids::IQ3_XXS;
+static IQ3_S: [u16; 512] = grids::IQ3_S;
+
+/// 64 ± magnitude.
+const fn magnitudes(levels: [u8; 8]) -> [u8; 16] {
+    let mut codes = [0; 16];
+    let mut i = 0;
+    while i < 8 {
+        codes[i] = 64 + levels[i];
+        codes[8 + i] = 64 - levels[i];
+        i += 1;
+    }
+    codes
 }
 
-/// Two times four magnitudes as a word.
+const IQ2_CODES: [u8; 16] = magnitudes([8, 25, 43, 0, 0, 0, 0, 0]);
+/// 16 + 8·point ± 1 for points −1, 0, 1: an eighth of the scale makes point ± 1/8 of them.
+const IQ1_CODES: [u8; 16] = [9, 17, 25, 0, 0, 0, 0, 0, 7, 15, 23, 0, 0, 0, 0, 0];
+
+/// Four bytes as four u16.
 #[inline(always)]
-fn pair(low: &[i8; 4], high: &[i8; 4]) -> u64 {
-    let half = |point: &[i8; 4]| u32::from_le_bytes(bytemuck::cast(*point)) as u64;
-    half(low) | (half(high) << 32)
+fn widened(bytes: u64) -> u64 {
+    let pairs = (bytes | (bytes << 16)) & 0x0000_FFFF_0000_FFFF;
+    (pairs | (pairs << 8)) & 0x00FF_00FF_00FF_00FF
+}
+
+/// Four 7-bit sign codes from the low bits of a word, each with an eighth bit that makes the number of signs even.
+#[inline(always)]
+fn even_signs(word: u32) -> u32 {
+    let halves = (word & 0x3FFF) | ((word & 0x0FFF_C000) << 2);
+    let codes = (halves & 0x007F_007F) | ((halves & 0x3F80_3F80) << 1);
+    let folded = codes ^ (codes >> 4);
+    let folded = folded ^ (folded >> 2);
+    let folded = folded ^ (folded >> 1);
+    codes | ((folded & 0x0101_0101) << 7)
+}
+
+/// Grid indices as words of four.
+#[inline(always)]
+fn indices<const WORDS: usize>(word: impl Fn(usize) -> u64) -> [u64; WORDS] {
+    let mut words = [0; WORDS];
+    for (j, place) in words.iter_mut().enumerate() {
+        *place = word(j);
+    }
+    words
+}
+
+/// A field's bytes as larger words. Blocks lie in memory as in their file, so a word is one of a little-endian machine: as everywhere in these kernels.
+#[inline(always)]
+fn words<A: bytemuck::Pod, B: bytemuck::Pod>(field: A) -> B {
+    bytemuck::cast(field)
+}
+
+/// Eight times what `f` gives.
+#[inline(always)]
+fn eight(f: impl Fn(usize) -> u32) -> [u32; 8] {
+    let mut words = [0; 8];
+    for (j, place) in words.iter_mut().enumerate() {
+        *place = f(j);
+    }
+    words
 }
 
 impl Decode for BlockIQ2_XXS {
     const HALVES: bool = false;
     const OFFSET: i32 = 64;
+    const CODES: [u8; 16] = IQ2_CODES;
+
     #[inline(always)]
-    fn decode(&self, out: &mut Decoded) {
+    unsafe fn decode<S: Simd>(&self, row: &mut Row<'_>) {
         let d = self.d.to_f32() * 0.25;
-        for (j, words) in self.qs.as_chunks::<4>().0.iter().enumerate() {
-            let indices = words[0] as u32 | ((words[1] as u32) << 16);
-            let signs = words[2] as u32 | ((words[3] as u32) << 16);
-            out.scales[2 * j] = d * (0.5 + (signs >> 28) as f32);
-            for part in 0..4 {
-                let point = &IQ2_XXS_GRID[(indices >> (8 * part)) as usize & 255];
-                out.codes[4 * j + part] = signed(word(point), EVEN_SIGNS[(signs >> (7 * part)) as usize & 127]);
-            }
-        }
+        let words: [u64; 8] = words(self.qs);
+        row.scales(|j| d * (0.5 + (words[j] >> 60) as f32));
+        row.signs(eight(|j| even_signs((words[j] >> 32) as u32)));
+        // SAFETY: the caller's promise.
+        unsafe { S::levels2(&IQ2_XXS, &indices(|j| widened(words[j] & 0xFFFF_FFFF)), row.levels) }
     }
 }
 
-/// Sixteen scales d·(nibble + 1/2).
+/// d·(nibble + 1/2)
 #[inline(always)]
-fn nibble_scales(d: f32, nibbles: &[u8; 8], scales: &mut [f32; 16]) {
-    for (j, scale) in scales.iter_mut().enumerate() {
-        *scale = d * (0.5 + ((nibbles[j / 2] >> (4 * (j % 2))) & 15) as f32);
-    }
+fn nibble_scale(d: f32, nibbles: &[u8; 8], j: usize) -> f32 {
+    d * (0.5 + ((nibbles[j / 2] >> (4 * (j % 2))) & 15) as f32)
 }
 
 impl Decode for BlockIQ2_XS {
     const HALVES: bool = true;
     const OFFSET: i32 = 64;
+    const CODES: [u8; 16] = IQ2_CODES;
+
     #[inline(always)]
-    fn decode(&self, out: &mut Decoded) {
-        nibble_scales(self.d.to_f32() * 0.25, &self.scales, &mut out.scales);
-        for (codes, q) in out.codes.iter_mut().zip(self.qs) {
-            *codes = signed(word(&IQ2_XS_GRID[q as usize & 511]), EVEN_SIGNS[(q >> 9) as usize]);
-        }
+    unsafe fn decode<S: Simd>(&self, row: &mut Row<'_>) {
+        let d = self.d.to_f32() * 0.25;
+        row.half_scales(|j| nibble_scale(d, &self.scales, j));
+        let words: [u64; 8] = words(self.qs);
+        row.signs(eight(|j| {
+            let codes = (words[j] >> 9) & 0x007F_007F_007F_007F;
+            let pairs = codes | (codes >> 9);
+            even_signs((pairs & 0x3FFF) as u32 | (((pairs >> 32) & 0x3FFF) << 14) as u32)
+        }));
+        // SAFETY: the caller's promise.
+        unsafe { S::levels2(&IQ2_XS, &indices(|j| words[j] & 0x01FF_01FF_01FF_01FF), row.levels) }
     }
 }
 
 impl Decode for BlockIQ2_S {
     const HALVES: bool = true;
     const OFFSET: i32 = 64;
+    const CODES: [u8; 16] = IQ2_CODES;
+
     #[inline(always)]
-    fn decode(&self, out: &mut Decoded) {
-        nibble_scales(self.d.to_f32() * 0.25, &self.scales, &mut out.scales);
-        for (i, codes) in out.codes.iter_mut().enumerate() {
-            let high = (self.qh[i / 4] >> (2 * (i % 4))) as usize & 3;
-            *codes = signed(word(&IQ2_S_GRID[self.qs[i] as usize | (high << 8)]), self.signs[i]);
-        }
+    unsafe fn decode<S: Simd>(&self, row: &mut Row<'_>) {
+        let d = self.d.to_f32() * 0.25;
+        row.half_scales(|j| nibble_scale(d, &self.scales, j));
+        row.signs(words(self.signs));
+        let qs: [u32; 8] = words(self.qs);
+        let index = |j: usize| {
+            // Two bits for each index.
+            let high = self.qh[j] as u64;
+            let high = (high | (high << 14) | (high << 28) | (high << 42)) & 0x0003_0003_0003_0003;
+            widened(qs[j] as u64) | (high << 8)
+        };
+        // SAFETY: the caller's promise.
+        unsafe { S::levels2(&IQ2_S, &indices(index), row.levels) }
     }
 }
 
 impl Decode for BlockIQ3_XXS {
     const HALVES: bool = false;
     const OFFSET: i32 = 64;
+    const CODES: [u8; 16] = magnitudes([4, 12, 20, 28, 36, 44, 52, 62]);
+
     #[inline(always)]
-    fn decode(&self, out: &mut Decoded) {
+    unsafe fn decode<S: Simd>(&self, row: &mut Row<'_>) {
         let d = self.d.to_f32() * 0.5;
-        for (j, signs) in self.scales_and_signs.as_chunks::<4>().0.iter().enumerate() {
-            let signs = u32::from_le_bytes(*signs);
-            out.scales[2 * j] = d * (0.5 + (signs >> 28) as f32);
-            for part in 0..4 {
-                let point = |at: usize| &IQ3_XXS_GRID[self.qs[8 * j + 2 * part + at] as usize];
-                let signs = EVEN_SIGNS[(signs >> (7 * part)) as usize & 127];
-                out.codes[4 * j + part] = signed(pair(point(0), point(1)), signs);
-            }
-        }
+        let (qs, signs): ([u32; 16], [u32; 8]) = (words(self.qs), words(self.scales_and_signs));
+        row.scales(|j| d * (0.5 + (signs[j] >> 28) as f32));
+        row.signs(eight(|j| even_signs(signs[j])));
+        // SAFETY: the caller's promise.
+        unsafe { S::levels3(&IQ3_XXS, &indices(|j| widened(qs[j] as u64)), row.levels) }
     }
 }
 
 impl Decode for BlockIQ3_S {
     const HALVES: bool = false;
     const OFFSET: i32 = 64;
-    #[inline(always)]
-    fn decode(&self, out: &mut Decoded) {
-        let d = self.d.to_f32();
-        for (i, codes) in out.codes.iter_mut().enumerate() {
-            let point = |at: usize| {
-                let high = (self.qh[i / 4] >> (2 * (i % 4) + at)) as usize & 1;
-                &IQ3_S_GRID[self.qs[2 * i + at] as usize | (high << 8)]
-            };
-            *codes = signed(pair(point(0), point(1)), self.signs[i]);
-        }
-        for j in 0..8 {
-            let scale = (self.scales[j / 2] >> (4 * (j % 2))) & 15;
-            out.scales[2 * j] = d * (1 + 2 * scale) as f32;
-        }
-    }
-}
+    const CODES: [u8; 16] = magnitudes([1, 3, 5, 7, 9, 11, 13, 15]);
 
-/// Eight codes 16 + 8·point ± 1: an eighth of the scale makes point ± 1/8 of them.
-#[inline(always)]
-fn shifted(point: &[i8; 8], down: bool) -> u64 {
-    // Points are −1, 0, 1: flipping bit 7 and adding 129 gives 0, 1, 2 without carries into other bytes.
-    let digits = ((word(point) ^ (0x80 * ONES)) - 0x7F * ONES) & (3 * ONES);
-    8 * digits + (8 * ONES) + if down { 0 } else { 2 * ONES } - ONES
+    #[inline(always)]
+    unsafe fn decode<S: Simd>(&self, row: &mut Row<'_>) {
+        let d = self.d.to_f32();
+        row.scales(|j| d * (1 + 2 * ((self.scales[j / 2] >> (4 * (j % 2))) & 15)) as f32);
+        row.signs(words(self.signs));
+        let qs: [u32; 16] = words(self.qs);
+        let index = |j: usize| {
+            // A bit for each index.
+            let high = (self.qh[j / 2] >> (4 * (j % 2))) as u64;
+            let high = (high | (high << 15) | (high << 30) | (high << 45)) & 0x0001_0001_0001_0001;
+            widened(qs[j] as u64) | (high << 8)
+        };
+        // SAFETY: the caller's promise.
+        unsafe { S::levels3(&IQ3_S, &indices(index), row.levels) }
+    }
 }
 
 impl Decode for BlockIQ1_S {
     const HALVES: bool = false;
     const OFFSET: i32 = 16;
+    const CODES: [u8; 16] = IQ1_CODES;
+
     #[inline(always)]
-    fn decode(&self, out: &mut Decoded) {
+    unsafe fn decode<S: Simd>(&self, row: &mut Row<'_>) {
         let d = self.d.to_f32() * 0.125;
-        for (j, &qh) in self.qh.iter().enumerate() {
-            out.scales[2 * j] = d * (2 * ((qh >> 12) & 7) + 1) as f32;
-            for part in 0..4 {
-                let high = (qh >> (3 * part)) as usize & 7;
-                let point = &IQ1_GRID[self.qs[4 * j + part] as usize | (high << 8)];
-                out.codes[4 * j + part] = shifted(point, qh >> 15 == 1);
-            }
-        }
+        row.scales(|j| d * (2 * ((self.qh[j] >> 12) & 7) + 1) as f32);
+        row.signs(eight(|j| 0u32.wrapping_sub(self.qh[j] as u32 >> 15)));
+        let qs: [u32; 8] = words(self.qs);
+        let index = |j: usize| {
+            // Three bits for each index.
+            let high = (self.qh[j] & 0x0FFF) as u64;
+            let high = (high | (high << 13) | (high << 26) | (high << 39)) & 0x0007_0007_0007_0007;
+            widened(qs[j] as u64) | (high << 8)
+        };
+        // SAFETY: the caller's promise.
+        unsafe { S::levels2(&IQ1, &indices(index), row.levels) }
     }
 }
 
 impl Decode for BlockIQ1_M {
     const HALVES: bool = true;
     const OFFSET: i32 = 16;
+    const CODES: [u8; 16] = IQ1_CODES;
+
     #[inline(always)]
-    fn decode(&self, out: &mut Decoded) {
+    unsafe fn decode<S: Simd>(&self, row: &mut Row<'_>) {
         let d = self.d().to_f32() * 0.125;
-        let words = u64::from_le_bytes(self.scales);
-        for (j, scale) in out.scales.iter_mut().enumerate() {
-            let bits = words >> (16 * (j / 4) + 3 * (j % 4));
-            *scale = d * (2 * (bits & 7) + 1) as f32;
-        }
-        for (i, codes) in out.codes.iter_mut().enumerate() {
-            let nibble = self.qh[i / 2] >> (4 * (i % 2));
-            let point = &IQ1_GRID[self.qs[i] as usize | ((nibble as usize & 7) << 8)];
-            *codes = shifted(point, nibble & 8 != 0);
-        }
+        let bits = u64::from_le_bytes(self.scales);
+        row.half_scales(|j| d * (2 * ((bits >> (16 * (j / 4) + 3 * (j % 4))) & 7) + 1) as f32);
+        let nibbles = |j: usize| self.qh[2 * j] as u32 | ((self.qh[2 * j + 1] as u32) << 8);
+        row.signs(eight(|j| {
+            // The top bit of each nibble, as the lowest of a byte.
+            let bits = (nibbles(j) >> 3) & 0x1111;
+            let bits = (bits & 0x0011) | ((bits & 0x1100) << 8);
+            ((bits & 0x0001_0001) | ((bits & 0x0010_0010) << 4)) * 0xFF
+        }));
+        let qs: [u32; 8] = words(self.qs);
+        let index = |j: usize| {
+            let high = (nibbles(j) & 0x7777) as u64;
+            let high = (high | (high << 12) | (high << 24) | (high << 36)) & 0x0007_0007_0007_0007;
+            widened(qs[j] as u64) | (high << 8)
+        };
+        // SAFETY: the caller's promise.
+        unsafe { S::levels2(&IQ1, &indices(index), row.levels) }
     }
 }
 
 impl Decode for BlockTQ1_0 {
     const HALVES: bool = false;
     const OFFSET: i32 = 1;
+    const CODES: [u8; 16] = [0, 1, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+
     #[inline(always)]
-    fn decode(&self, out: &mut Decoded) {
-        out.scales = [self.d.to_f32(); 16];
+    unsafe fn decode<S: Simd>(&self, row: &mut Row<'_>) {
+        let d = self.d.to_f32();
+        row.scales(|_| d);
         // Digit n of a byte is what the product with 3ⁿ⁺¹ carries, the digits before dropped: see the format's definition.
         let digit = |byte: u8, power: u8| ((byte.wrapping_mul(power) as u16 * 3) >> 8) as u8;
-        let mut bytes = [0u8; 256];
         for (n, power) in [1u8, 3, 9, 27, 81].into_iter().enumerate() {
             for l in 0..32 {
-                bytes[32 * n + l] = digit(self.qs[l], power);
+                row.levels[32 * n + l] = digit(self.qs[l], power);
             }
             for l in 0..16 {
-                bytes[160 + 16 * n + l] = digit(self.qs[32 + l], power);
+                row.levels[160 + 16 * n + l] = digit(self.qs[32 + l], power);
             }
             if n < 4 {
                 for l in 0..4 {
-                    bytes[240 + 4 * n + l] = digit(self.qh[l], power);
+                    row.levels[240 + 4 * n + l] = digit(self.qh[l], power);
                 }
             }
-        }
-        for (codes, bytes) in out.codes.iter_mut().zip(bytes.as_chunks::<8>().0) {
-            *codes = u64::from_le_bytes(*bytes);
         }
     }
 }

@@ -72,7 +72,15 @@ impl<const BITS: usize> Packed<BITS> {
     #[inline(always)]
     unsafe fn values<S: Simd>(p: *const u8, pairs: bool) -> [S::Bytes; 2] {
         // SAFETY: a step's bytes stand at `p`. With `pairs`, nibbles stay in their bytes.
-        unsafe { if pairs { nibbles::<S>(S::load(p)) } else { S::unpack::<BITS>(p) } }
+        unsafe {
+            if pairs {
+                nibbles::<S>(S::load(p))
+            } else if BITS == 8 {
+                S::block_halves(p)
+            } else {
+                S::unpack::<BITS>(p)
+            }
+        }
     }
 }
 
