@@ -115,7 +115,7 @@ def main():
         for _ in range(args.rounds):
             if name.startswith("affine"):
                 bits = members[0]
-                us = {(name, m): row for (_, m), row in ours([f"affine {bits} bits"]).items()}
+                us = {(name, m): row for (_, m), row in ours([f"affine{bits}_g64_bf16"]).items()}
                 rounds.append({"ours": us, "mlx": mlx(bits)})
             else:
                 rounds.append({"ours": ours(members), "llama": llama(members), "candle": candle(members)})
