@@ -32,6 +32,7 @@ DI void bulk_copy(u32 to, const void* from, u32 bytes, u32 bar, u64 policy) {
                  : "memory");
 }
 struct __align__(64) TensorMap { u64 words[16]; };
+DI void prefetch_map(const TensorMap* map) { asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory"); }
 DI void tile_copy(u32 to, const TensorMap* map, int x, int y, u32 bar) {
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(to), "l"(map), "r"(x), "r"(y), "r"(bar) : "memory");
 }

@@ -8,7 +8,7 @@
 // subnormal halves: integer x 2^-24, exact operands for the tensor cores at the price of one AND. With MAGIC = 1024 they are 1024 + integer,
 // which half arithmetic turns into a scaled weight. Formats whose bits are true halves already (TRUE_HALVES) ignore MAGIC.
 //
-// value = unit_scale x scale(group) x (integer - OFFSET) + unit_minimum x minimum(group); a group is SUB values, 16 or 32.
+// value = unit_scale x scale(group) x (integer - OFFSET) + unit_minimum x minimum(group); a group is SUB values, 16, 32 or 64.
 // SHIFT tells where a unit starts in shared memory: 0 on a word, 16 two bytes past one, -1 wherever row.bits says.
 
 constexpr u32 HALF_1024 = 0x64006400u;
@@ -16,16 +16,21 @@ constexpr float SUBNORMAL = 1.0f / 16777216.0f; // 2^-24
 
 template <int SHIFT> struct Row {
     static constexpr int PAST = SHIFT;
-    u32 at;             // offset of the unit in shared memory, rounded down to a word
-    u32 bits;           // SHIFT = -1: how many bits past that word the unit starts
-    u32 scales, biases; // affine: offsets of the unit's first scale and bias
+    const u8* at;                // the unit in shared memory, rounded down to a word
+    u32 bits;                    // SHIFT = -1: how many bits past that word the unit starts
+    const u8 *scales, *biases;   // affine: the unit's first scale and bias
 
     // The word `offset` bytes into the unit; offset is a multiple of 4.
     DI u32 word(u32 offset) const {
-        if constexpr (SHIFT == 0) return lds32(at + offset);
-        else if constexpr (SHIFT == 16) return prmt(lds32(at + offset), lds32(at + offset + 4), 0x5432);
-        else return funnel(lds32(at + offset), lds32(at + offset + 4), bits);
+        // Pointers, not offsets: sums of constants go into the instructions.
+        const u32* from = (const u32*)(at + offset);
+        if constexpr (SHIFT == 0) return *from;
+        else if constexpr (SHIFT == 16) return prmt(from[0], from[1], 0x5432);
+        else return funnel(from[0], from[1], bits);
     }
+    // The same row, every offset `bytes` further on, and 4 t further on.
+    DI Row moved(u32 bytes) const { return {at + bytes, bits, scales, biases}; }
+    DI Row lane(int t) const { return moved(4 * t); }
     // The half at `offset`, an even constant, in both halves of the result.
     DI u32 half(u32 offset) const {
         u32 w = word(offset & ~3u);
@@ -35,7 +40,7 @@ template <int SHIFT> struct Row {
     // Four of the 16 bytes at the constant `offset` for lane t: bytes 4t - a + 0..3 (mod 16), a = offset % 4.
     DI u32 quad(u32 offset, int t) const {
         const u32 a = offset & 3;
-        u32 w = word(offset - a + 4 * t);
+        u32 w = lane(t).word(offset - a);
         if (a == 0) return w;
         u32 end = word(offset - a + 16);
         return prmt(w, end, t ? 0x3210 : a == 1 ? 0x3214 : a == 2 ? 0x3254 : 0x3654);
@@ -76,6 +81,11 @@ struct Plain { // what most formats have in common
     static constexpr int SUB = 32, OFFSET = 0, LIFT = 0; // LIFT: the half-precision weights are times 2^LIFT
     static constexpr float QUANTUM = SUBNORMAL;          // what bits<0> gives for 1
     static constexpr bool MINIMUM = false, UNIT_SCALE = false, TRUE_HALVES = false, AFFINE = false;
+    static constexpr bool RANGED = false; // scales go beyond halves: the tile kernel keeps a power of two for each row
+    // The row kernel gets a unit's minimums times the sums of x from one mma: `minimums` gives lane t those of the groups 2t and 2t + 1, or, of sixteen
+    // groups, 4t and 4t + 2, then 4t + 1 and 4t + 3, as pairs of halves. NEVER, or WHEN_PREPARED: beside the conversion of x registers run out.
+    enum Fold { NEVER, WHEN_PREPARED, ALWAYS };
+    static constexpr Fold FOLD = NEVER;
     static constexpr bool PAIRED = false; // runs of 16 values alternate between two steps
     struct Head {};
     template <class R> DI static Head head(const R&) { return {}; }
@@ -98,7 +108,9 @@ template <int BLOCK, int QS> struct Blocks : Plain {
 struct Q4_0 : Blocks<18, 2> { static constexpr int OFFSET = 8; };
 struct Q4_1 : Blocks<20, 4> {
     static constexpr bool MINIMUM = true;
+    static constexpr Plain::Fold FOLD = Plain::ALWAYS;
     template <class R> DI static float minimum(const R& row, const Head&, int c, int group) { return low_half(row.half((2 * c + group) * 20 + 2)); }
+    template <class R> DI static void minimums(const R& row, const Head&, int t, u32 (&m)[1]) { m[0] = prmt(row.moved(40 * t).word(0), row.moved(40 * t).word(20), 0x7632); }
 };
 // A fifth bit each in 32 bits at QH.
 template <int BLOCK, int QH, int QS> struct FiveBits : Blocks<BLOCK, QS> {
@@ -123,7 +135,9 @@ template <int BLOCK, int QH, int QS> struct FiveBits : Blocks<BLOCK, QS> {
 struct Q5_0 : FiveBits<22, 2, 6> { static constexpr int OFFSET = 16; };
 struct Q5_1 : FiveBits<24, 4, 8> {
     static constexpr bool MINIMUM = true;
+    static constexpr Plain::Fold FOLD = Plain::ALWAYS;
     template <class R> DI static float minimum(const R& row, const Head&, int c, int group) { return low_half(row.half((2 * c + group) * 24 + 2)); }
+    template <class R> DI static void minimums(const R& row, const Head&, int t, u32 (&m)[1]) { m[0] = prmt(row.moved(48 * t).word(0), row.moved(48 * t).word(24), 0x7632); }
 };
 struct Q8_0 : Plain {
     static constexpr int UNIT = 272, OFFSET = 128;
@@ -179,9 +193,26 @@ DI u32 times(u32 w, u32 factor) { return w * factor; }
 struct MXFP4 : Plain {
     static constexpr int UNIT = 136;
     static constexpr float QUANTUM = 1.0f / 32768.0f; // 2^-15, as scales are halved
-    static constexpr bool TRUE_HALVES = true;
+    static constexpr bool TRUE_HALVES = true, RANGED = true;
+    // Weights are kept in halves as they are times 2^(127 - reference - HEADROOM), E2M1 times at most 2^MOST; exponents above the reference
+    // by more than HEADROOM + MOST need another one.
+    static constexpr int HEADROOM = 6, MOST = 1;
     DI static constexpr int shift(int) { return 0; }
     DI static constexpr int place(int i) { return (i & ~15) + nibble_place(i & 15, ((i >> 5) * 17 + 1) & 3); }
+    // The largest exponent of a unit, found by a quad of lanes together.
+    template <class R> DI static int largest_exponent(const R& row, int t) {
+        int e = max((int)row.at[34 * t], (int)row.at[34 * t + 17]);
+        e = max(e, __shfl_xor_sync(~0u, e, 1));
+        return max(e, __shfl_xor_sync(~0u, e, 2));
+    }
+    // What makes weights of the halves of `bits`, in both halves.
+    template <class R> DI static u32 ranged_scale(const R& row, int c, int group, int reference) {
+        const int power = (int)row.byte((2 * c + group) * 17) - reference - HEADROOM + 14;
+        const float s = __uint_as_float((u32)(max(power, -30) + 127) << 23);
+        return pack_halves(s, s);
+    }
+    // Undoes a reference: times 2^(HEADROOM + 1) this is its weights' power of two.
+    DI static float of_reference(int reference) { return __uint_as_float(reference < 2 ? 0x00200000u << reference : (u32)(reference - 1) << 23); }
     template <u32 MAGIC, class R> DI static void bits(const R& row, const Head&, int c, int t, u32 (&q)[4][2]) {
 #pragma unroll
         for (int j = 0; j < 2; j++) {
@@ -192,8 +223,7 @@ struct MXFP4 : Plain {
     }
     // Half of 2^(e - 127): e = 255 stays finite, e = 0 and 1 are subnormal.
     template <class R> DI static float scale(const R& row, const Head&, int c, int group) {
-        u32 e = row.byte((2 * c + group) * 17);
-        return __uint_as_float(e < 2 ? 0x00200000u << e : (e - 1) << 23);
+        return of_reference(row.byte((2 * c + group) * 17));
     }
 };
 
@@ -201,6 +231,7 @@ struct MXFP4 : Plain {
 template <int QS> struct SixBitScales : Plain { // Q4_K and Q5_K
     static constexpr bool MINIMUM = true, UNIT_SCALE = true;
     struct Head { u32 d, scales[2], minimums[2]; };
+    template <class R> DI static void minimums(const R&, const Head& head, int t, u32 (&m)[1]) { m[0] = prmt(head.minimums[0], head.minimums[1], 0x0100 + 0x0202 * t) & 0x00ff00ffu; }
     DI static constexpr int shift(int step) { return step & 2 ? 4 : 0; }
     DI static constexpr int place(int i) { return (i & ~15) + nibble_place(i & 15, 0); }
     template <class R> DI static Head head(const R& row) {
@@ -214,9 +245,10 @@ template <int QS> struct SixBitScales : Plain { // Q4_K and Q5_K
 };
 struct Q4_K : SixBitScales<16> {
     static constexpr int UNIT = 144;
+    static constexpr Fold FOLD = WHEN_PREPARED;
     template <u32 MAGIC, class R> DI static void bits(const R& row, const Head&, int c, int t, u32 (&q)[4][2]) {
-        nibbles<MAGIC>(row.word(16 + 32 * c + 4 * t), q[0], q[2]);
-        nibbles<MAGIC>(row.word(32 + 32 * c + 4 * t), q[1], q[3]);
+        nibbles<MAGIC>(row.lane(t).word(16 + 32 * c), q[0], q[2]);
+        nibbles<MAGIC>(row.lane(t).word(32 + 32 * c), q[1], q[3]);
     }
 };
 // x shifted left by n, right for negative n.
@@ -226,7 +258,7 @@ struct Q5_K : SixBitScales<48> {
     template <u32 MAGIC, class R> DI static void bits(const R& row, const Head&, int c, int t, u32 (&q)[4][2]) {
 #pragma unroll
         for (int j = 0; j < 2; j++) {
-            u32 w = row.word(48 + 32 * c + 16 * j + 4 * t), h = row.word(16 + 16 * j + 4 * t), y = w >> 8;
+            u32 w = row.lane(t).word(48 + 32 * c + 16 * j), h = row.lane(t).word(16 + 16 * j), y = w >> 8;
             q[j][0] = and_or(w, 0x000f000fu, and_or(shifted(h, 4 - 2 * c), 0x00100010u, MAGIC));
             q[j][1] = and_or(y, 0x000f000fu, and_or(shifted(h, -4 - 2 * c), 0x00100010u, MAGIC));
             q[2 + j][0] = and_or(w, 0x00f000f0u, and_or(shifted(h, 7 - 2 * c), 0x01000100u, MAGIC));
@@ -241,17 +273,22 @@ template <int SIZE> struct Planes : Plain { // fields of values 32 or 64 apart s
 };
 struct Q2_K : Planes<84> {
     static constexpr bool MINIMUM = true;
+    static constexpr Fold FOLD = ALWAYS;
     struct Head { u32 d; };
     DI static constexpr int shift(int step) { return 2 * (step & 3); }
     template <class R> DI static Head head(const R& row) { return {row.word(80)}; }
     template <u32 MAGIC, class R> DI static void bits(const R& row, const Head&, int c, int t, u32 (&q)[4][2]) {
-        u32 w = row.word(16 + 16 * c + 4 * t), y = w >> 8;
+        u32 w = row.lane(t).word(16 + 16 * c), y = w >> 8;
 #pragma unroll
         for (int s = 0; s < 4; s++) q[s][0] = and_or(w, 0x00030003u << 2 * s, MAGIC), q[s][1] = and_or(y, 0x00030003u << 2 * s, MAGIC);
     }
     template <class R> DI static float scale(const R& row, const Head&, int c, int s) { return subnormal(row.word(4 * ((c & 2) + (s >> 1))) >> 8 * (c & 1) & 0x000f000fu, s & 1); }
     template <class R> DI static float minimum(const R& row, const Head&, int c, int s) {
         return subnormal(row.word(4 * ((c & 2) + (s >> 1))) >> (8 * (c & 1) + 4) & 0x000f000fu, s & 1);
+    }
+    template <class R> DI static void minimums(const R& row, const Head&, int t, u32 (&m)[2]) {
+        const u32 w = row.lane(t).word(0);
+        m[0] = w >> 4 & 0x000f000fu, m[1] = w >> 12 & 0x000f000fu;
     }
     DI static float unit_scale(const Head& head) { return low_half(head.d) / SUBNORMAL; }
     DI static float unit_minimum(const Head& head) { return -high_half(head.d) / SUBNORMAL; }
@@ -267,7 +304,7 @@ struct Q3_K : Planes<110> {
                  and_or(top >> 2, 0x30303030u, b >> 4 & 0x0f0f0f0fu)}};
     }
     template <u32 MAGIC, class R> DI static void bits(const R& row, const Head&, int c, int t, u32 (&q)[4][2]) {
-        u32 w = row.word(32 + 16 * c + 4 * t), y = w >> 8, h = row.word(16 * (c & 1) + 4 * t);
+        u32 w = row.lane(t).word(32 + 16 * c), y = w >> 8, h = row.lane(t).word(16 * (c & 1));
 #pragma unroll
         for (int s = 0; s < 4; s++) {
             const int left = s + 2 - 4 * (c >> 1);
@@ -284,10 +321,10 @@ struct Q6_K : Planes<210> {
     DI static constexpr int shift(int step) { return step & 2 ? 4 : 0; }
     template <class R> DI static Head head(const R& row) { return {row.half(208)}; }
     template <u32 MAGIC, class R> DI static void bits(const R& row, const Head&, int c, int t, u32 (&q)[4][2]) {
-        u32 h = row.word(128 + 16 * c + 4 * t);
+        u32 h = row.lane(t).word(128 + 16 * c);
 #pragma unroll
         for (int j = 0; j < 2; j++) {
-            u32 w = row.word(32 * (c & 2) + 32 * j + 16 * (c & 1) + 4 * t), y = w >> 8, even = h << (4 - 2 * j), odd = h >> (4 + 2 * j);
+            u32 w = row.lane(t).word(32 * (c & 2) + 32 * j + 16 * (c & 1)), y = w >> 8, even = h << (4 - 2 * j), odd = h >> (4 + 2 * j);
             q[j][0] = and_or(w, 0x000f000fu, and_or(even, 0x00300030u, MAGIC));
             q[j][1] = and_or(y, 0x000f000fu, and_or(odd, 0x00300030u, MAGIC));
             q[2 + j][0] = and_or(w, 0x00f000f0u, and_or(even, 0x03000300u, MAGIC));
@@ -301,14 +338,15 @@ struct Q6_K : Planes<210> {
 // ---- MLX affine: packed values in one array, scales and biases in two more; GROUP values share them ----
 template <int BITS, int GROUP, int SCALE_BYTES, bool BFLOAT> struct Affine : Plain {
     static constexpr int UNIT = 32 * BITS, LIFT = 6, SIDE = 256 / GROUP * SCALE_BYTES; // bytes of scales in a unit
+    static constexpr int SUB = GROUP < 64 ? 32 : 64;
     static constexpr bool MINIMUM = true, AFFINE = true;
-    DI static float read(u32 at) {
-        if constexpr (SCALE_BYTES == 4) return __uint_as_float(lds32(at));
-        else if constexpr (BFLOAT) return __uint_as_float(lds16(at) << 16);
-        else return low_half(lds16(at));
+    DI static float read(const u8* at) {
+        if constexpr (SCALE_BYTES == 4) return *(const float*)at;
+        else if constexpr (BFLOAT) return __uint_as_float((u32)*(const u16*)at << 16);
+        else return low_half(*(const u16*)at);
     }
-    template <class R> DI static float scale(const R& row, const Head&, int c, int group) { return read(row.scales + (64 * c + 32 * group) / GROUP * SCALE_BYTES); }
-    template <class R> DI static float minimum(const R& row, const Head&, int c, int group) { return read(row.biases + (64 * c + 32 * group) / GROUP * SCALE_BYTES); }
+    template <class R> DI static float scale(const R& row, const Head&, int c, int group) { return read(row.scales + (64 * c + SUB * group) / GROUP * SCALE_BYTES); }
+    template <class R> DI static float minimum(const R& row, const Head&, int c, int group) { return read(row.biases + (64 * c + SUB * group) / GROUP * SCALE_BYTES); }
 };
 template <int GROUP, int SCALE_BYTES, bool BFLOAT> struct Affine4 : Affine<4, GROUP, SCALE_BYTES, BFLOAT> {
     static constexpr bool PAIRED = true;
@@ -317,8 +355,8 @@ template <int GROUP, int SCALE_BYTES, bool BFLOAT> struct Affine4 : Affine<4, GR
     // Eight consecutive values in a lane's word: even ones in the low nibbles, odd ones in the high.
     DI static constexpr int place(int i) { return (i & ~31) + 16 * (i & 1) + (i >> 3 & 3) * 4 + swap_middle(i >> 1 & 3); }
     template <u32 MAGIC, class R> DI static void bits(const R& row, const Head&, int c, int t, u32 (&q)[4][2]) {
-        nibbles<MAGIC>(row.word(32 * c + 4 * t), q[0], q[1]);
-        nibbles<MAGIC>(row.word(32 * c + 16 + 4 * t), q[2], q[3]);
+        nibbles<MAGIC>(row.lane(t).word(32 * c), q[0], q[1]);
+        nibbles<MAGIC>(row.lane(t).word(32 * c + 16), q[2], q[3]);
     }
 };
 template <int GROUP, int SCALE_BYTES, bool BFLOAT> struct Affine8 : Affine<8, GROUP, SCALE_BYTES, BFLOAT> {
@@ -327,6 +365,6 @@ template <int GROUP, int SCALE_BYTES, bool BFLOAT> struct Affine8 : Affine<8, GR
     DI static constexpr int place(int i) { return i; }
     template <u32 MAGIC, class R> DI static void bits(const R& row, const Head&, int c, int t, u32 (&q)[4][2]) {
 #pragma unroll
-        for (int s = 0; s < 4; s++) bytes<MAGIC>(row.word(64 * c + 16 * s + 4 * t), q[s]);
+        for (int s = 0; s < 4; s++) bytes<MAGIC>(row.lane(t).word(64 * c + 16 * s), q[s]);
     }
 };

@@ -1,23 +1,25 @@
 // Many rows of x times a quantized matrix on the tensor cores.
 //
-// A block computes 128 MI weight rows x NT rows of x: two warpgroups take 64 MI weight rows each, dequantized into registers as the left
+// A block computes 64 MI GROUPS weight rows x NT rows of x: each of GROUPS warpgroups takes 64 MI weight rows, dequantized into registers as the left
 // operand, chunk by chunk (64 values of k) one ahead of the tensor cores; the prepared x (halves, in the order of F::place) comes through
 // shared memory, and in clusters of two each block fetches half of it for both. Blocks are persistent. Work is counted in units of 256
 // values of k: first every cluster gets an equal run of units over the tiles that would not fill a whole wave, then whole tiles. Where a
 // run ends inside a tile, the clusters with the later units store their sums and raise a flag, and the one with the first units adds them in
 // order: the same bits every time.
 
-constexpr int MOST_BLOCKS = 256;
+constexpr int MOST_BLOCKS = 256, MOST_GROUPS = 4;
 // Raised when a block's sums lie in the held memory, for each of its warpgroups; zero before and after a launch.
-__device__ u32 held_flags[2 * MOST_BLOCKS];
+__device__ u32 held_flags[MOST_GROUPS * MOST_BLOCKS];
 
-template <class F, int MI, int NT, int CLUSTER> struct MatMulLayout {
+template <class F, int GROUPS, int MI, int NT, int CLUSTER> struct MatMulLayout {
     // Copies start on 16 bytes: a unit may start later than that, at the same place in all rows.
     static constexpr int PAST = F::UNIT % 16 == 0 ? 0 : F::UNIT % 8 == 0 ? 8 : F::UNIT % 4 == 0 ? 12 : 14;
-    static constexpr int ROWS = 128 * MI, PITCH = pitch_of(F::UNIT + PAST), SIDE_PITCH = up(side_of<F>(), 16);
+    static constexpr int ROWS = 64 * MI * GROUPS, PITCH = pitch_of(F::UNIT + PAST), SIDE_PITCH = up(side_of<F>(), 16);
     static constexpr int X_BYTES = NT * 128, W_BYTES = up(ROWS * PITCH, 128) + 2 * ROWS * SIDE_PITCH;
     static constexpr int ROOM = SHARED_LIMIT - 512;
-    static constexpr int W_STAGES = (ROOM - 3 * W_BYTES) / X_BYTES >= 5 ? 3 : 2;
+    // Narrow tiles are bound by memory: as many stages of weights as leave six of x.
+    static constexpr int MANY = (ROOM - 6 * X_BYTES) / W_BYTES > 5 ? 5 : (ROOM - 6 * X_BYTES) / W_BYTES;
+    static constexpr int W_STAGES = NT <= 64 && MANY > 2 ? MANY : (ROOM - 3 * W_BYTES) / X_BYTES >= 5 ? 3 : 2;
     static constexpr int FIT = (ROOM - W_STAGES * W_BYTES) / X_BYTES, X_STAGES = FIT > 8 ? 8 : FIT;
     static constexpr int X = 0, W = X_STAGES * X_BYTES, X_FULL = W + W_STAGES * W_BYTES, X_EMPTY = X_FULL + 8 * X_STAGES, W_FULL = X_EMPTY + 8 * X_STAGES, W_EMPTY = W_FULL + 8 * W_STAGES;
     static constexpr int BYTES = W_EMPTY + 8 * W_STAGES;
@@ -32,19 +34,23 @@ constexpr u32 half_of_integer(int v) { // for |v| < 2048, both halves
 }
 
 // The left operand of a chunk: 64 values of a row as half-precision weights.
-template <class F, class R> DI void chunk_weights(const R& row, int c, int t, u32 (&a)[4][4], int bottom) {
+template <class F, class R> DI void chunk_weights(const R& row, int c, int t, u32 (&a)[4][4], int bottom, int reference) {
     const typename F::Head head = F::head(row);
     u32 q[4][2];
     F::template bits<HALF_1024>(row, head, c, t, q);
     constexpr int STEPS = F::SUB / 16;
-    constexpr float LIFTED = (float)(1 << F::LIFT) * (F::TRUE_HALVES ? 1.f / F::QUANTUM : 1.f);
+    constexpr float LIFTED = (float)(1 << F::LIFT);
     float unit = LIFTED, unit_low = LIFTED;
     if constexpr (F::UNIT_SCALE) unit = F::unit_scale(head);
     if constexpr (F::UNIT_SCALE && F::MINIMUM) unit_low = F::unit_minimum(head);
 #pragma unroll
     for (int j = 0; j < 4 / STEPS; j++) {
-        const float s = F::scale(row, head, c, j) * unit;
-        const u32 scale = pack_halves(s, s);
+        u32 scale;
+        if constexpr (F::RANGED) scale = F::ranged_scale(row, c, j, reference);
+        else {
+            const float s = F::scale(row, head, c, j) * unit;
+            scale = pack_halves(s, s);
+        }
         u32 minimum = 0;
         if constexpr (F::MINIMUM) {
             const float low = F::minimum(row, head, c, j) * unit_low;
@@ -110,23 +116,24 @@ struct Tile {
     int matrix, row_tile, token, tokens;
 };
 
-template <class F, int MI, int NT, int CLUSTER, bool ROUTED>
+template <class F, int GROUPS, int MI, int NT, int CLUSTER, bool ROUTED>
 DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const TensorMap* scales, const TensorMap* biases, const float* inverse, float* y, float4* sums, const HopperTileArgs& a,
                        const Routing& routing) {
-    using L = MatMulLayout<F, MI, NT, CLUSTER>;
+    using L = MatMulLayout<F, GROUPS, MI, NT, CLUSTER>;
     const u32 shared = shared_address(0);
     const u32 x_full = shared + L::X_FULL, x_empty = shared + L::X_EMPTY, w_full = shared + L::W_FULL, w_empty = shared + L::W_EMPTY;
     u32 rank = 0;
     if (CLUSTER > 1) asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
     if (threadIdx.x == 0) {
-        for (int i = 0; i < L::X_STAGES; i++) barrier_init(x_full + 8 * i, 1), barrier_init(x_empty + 8 * i, 8 * CLUSTER);
-        for (int i = 0; i < L::W_STAGES; i++) barrier_init(w_full + 8 * i, 1), barrier_init(w_empty + 8 * i, 8);
+        for (int i = 0; i < L::X_STAGES; i++) barrier_init(x_full + 8 * i, 1), barrier_init(x_empty + 8 * i, 4 * GROUPS * CLUSTER);
+        for (int i = 0; i < L::W_STAGES; i++) barrier_init(w_full + 8 * i, 1), barrier_init(w_empty + 8 * i, 4 * GROUPS);
         barriers_ready();
     }
     auto cluster_sync = [&]() {
         if (CLUSTER > 1) asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
         else __syncthreads();
     };
+    if (threadIdx.x == 32) prefetch_map(weights), prefetch_map(x);
     cluster_sync();
     launch_dependents();
     int token_tiles = (a.m + NT - 1) / NT;
@@ -147,7 +154,7 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
     const Schedule work(tiles, a.units, clusters, blockIdx.x / CLUSTER);
 
     if (threadIdx.x < 128) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(GROUPS == 2 ? 24 : 32));
         if (threadIdx.x == 0) {
             int slot = 0, phase = 1, tile, unit = 0, token = 0;
             wait_for_predecessor();
@@ -193,7 +200,7 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
             }
         }
     } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(GROUPS == 2 ? 240 : 112));
         const int group = (threadIdx.x >> 7) - 1, lane = threadIdx.x & 31, warp = threadIdx.x >> 5 & 3, g = lane >> 2, t = lane & 3;
         // This lane's two weight rows of every 64 are neighbours, so that their sums are stored together: 2 g + (0 or 1) for the operand's row g and 2 g + (1 or 0) for its
         // row g + 8. Swapping them in the upper half makes eight lanes' rows fall into different banks.
@@ -203,21 +210,47 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
         int xs = 0, x_phase = 0, ws = 0, w_phase = 0, used = -1;
         int tile_ahead, unit_ahead; // of the unit that is being dequantized
         work.at(0, tile_ahead, unit_ahead);
+        // The references of this lane's rows, for the sums and for the unit that is being dequantized, where a format has some.
+        int references[MI][2] = {}, references_ahead[MI][2] = {};
+        bool rescale = false;
+        auto row_of = [&](int mi, int which) {
+            const u32 row = mine + 64 * mi + (swapped ^ which), first = L::W + ws * L::W_BYTES + row * L::PITCH + (L::PAST ? (u32)unit_ahead * F::UNIT & 15 : 0);
+            return Row<0>{smem + first};
+        };
+        // Looks at the exponents of the unit ahead. A new run of units starts with its own references; within one they grow where they must, and the
+        // sums are scaled down before the products that need it.
+        auto look_ahead = [&](bool new_run) {
+            if constexpr (F::RANGED) {
+#pragma unroll
+                for (int i = 0; i < MI; i++)
+#pragma unroll
+                    for (int which = 0; which < 2; which++) {
+                        const int largest = F::largest_exponent(row_of(i, which), t);
+                        if (new_run || largest > references_ahead[i][which] + F::HEADROOM + F::MOST) references_ahead[i][which] = largest, rescale = !new_run;
+                    }
+                rescale = __any_sync(~0u, rescale);
+            }
+        };
         auto dequantize = [&](int buffer, int c, int mi) {
             const u32 at = L::W + ws * L::W_BYTES, row = mine + swapped + 64 * mi;
             const int other = swapped ? -1 : 1; // rows from the first to the second
             const u32 first = at + row * L::PITCH + (L::PAST ? (u32)unit_ahead * F::UNIT & 15 : 0);
-            constexpr int SHIFT = F::UNIT % 4 ? -1 : 0;
-            Row<SHIFT> top{first & ~3u, 8 * (first & 3)}, bottom{(first & ~3u) + other * L::PITCH, 8 * (first & 3)};
-            if constexpr (F::AFFINE) {
-                top.scales = at + up(L::ROWS * L::PITCH, 128) + row * L::SIDE_PITCH + ((u32)unit_ahead * F::SIDE & 15), bottom.scales = top.scales + other * L::SIDE_PITCH;
-                top.biases = top.scales + L::ROWS * L::SIDE_PITCH, bottom.biases = bottom.scales + L::ROWS * L::SIDE_PITCH;
-            }
-            chunk_weights<F>(top, c, t, left[buffer], 0);
-            chunk_weights<F>(bottom, c, t, left[buffer], 1);
+            auto run = [&](auto top) {
+                auto bottom = top.moved(other * L::PITCH);
+                if constexpr (F::AFFINE) {
+                    top.scales = smem + at + up(L::ROWS * L::PITCH, 128) + row * L::SIDE_PITCH + ((u32)unit_ahead * F::SIDE & 15), bottom.scales = top.scales + other * L::SIDE_PITCH;
+                    top.biases = top.scales + L::ROWS * L::SIDE_PITCH, bottom.biases = bottom.scales + L::ROWS * L::SIDE_PITCH;
+                }
+                chunk_weights<F>(top, c, t, left[buffer], 0, references_ahead[mi][0]);
+                chunk_weights<F>(bottom, c, t, left[buffer], 1, references_ahead[mi][1]);
+            };
+            // Pitches are multiples of 16: all rows of a unit start on a word, or two bytes past one.
+            if (F::UNIT % 4 && first & 2) run(Row<16>{smem + first - 2});
+            else run(Row<0>{smem + first});
         };
         if (work.total > 0) {
             barrier_wait(w_full, 0);
+            look_ahead(true);
             dequantize(0, 0, 0);
         }
         wait_for_predecessor();
@@ -231,6 +264,12 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
             for (int i = 0; i < MI; i++)
 #pragma unroll
                 for (int j = 0; j < NT / 2; j++) acc[i][j] = 0.f;
+            if constexpr (F::RANGED) {
+#pragma unroll
+                for (int i = 0; i < MI; i++) references[i][0] = references_ahead[i][0], references[i][1] = references_ahead[i][1];
+            }
+            // One loop over the run's units, or several between which sums are scaled: nothing may happen to them within.
+            while (true) {
 #pragma unroll 1
             do {
 #pragma unroll
@@ -261,6 +300,7 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
                                 unit_ahead++;
                                 if (work.jumps(v + 1, unit_ahead)) work.at(v + 1, tile_ahead, unit_ahead);
                             }
+                            look_ahead(v + 1 == end);
                         }
                         dequantize(buffer ^ 1, next_c & 3, next_mi);
                         if (mi == MI - 1) {
@@ -268,7 +308,22 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
                             if (++xs == L::X_STAGES) xs = 0, x_phase ^= 1;
                         }
                     }
-            } while (++v < end);
+            } while (++v < end && !(F::RANGED && rescale));
+            if (!F::RANGED || v >= end) break;
+            if constexpr (F::RANGED) {
+                warpgroup_wait<0>();
+                rescale = false;
+#pragma unroll
+                for (int i = 0; i < MI; i++)
+#pragma unroll
+                    for (int which = 0; which < 2; which++) {
+                        const float down = __uint_as_float((u32)max(references[i][which] - references_ahead[i][which] + 127, 0) << 23);
+                        references[i][which] = references_ahead[i][which];
+#pragma unroll
+                        for (int j = 0; j < NT / 8; j++) acc[i][4 * j + 2 * which] *= down, acc[i][4 * j + 2 * which + 1] *= down;
+                    }
+            }
+            }
             const Tile here = tile_of(tile);
             // What undoes the scaling of rows 64 q + 2 lane and the one after, and where they go, fetched once: loads between the stores would wait for one another.
             constexpr int SHARE = NT < 64 ? 1 : NT / 64;
@@ -283,17 +338,29 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
                     slots[q][e] = ROUTED && within < min(here.tokens, NT) ? routing.lists[here.token + within] : 0;
                 }
             warpgroup_wait<0>();
+            if constexpr (F::RANGED) {
+#pragma unroll
+                for (int i = 0; i < MI; i++)
+#pragma unroll
+                    for (int which = 0; which < 2; which++) {
+                        const float whole = F::of_reference(references[i][which]);
+#pragma unroll
+                        for (int j = 0; j < NT / 8; j++)
+#pragma unroll
+                            for (int e = 0; e < 2; e++) acc[i][4 * j + 2 * which + e] *= whole;
+                    }
+            }
             const u32 row0 = (here.row_tile * CLUSTER + rank) * L::ROWS + mine;
             constexpr int QUADS = MI * NT / 8; // of sums in a thread
             if (later) { // the block that has the tile's first units adds these
-                float4* held = sums + (u64)(blockIdx.x * 2 + group) * QUADS * 128 + (threadIdx.x & 127);
+                float4* held = sums + (u64)(blockIdx.x * GROUPS + group) * QUADS * 128 + (threadIdx.x & 127);
 #pragma unroll
                 for (int i = 0; i < MI; i++)
 #pragma unroll
                     for (int j = 0; j < NT / 8; j++) __stcg(held + (i * (NT / 8) + j) * 128, make_float4(acc[i][4 * j], acc[i][4 * j + 1], acc[i][4 * j + 2], acc[i][4 * j + 3]));
                 __threadfence();
                 asm volatile("bar.sync %0, 128;" ::"r"(group + 3) : "memory");
-                if ((threadIdx.x & 127) == 0) asm volatile("st.release.gpu.b32 [%0], %1;" ::"l"(held_flags + blockIdx.x * 2 + group), "r"(1) : "memory");
+                if ((threadIdx.x & 127) == 0) asm volatile("st.release.gpu.b32 [%0], %1;" ::"l"(held_flags + blockIdx.x * GROUPS + group), "r"(1) : "memory");
                 continue;
             }
             if (incomplete) {
@@ -301,14 +368,14 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
                 for (int c = work.cluster + 1; c <= last; c++) {
                     const u32 block = c * CLUSTER + rank;
                     if ((threadIdx.x & 127) == 0) {
-                        u32* flag = held_flags + block * 2 + group;
+                        u32* flag = held_flags + block * GROUPS + group;
                         u32 raised;
                         do asm volatile("ld.acquire.gpu.b32 %0, [%1];" : "=r"(raised) : "l"(flag) : "memory");
                         while (raised == 0);
                         *flag = 0;
                     }
                     asm volatile("bar.sync %0, 128;" ::"r"(group + 3) : "memory");
-                    const float4* held = sums + (u64)(block * 2 + group) * QUADS * 128 + (threadIdx.x & 127);
+                    const float4* held = sums + (u64)(block * GROUPS + group) * QUADS * 128 + (threadIdx.x & 127);
 #pragma unroll
                     for (int i = 0; i < MI; i++)
 #pragma unroll
@@ -346,18 +413,18 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
 }
 
 // y [m, n] = x times the weight's rows. `sums` has room for ROWS x NT of each block; inverse[i] undoes the scaling of row i of x.
-template <class F, int MI, int NT, int CLUSTER>
-__global__ void __launch_bounds__(384, 1)
+template <class F, int GROUPS, int MI, int NT, int CLUSTER>
+__global__ void __launch_bounds__(128 + 128 * GROUPS, 1)
     hopper_mm(const __grid_constant__ TensorMap weights, const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap scales, const __grid_constant__ TensorMap biases, const float* inverse,
               float* y, float4* sums, const __grid_constant__ HopperTileArgs args) {
-    multiply_tiles<F, MI, NT, CLUSTER, false>(&weights, &x, &scales, &biases, inverse, y, sums, args, {});
+    multiply_tiles<F, GROUPS, MI, NT, CLUSTER, false>(&weights, &x, &scales, &biases, inverse, y, sums, args, {});
 }
 // y [slots, n]: each expert's slots times its matrix; x has a row for each place in `lists`.
-template <class F, int MI, int NT>
-__global__ void __launch_bounds__(384, 1)
+template <class F, int GROUPS, int MI, int NT>
+__global__ void __launch_bounds__(128 + 128 * GROUPS, 1)
     hopper_mm_id(const __grid_constant__ TensorMap weights, const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap scales, const __grid_constant__ TensorMap biases,
                  const float* inverse, float* y, float4* sums, const __grid_constant__ HopperTileArgs args, const uint4* tiles, const u32* lists, u32 n_tiles) {
-    multiply_tiles<F, MI, NT, 1, true>(&weights, &x, &scales, &biases, inverse, y, sums, args, {tiles, lists, n_tiles});
+    multiply_tiles<F, GROUPS, MI, NT, 1, true>(&weights, &x, &scales, &biases, inverse, y, sums, args, {tiles, lists, n_tiles});
 }
 
 // x f32 [m, k] -> halves in the order of F::place, scaled by a power of two per row, zero from k up to 256 units. One block a row, with 512 bytes of
@@ -384,14 +451,10 @@ template <class F> DI void prepare(const float* x, u16* to, float* inverse, cons
 #pragma unroll
         for (int j = 0; j < HELD; j++) largest = fmaxf(largest, fmaxf(fmaxf(fabsf(v[j].x), fabsf(v[j].y)), fmaxf(fabsf(v[j].z), fabsf(v[j].w))));
     }
-    __shared__ float warps[THREADS / 32];
-    for (int o = 16; o; o >>= 1) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, o));
-    if ((threadIdx.x & 31) == 0) warps[threadIdx.x >> 5] = largest;
-    __syncthreads();
-    largest = warps[threadIdx.x & 15];
-    for (int o = 8; o; o >>= 1) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, o));
     float scale, back;
-    power_of_two(largest, scale, back);
+    power_of_two(largest_of_block(largest), scale, back);
+    // The references of a format with some leave a power of two.
+    if constexpr (F::RANGED) back *= (float)(2 << F::HEADROOM);
     if (threadIdx.x == 0) inverse[blockIdx.x] = back / (float)(1 << F::LIFT);
     // A thread's four values have the same places in every unit it meets: lane t's e-th value is k = 2 t + e % 2 + 8 (e / 2) of its step.
     u32 at[4];

@@ -2,8 +2,9 @@
 //
 // One block per multiprocessor: a warp that issues bulk copies of row segments into a ring of stages, and sixteen warps that multiply. A stage
 // is `sets` times 16 weight rows x `span` units of k; a warp owns one unit of one set, and the operands made from its part of x (KU units, one
-// for each stage of a row) stay in its registers for the whole launch. With PARTS = 2 the eight columns of the mma are (high, low) halves of
-// four rows of x, which is as good as f32; with PARTS = 1 they are eight rows in half precision. Sums over the warps go through shared memory.
+// for each stage of a row) stay in its registers for the whole launch. The eight columns of the mma are (high, low) halves of four rows of x,
+// which is as good as f32 and made here, by every block, or eight rows in half precision, which take so long that a kernel prepares them
+// once (PREPARED). Sums over the warps go through shared memory.
 // Rows of more than 16 KU units are cut into slices, one for each block of a cluster, whose sums meet at the end.
 
 // The next group of rows and how many blocks are done: zero before and after a launch. Launches follow one another, and a block touches these only
@@ -32,10 +33,32 @@ template <class F, int KU> struct MatVecLayout {
     static constexpr int FULL = 0, EMPTY = 8 * MOST_STAGES, RING = 2 * EMPTY, TABLES = RING + 64, REDUCE = TABLES + WARPS * TABLE;
 };
 
+// Whether the minimums of a unit are multiplied at once.
+template <class F, bool PREPARED> constexpr bool FOLDED = F::FOLD == Plain::ALWAYS || (PREPARED && F::FOLD == Plain::WHEN_PREPARED);
+
 // One unit of 16 rows: acc += rows x operands. `table` is where the sums of x over the unit's groups are, `valid` how many values the unit has.
-template <class F, int SHIFT, bool TAIL> DI void multiply_unit(const Row<SHIFT>& top, const Row<SHIFT>& bottom, int t, const u32 (&b)[16][2], u32 table, int valid, float (&acc)[4]) {
+template <class F, int SHIFT, bool TAIL, bool FOLD> DI void multiply_unit(const Row<SHIFT>& top, const Row<SHIFT>& bottom, int t, const u32 (&b)[16][2], u32 table, int valid, float (&acc)[4]) {
     const typename F::Head head0 = F::head(top), head1 = F::head(bottom);
     float part[4] = {0.f, 0.f, 0.f, 0.f}, low[4] = {0.f, 0.f, 0.f, 0.f};
+    if constexpr (FOLD) {
+        constexpr int PAIRS = F::SUB == 16 ? 2 : 1;
+        u32 m0[PAIRS], m1[PAIRS];
+        F::minimums(top, head0, t, m0), F::minimums(bottom, head1, t, m1);
+        if (TAIL && PAIRS == 1) {
+            const u32 there = valid > 64 * t + 32 ? ~0u : valid > 64 * t ? 0xffffu : 0;
+            m0[0] &= there, m1[0] &= there;
+        }
+        if constexpr (PAIRS == 1) {
+            const uint2 s = *(const uint2*)(smem + table + 8 * (threadIdx.x & 31));
+            mma(low, m0[0], m1[0], m0[0], m1[0], s.x, s.y, 0.f, 0.f, 0.f, 0.f);
+        } else {
+            const uint4 s = *(const uint4*)(smem + table + 16 * (threadIdx.x & 31));
+            mma(low, m0[0], m1[0], m0[1], m1[1], s.x, s.y, 0.f, 0.f, 0.f, 0.f);
+            mma(low, m0[0], m1[0], m0[1], m1[1], s.z, s.w, low[0], low[1], low[2], low[3]);
+        }
+        const float f0 = F::unit_minimum(head0) * F::QUANTUM, f1 = F::unit_minimum(head1) * F::QUANTUM;
+        acc[0] = fmaf(f0, low[0], acc[0]), acc[1] = fmaf(f0, low[1], acc[1]), acc[2] = fmaf(f1, low[2], acc[2]), acc[3] = fmaf(f1, low[3], acc[3]);
+    }
 #pragma unroll
     for (int c = 0; c < 4; c++) {
         u32 q0[4][2], q1[4][2];
@@ -45,7 +68,7 @@ template <class F, int SHIFT, bool TAIL> DI void multiply_unit(const Row<SHIFT>&
 #pragma unroll
         for (int j = 0; j < 4 / STEPS; j++) {
             float sums[2] = {0.f, 0.f};
-            if constexpr (F::OFFSET != 0 || F::MINIMUM) {
+            if constexpr (F::OFFSET != 0 || (F::MINIMUM && !FOLD)) {
                 const float2 s = *(const float2*)(smem + table + (c * (4 / STEPS) + j) * 32 + 8 * t);
                 sums[0] = s.x, sums[1] = s.y;
             }
@@ -58,7 +81,7 @@ template <class F, int SHIFT, bool TAIL> DI void multiply_unit(const Row<SHIFT>&
             if (TAIL && 64 * c + F::SUB * j >= valid) s0 = s1 = 0.f;
             float* sum = F::UNIT_SCALE ? part : acc;
             sum[0] = fmaf(s0, d[0], sum[0]), sum[1] = fmaf(s0, d[1], sum[1]), sum[2] = fmaf(s1, d[2], sum[2]), sum[3] = fmaf(s1, d[3], sum[3]);
-            if constexpr (F::MINIMUM) {
+            if constexpr (F::MINIMUM && !FOLD) {
                 float m0 = F::minimum(top, head0, c, j), m1 = F::minimum(bottom, head1, c, j);
                 if (TAIL && 64 * c + F::SUB * j >= valid) m0 = m1 = 0.f;
                 float* minimums = F::UNIT_SCALE ? low : acc;
@@ -70,7 +93,7 @@ template <class F, int SHIFT, bool TAIL> DI void multiply_unit(const Row<SHIFT>&
     if constexpr (F::UNIT_SCALE) {
         const float d0 = F::unit_scale(head0), d1 = F::unit_scale(head1);
         acc[0] = fmaf(d0, part[0], acc[0]), acc[1] = fmaf(d0, part[1], acc[1]), acc[2] = fmaf(d1, part[2], acc[2]), acc[3] = fmaf(d1, part[3], acc[3]);
-        if constexpr (F::MINIMUM) {
+        if constexpr (F::MINIMUM && !FOLD) {
             const float m0 = F::unit_minimum(head0), m1 = F::unit_minimum(head1);
             acc[0] = fmaf(m0, low[0], acc[0]), acc[1] = fmaf(m0, low[1], acc[1]), acc[2] = fmaf(m1, low[2], acc[2]), acc[3] = fmaf(m1, low[3], acc[3]);
         }
@@ -85,9 +108,48 @@ DI void power_of_two(float largest, float& scale, float& inverse) {
     inverse = __uint_as_float((u32)(127 - 9 + e) << 23);
 }
 
-// A warp's operands for the units first_unit(i), i < KU, of up to 4 (PARTS = 2) or 8 rows of x. x(token) is the address of a row.
+// A group's sum of x, as the kernels use it, from each lane's sum over four values.
+template <class F, bool FOLD> DI float sum_of_group(float sum) {
+#pragma unroll
+    for (int o = 1; o < F::SUB / 4; o *= 2) sum += __shfl_xor_sync(~0u, sum, o);
+    return FOLD ? sum : sum * ((F::OFFSET ? -(float)F::OFFSET : 1.f) * F::QUANTUM);
+}
+// Where the sum is of the group that has a run of 16 values.
+template <class F> DI constexpr int slot_of_group(int run) { return F::SUB == 16 ? plane_step(run) : run / (F::SUB / 16); }
+
+// Makes each lane's right operand for the unit's minimums from its groups' sums for eight columns, in place: halves and what rounding left. For eight groups they are
+// the halves of k of one mma, for sixteen two mmas.
+template <class F> DI void fold_sums(u32 table) {
+    const int g = threadIdx.x >> 2 & 7, t = threadIdx.x & 3;
+    constexpr int PAIRS = F::SUB == 16 ? 2 : 1;
+    u32 high[PAIRS], low[PAIRS];
+    __syncwarp();
+#pragma unroll
+    for (int p = 0; p < PAIRS; p++) {
+        const int first = PAIRS == 2 ? slot_of_group<F>(4 * t + p) : 2 * t, second = PAIRS == 2 ? slot_of_group<F>(4 * t + p + 2) : 2 * t + 1;
+        const float a = *(const float*)(smem + table + first * 32 + 4 * g), b = *(const float*)(smem + table + second * 32 + 4 * g);
+        high[p] = pack_halves(a, b);
+        low[p] = pack_halves(a - low_half(high[p]), b - high_half(high[p]));
+    }
+    __syncwarp();
+    if constexpr (PAIRS == 1) *(uint2*)(smem + table + 8 * (threadIdx.x & 31)) = make_uint2(high[0], low[0]);
+    else *(uint4*)(smem + table + 16 * (threadIdx.x & 31)) = make_uint4(high[0], high[1], low[0], low[1]);
+}
+
+// The largest of what the threads of a block of 512 have.
+DI float largest_of_block(float largest) {
+    __shared__ float warps[16];
+    for (int o = 16; o; o >>= 1) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, o));
+    if ((threadIdx.x & 31) == 0) warps[threadIdx.x >> 5] = largest;
+    __syncthreads();
+    largest = warps[threadIdx.x & 15];
+    for (int o = 8; o; o >>= 1) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, o));
+    return largest;
+}
+
+// A warp's operands for the units unit(i), i < KU, of up to 4 rows of x. x(token) is the address of a row.
 // With NORM, x's one row is multiplied by `weight`, and the result is the sum of its squares before that.
-template <class F, int KU, int PARTS, bool NORM, class Unit, class X>
+template <class F, int KU, bool NORM, class Unit, class X>
 DI float load_operands(u32 (&b)[KU][16][2], float (&inverse)[2], int m, u32 k, const float* weight, const Unit& unit, const X& x, u32 staging, u32 table) {
     const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
     constexpr int QUADS = 2 * KU;
@@ -101,7 +163,7 @@ DI float load_operands(u32 (&b)[KU][16][2], float (&inverse)[2], int m, u32 k, c
         to[e] = staging + place * 2;
         lower[e] = __uint_as_float((u32)(127 - F::shift(place >> 4)) << 23);
     }
-    const u32 sum_to = table + (F::SUB == 32 ? lane >> 3 : plane_step(lane >> 2)) * 32;
+    const u32 sum_to = table + slot_of_group<F>(lane >> 2) * 32;
     auto fetch = [&](int token) {
         const float* row = x(token);
 #pragma unroll
@@ -141,12 +203,11 @@ DI float load_operands(u32 (&b)[KU][16][2], float (&inverse)[2], int m, u32 k, c
         for (int o = 16; o; o >>= 1) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, o));
         float scale, back;
         power_of_two(largest, scale, back);
-        if (PARTS == 2 && t == token) inverse[0] = inverse[1] = back;
-        if (PARTS == 1 && t == token >> 1) inverse[token & 1] = back;
+        if (t == token) inverse[0] = inverse[1] = back;
 #pragma unroll
         for (int j = 0; j < QUADS; j++) v[j] = make_float4(v[j].x * scale, v[j].y * scale, v[j].z * scale, v[j].w * scale);
 #pragma unroll 1
-        for (int column = PARTS * token; column < PARTS * (token + 1); column++) { // rounded, then what rounding left
+        for (int column = 2 * token; column < 2 * token + 2; column++) { // rounded, then what rounding left
             __syncwarp();
 #pragma unroll
             for (int j = 0; j < QUADS; j++) {
@@ -160,11 +221,8 @@ DI float load_operands(u32 (&b)[KU][16][2], float (&inverse)[2], int m, u32 k, c
                     *(u16*)(smem + to[e] + j * 256) = (u16)pack_halves(h * lower[e], 0.f);
                 }
                 if constexpr (F::OFFSET != 0 || F::MINIMUM) {
-                    constexpr float TIMES = (F::OFFSET ? -(float)F::OFFSET : 1.f) * F::QUANTUM;
-                    sum += __shfl_xor_sync(~0u, sum, 1);
-                    sum += __shfl_xor_sync(~0u, sum, 2);
-                    if (F::SUB == 32) sum += __shfl_xor_sync(~0u, sum, 4);
-                    if (lane % (F::SUB / 4) == 0) *(float*)(smem + sum_to + j * (128 / F::SUB) * 32 + column * 4) = sum * TIMES;
+                    sum = sum_of_group<F, FOLDED<F, false>>(sum);
+                    if (lane % (F::SUB / 4) == 0) *(float*)(smem + sum_to + j * (128 / F::SUB) * 32 + column * 4) = sum;
                 }
             }
             __syncwarp();
@@ -181,6 +239,40 @@ DI float load_operands(u32 (&b)[KU][16][2], float (&inverse)[2], int m, u32 k, c
     }
     __syncwarp();
     return squares;
+}
+
+// Rows of x prepared for a launch, in one piece of memory: operands, a word quadruple of each lane for every two steps of a unit; sums of x over each unit's groups,
+// for eight columns; what undoes the scaling of each column.
+template <class F> struct Prepared {
+    static constexpr int GROUPS = 256 / F::SUB;
+    uint4* operands; // [units][8][32]
+    float* sums;     // [units][GROUPS][8]
+    float* inverse;  // [8]
+    DI Prepared(u8* at, int units) : operands((uint4*)at), sums((float*)(at + (u64)units * 4096)), inverse(sums + (u64)units * GROUPS * 8) {}
+};
+
+// A warp's operands for the units unit(i), i < KU, of `columns` prepared rows.
+template <class F, int KU, class Unit>
+DI void fetch_operands(u32 (&b)[KU][16][2], float (&inverse)[2], int columns, const Unit& unit, int units, const Prepared<F>& from, u32 table) {
+    const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+#pragma unroll
+    for (int u = 0; u < KU; u++) {
+        const bool there = unit(u) < units;
+#pragma unroll
+        for (int s = 0; s < 8; s++) {
+            uint4 v = make_uint4(0, 0, 0, 0);
+            if (there && g < columns) v = from.operands[(unit(u) * 8 + s) * 32 + lane];
+            b[u][2 * s][0] = v.x, b[u][2 * s][1] = v.y, b[u][2 * s + 1][0] = v.z, b[u][2 * s + 1][1] = v.w;
+        }
+        if constexpr (F::OFFSET != 0 || F::MINIMUM) {
+#pragma unroll
+            for (int i = 0; i < Prepared<F>::GROUPS * 8; i += 32)
+                *(float*)(smem + table + u * Prepared<F>::GROUPS * 32 + 4 * (i + lane)) = there && (lane & 7) < columns ? from.sums[unit(u) * Prepared<F>::GROUPS * 8 + i + lane] : 0.f;
+        }
+    }
+#pragma unroll
+    for (int e = 0; e < 2; e++) inverse[e] = 2 * t + e < columns ? from.inverse[2 * t + e] : 0.f;
+    __syncwarp();
 }
 
 // A weight, where its product goes, its rows.
@@ -243,14 +335,16 @@ struct Norm {
     float eps;
 };
 
-template <class F, int KU, int PARTS, bool CLUSTERED, bool TAIL, bool RAGGED, bool NORM, class Matrices>
-DI void matvec(const Matrices& matrices, const float* input, const TensorMap* scales, const TensorMap* biases, const HopperRowArgs& a, const Norm& norm) {
+template <class F, int KU, bool PREPARED, bool CLUSTERED, bool TAIL, bool RAGGED, bool NORM, class Matrices>
+DI void matvec(const Matrices& matrices, const void* input, const TensorMap* scales, const TensorMap* biases, const HopperRowArgs& a, const Norm& norm) {
     using L = MatVecLayout<F, KU>;
     constexpr int THREADS = WARPS * 32;
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
-    const u32 fixed = a.stages * a.stage_bytes, shared = shared_address(0), full = shared + fixed + L::FULL, empty = shared + fixed + L::EMPTY;
+    const u32 fixed = a.stages * a.stage_bytes, shared = shared_address(0), barriers = shared + fixed;
+    auto full = [&](int slot) { return barriers + 8 * slot + L::FULL; };
+    auto empty = [&](int slot) { return barriers + 8 * slot + L::EMPTY; };
     if (threadIdx.x == 0) {
-        for (int i = 0; i < a.stages; i++) barrier_init(full + 8 * i, 1), barrier_init(empty + 8 * i, WARPS);
+        for (int i = 0; i < a.stages; i++) barrier_init(full(i), 1), barrier_init(empty(i), WARPS);
         barriers_ready();
     }
     __syncthreads();
@@ -267,17 +361,16 @@ DI void matvec(const Matrices& matrices, const float* input, const TensorMap* sc
     const int begin = CLUSTERED ? (int)((u64)groups * cluster / clusters) : 0, end = CLUSTERED ? (int)((u64)groups * (cluster + 1) / clusters) : 0;
     const u32 partial = fixed + L::REDUCE + (1 + a.twice) * WARPS * 64 * a.m; // a cluster's sums of its slices
     volatile int* ring = (volatile int*)(smem + fixed + L::RING);
-
     if (warp >= WARPS) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
         if (warp == WARPS) {
             const u64 policy = evict_first_policy();
             int issued = 0, slot = 0, phase = 1;
             // Copies units [unit, unit + span) of the rows of a group into the next stage.
             auto stage = [&](const Matrix& matrix, int group, int unit) {
                 if (issued == a.stages - a.lent) named_sync<2, THREADS + 32>(); // the operands are in registers now
-                if (issued >= a.stages) barrier_wait(empty + 8 * slot, phase);
-                const u32 inside = unit * F::UNIT, at = shared + slot * a.stage_bytes, bar = full + 8 * slot;
+                if (issued >= a.stages) barrier_wait(empty(slot), phase);
+                const u32 inside = unit * F::UNIT, at = shared + slot * a.stage_bytes, bar = full(slot);
                 const u32 length = (u32)min((u64)(min((int)a.span, units - unit) * F::UNIT), a.w_row - inside);
                 u32 total = 0;
                 for (int r = lane; r < height; r += 32) {
@@ -327,10 +420,10 @@ DI void matvec(const Matrices& matrices, const float* input, const TensorMap* sc
             }
             if (issued <= a.stages - a.lent) named_sync<2, THREADS + 32>();
             if (!CLUSTERED) {
-                if (issued >= a.stages) barrier_wait(empty + 8 * slot, phase);
+                if (issued >= a.stages) barrier_wait(empty(slot), phase);
                 wait_for_predecessor();
                 if (lane == 0) {
-                    barrier_arrive(full + 8 * slot);
+                    barrier_arrive(full(slot));
                     __threadfence(); // the last block leaves the counters as it found them
                     if (atomicAdd(row_groups + 1, 1) == gridDim.x - 1) atomicExch(row_groups, 0), atomicExch(row_groups + 1, 0);
                 }
@@ -343,12 +436,23 @@ DI void matvec(const Matrices& matrices, const float* input, const TensorMap* sc
         const int set = warp / a.span, place = warp % a.span; // this warp's rows and unit in a stage
         const bool works = set < a.sets;
         const u32 table = fixed + L::TABLES + warp * L::TABLE;
+        wait_for_predecessor();
         const u32 strip = 16 * a.m; // sums of a warp: 16 rows of each token
         float* reduce = (float*)(smem + fixed + L::REDUCE);
-        wait_for_predecessor();
-        const float squares = load_operands<F, KU, PARTS, NORM>(
-            b, inverse, a.m, a.k, norm.weight, [&](int i) { return works && first_unit + place + i * a.span < units ? first_unit + place + i * a.span : 1 << 22; },
-            [&](int token) { return input + (u64)(a.first + token) * a.x_row; }, (a.stages - a.lent) * a.stage_bytes + warp * KU * 512, table);
+        auto unit_of = [&](int i) { return works && first_unit + place + i * a.span < units ? first_unit + place + i * a.span : 1 << 22; };
+        float squares = 0.f;
+        if constexpr (PREPARED) {
+            const int all = (a.k + 255) / 256;
+            fetch_operands<F, KU>(b, inverse, a.m, unit_of, all, Prepared<F>((u8*)input, all), table);
+        } else
+            squares = load_operands<F, KU, NORM>(
+                b, inverse, a.m, a.k, norm.weight, unit_of, [&](int token) { return (const float*)input + (u64)(a.first + token) * a.x_row; },
+                (a.stages - a.lent) * a.stage_bytes + warp * KU * 512, table);
+        if constexpr (FOLDED<F, PREPARED>) {
+#pragma unroll
+            for (int u = 0; u < KU; u++) fold_sums<F>(table + u * L::GROUPS * 32);
+        }
+        __syncwarp();
         proxy_fence();
         named_arrive<2, THREADS + 32>();
         // A value of bits<0> is QUANTUM.
@@ -378,7 +482,7 @@ DI void matvec(const Matrices& matrices, const float* input, const TensorMap* sc
                 for (int sub = 0; sub < KU; sub++) {
                     const int start = first_unit + sub * a.span, unit = start + place;
                     if (sub > 0 && start >= units) break;
-                    barrier_wait(full + 8 * slot, phase);
+                    barrier_wait(full(slot), phase);
                     if (!CLUSTERED && sub == 0 && turn == 0) {
                         group = ring[i & 15];
                         if (group < 0) break;
@@ -388,9 +492,9 @@ DI void matvec(const Matrices& matrices, const float* input, const TensorMap* sc
                         const u32 at = slot * a.stage_bytes, sums = table + sub * L::GROUPS * 32;
                         u32 top = at + row, bottom = top + 8 * a.pitch;
                         auto run = [&](auto row0, auto row1) {
-                            row0.scales = at + side + (start * side_of<F>() & 15), row1.scales = row0.scales + 8 * a.side_pitch;
+                            row0.scales = smem + at + side + (start * side_of<F>() & 15), row1.scales = row0.scales + 8 * a.side_pitch;
                             row0.biases = row0.scales + height * a.side_pitch, row1.biases = row1.scales + height * a.side_pitch;
-                            multiply_unit<F, decltype(row0)::PAST, TAIL>(row0, row1, t, b[sub], sums, valid, acc);
+                            multiply_unit<F, decltype(row0)::PAST, TAIL, FOLDED<F, PREPARED>>(row0, row1, t, b[sub], sums, valid, acc);
                         };
                         if constexpr (RAGGED) {
                             int within = group;
@@ -399,20 +503,20 @@ DI void matvec(const Matrices& matrices, const float* input, const TensorMap* sc
                             const u32 weight_row = within * height + set * 16 + g;
                             top += (u32)(from + min(weight_row, matrix.n - 1) * a.w_row) & 15;
                             bottom += (u32)(from + min(weight_row + 8, matrix.n - 1) * a.w_row) & 15;
-                            run(Row<-1>{top & ~3u, 8 * (top & 3)}, Row<-1>{bottom & ~3u, 8 * (bottom & 3)});
-                        } else if constexpr (F::UNIT % 4 == 0) run(Row<0>{top}, Row<0>{bottom});
-                        else if (place & 1) run(Row<16>{top - 2}, Row<16>{bottom - 2});
-                        else run(Row<0>{top}, Row<0>{bottom});
+                            run(Row<-1>{smem + (top & ~3u), 8 * (top & 3)}, Row<-1>{smem + (bottom & ~3u), 8 * (bottom & 3)});
+                        } else if constexpr (F::UNIT % 4 == 0) run(Row<0>{smem + top}, Row<0>{smem + bottom});
+                        else if (place & 1) run(Row<16>{smem + top - 2}, Row<16>{smem + bottom - 2});
+                        else run(Row<0>{smem + top}, Row<0>{smem + bottom});
                     }
                     __syncwarp();
-                    if (lane == 0) barrier_arrive(empty + 8 * slot);
+                    if (lane == 0) barrier_arrive(empty(slot));
                     if (++slot == a.stages) slot = 0, phase ^= 1;
                 }
                 if (!CLUSTERED && group < 0) break;
                 if (!a.twice) named_sync<1, THREADS>();
                 float* all = reduce + ((i * Matrices::TURNS + turn) & a.twice) * WARPS * strip;
                 float* mine = all + warp * strip;
-                if (PARTS == 2) {
+                if (!PREPARED) {
                     if (t < a.m) mine[t * 16 + g] = (acc[0] + acc[1]) * inverse[0], mine[t * 16 + g + 8] = (acc[2] + acc[3]) * inverse[0];
                 } else {
                     if (2 * t < a.m) mine[2 * t * 16 + g] = acc[0] * inverse[0], mine[2 * t * 16 + g + 8] = acc[2] * inverse[0];
@@ -434,7 +538,7 @@ DI void matvec(const Matrices& matrices, const float* input, const TensorMap* sc
         }
         if constexpr (NORM) { // by a block that has had the fewest rows
             if (blockIdx.x == gridDim.x - 1)
-                for (u32 i = threadIdx.x; i < a.k; i += THREADS) norm.output[i] = input[i] * factor * norm.weight[i];
+                for (u32 i = threadIdx.x; i < a.k; i += THREADS) norm.output[i] = ((const float*)input)[i] * factor * norm.weight[i];
         }
     }
     if constexpr (CLUSTERED) { // every block adds up its share of the cluster's sums
@@ -458,28 +562,90 @@ DI void matvec(const Matrices& matrices, const float* input, const TensorMap* sc
     }
 }
 
-// y [m, n] = x [m, k] times the weight's rows; m at most 4 with PARTS = 2, else 8. Where there is a residual, sums = residual + y.
-template <class F, int KU, int PARTS, bool CLUSTERED, bool TAIL, bool RAGGED>
+// y [m, n] = x [m, k] times the weight's rows; x f32, or prepared rows. Where there is a residual, sums = residual + y.
+template <class F, int KU, bool PREPARED, bool CLUSTERED, bool TAIL, bool RAGGED>
 __global__ void __launch_bounds__(WARPS * 32 + 128, 1)
-    hopper_mv(const u8* weights, const float* x, float* y, const __grid_constant__ HopperRowArgs args, const float* residual, float* sums) {
-    matvec<F, KU, PARTS, CLUSTERED, TAIL, RAGGED, false>(OneMatrix{{weights, y, args.n}, residual, sums}, x, nullptr, nullptr, args, {});
+    hopper_mv(const u8* weights, const void* x, float* y, const __grid_constant__ HopperRowArgs args, const float* residual, float* sums) {
+    matvec<F, KU, PREPARED, CLUSTERED, TAIL, RAGGED, false>(OneMatrix{{weights, y, args.n}, residual, sums}, x, nullptr, nullptr, args, {});
 }
 // The same for up to three matrices of one format and as many columns: y0 = x w0, y1 = x w1, y2 = x w2. With NORM the input is x normed.
-template <class F, int KU, int PARTS, bool TAIL, bool RAGGED, bool NORM>
-__global__ void __launch_bounds__(WARPS * 32 + 128, 1) hopper_mv_group(const u8* w0, const u8* w1, const u8* w2, const float* x, float* y0, float* y1, float* y2,
+template <class F, int KU, bool PREPARED, bool TAIL, bool RAGGED, bool NORM>
+__global__ void __launch_bounds__(WARPS * 32 + 128, 1) hopper_mv_group(const u8* w0, const u8* w1, const u8* w2, const void* x, float* y0, float* y1, float* y2,
                                                                        const __grid_constant__ HopperRowArgs args, u32 n1, u32 n2, const float* norm_weight, float* normed, float eps) {
-    matvec<F, KU, PARTS, false, TAIL, RAGGED, NORM>(ThreeMatrices{{{w0, y0, args.n}, {w1, y1, n1}, {w2, y2, n2}}}, x, nullptr, nullptr, args, {norm_weight, normed, eps});
+    matvec<F, KU, PREPARED, false, TAIL, RAGGED, NORM>(ThreeMatrices{{{w0, y0, args.n}, {w1, y1, n1}, {w2, y2, n2}}}, x, nullptr, nullptr, args, {norm_weight, normed, eps});
 }
 // The same for a gated pair.
-template <class F, int KU, int PARTS, bool TAIL, bool RAGGED, bool NORM>
-__global__ void __launch_bounds__(WARPS * 32 + 128, 1) hopper_mv_gated(const u8* w0, const u8* w1, const float* x, float* y0, float* y1, const __grid_constant__ HopperRowArgs args,
+template <class F, int KU, bool PREPARED, bool TAIL, bool RAGGED, bool NORM>
+__global__ void __launch_bounds__(WARPS * 32 + 128, 1) hopper_mv_gated(const u8* w0, const u8* w1, const void* x, float* y0, float* y1, const __grid_constant__ HopperRowArgs args,
                                                                        u32 activation, const float* norm_weight, float* normed, float eps) {
-    matvec<F, KU, PARTS, false, TAIL, RAGGED, NORM>(GatedMatrices{{w0, y0, args.n}, {w1, y1, args.n}, activation}, x, nullptr, nullptr, args, {norm_weight, normed, eps});
+    matvec<F, KU, PREPARED, false, TAIL, RAGGED, NORM>(GatedMatrices{{w0, y0, args.n}, {w1, y1, args.n}, activation}, x, nullptr, nullptr, args, {norm_weight, normed, eps});
 }
 // The same for affine formats: boxes of a stage's rows x side_pitch bytes of scales and biases.
-template <class F, int KU, int PARTS, bool CLUSTERED, bool TAIL, bool RAGGED>
+template <class F, int KU, bool PREPARED, bool CLUSTERED, bool TAIL, bool RAGGED>
 __global__ void __launch_bounds__(WARPS * 32 + 128, 1)
-    hopper_mv_affine(const u8* weights, const float* x, float* y, const __grid_constant__ HopperRowArgs args, const float* residual, float* sums, const __grid_constant__ TensorMap scales,
+    hopper_mv_affine(const u8* weights, const void* x, float* y, const __grid_constant__ HopperRowArgs args, const float* residual, float* sums, const __grid_constant__ TensorMap scales,
                      const __grid_constant__ TensorMap biases) {
-    matvec<F, KU, PARTS, CLUSTERED, TAIL, RAGGED, false>(OneMatrix{{weights, y, args.n}, residual, sums}, x, &scales, &biases, args, {});
+    matvec<F, KU, PREPARED, CLUSTERED, TAIL, RAGGED, false>(OneMatrix{{weights, y, args.n}, residual, sums}, x, &scales, &biases, args, {});
+}
+
+// Rows [first, first + m) of x f32 [.., k] as halves for one launch, scaled by a power of two each; a block takes one, with 512 bytes of shared memory for each unit.
+template <class F> __global__ void __launch_bounds__(512) hopper_prepare_rows(const float* x, u8* to, const __grid_constant__ HopperRowArgs a) {
+    launch_dependents();
+    const int units = (a.k + 255) / 256;
+    const Prepared<F> out(to, units);
+    constexpr int THREADS = 512, HELD = 4;
+    wait_for_predecessor();
+    const float4* row = (const float4*)(x + (u64)(a.first + blockIdx.x) * a.x_row);
+    float4 v[HELD];
+    auto load = [&](int base) {
+#pragma unroll
+        for (int j = 0; j < HELD; j++) {
+            const u32 i = base + j * THREADS + threadIdx.x;
+            v[j] = 4 * i < a.k ? row[i] : make_float4(0.f, 0.f, 0.f, 0.f);
+        }
+    };
+    float largest = 0.f;
+    for (int base = 0; base < units * 64; base += HELD * THREADS) {
+        load(base);
+#pragma unroll
+        for (int j = 0; j < HELD; j++) largest = fmaxf(largest, fmaxf(fmaxf(fabsf(v[j].x), fabsf(v[j].y)), fmaxf(fabsf(v[j].z), fabsf(v[j].w))));
+    }
+    float scale, back;
+    power_of_two(largest_of_block(largest), scale, back);
+    if (threadIdx.x == 0) out.inverse[blockIdx.x] = back;
+    // A thread's four values have the same places in every unit it meets.
+    u32 at[4];
+    float lower[4];
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+        const int place = F::place(4 * (threadIdx.x & 63) + e);
+        at[e] = place * 2;
+        lower[e] = __uint_as_float((u32)(127 - F::shift(place >> 4)) << 23);
+    }
+    const int lane = threadIdx.x & 31, slot = slot_of_group<F>((threadIdx.x & 63) >> 2);
+    for (int base = 0; base < units * 64; base += HELD * THREADS) {
+        if (units * 64 > HELD * THREADS) load(base);
+#pragma unroll
+        for (int j = 0; j < HELD; j++) {
+            const int i = base + j * THREADS + threadIdx.x;
+            const float f[4] = {v[j].x, v[j].y, v[j].z, v[j].w};
+            float sum = 0.f;
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                const float value = low_half(pack_halves(f[e] * scale, 0.f));
+                sum += value;
+                if (i < units * 64) *(u16*)(smem + (i >> 6) * 512 + at[e]) = (u16)pack_halves(value * lower[e], 0.f);
+            }
+            if constexpr (F::OFFSET != 0 || F::MINIMUM) {
+                sum = sum_of_group<F, FOLDED<F, true>>(sum);
+                if (lane % (F::SUB / 4) == 0 && i < units * 64) out.sums[((i >> 6) * Prepared<F>::GROUPS + slot) * 8 + blockIdx.x] = sum;
+            }
+        }
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < units * 32; i += THREADS) {
+        const int unit = i >> 5, pair = i >> 2 & 7, t = i & 3;
+        const uint2* from = (const uint2*)(smem + unit * 512 + pair * 64 + t * 8);
+        out.operands[(unit * 8 + pair) * 32 + blockIdx.x * 4 + t] = make_uint4(from[0].x, from[0].y, from[4].x, from[4].y);
+    }
 }

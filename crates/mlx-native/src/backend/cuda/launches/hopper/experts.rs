@@ -33,16 +33,10 @@ pub(in crate::backend::cuda) fn matmul_id(
     }
     // About so many slots an expert has.
     let each = slots.div_ceil(op.n_experts.min(slots));
-    let tile = Tile {
-        sets: 2,
-        rows: if each <= 24 {
-            32
-        } else if each <= 96 {
-            64
-        } else {
-            128
-        },
-        cluster: 1,
+    let tile = match each {
+        ..=24 => Tile { groups: 4, sets: 1, rows: 32, cluster: 1 },
+        25..=96 => Tile { groups: 4, sets: 1, rows: 64, cluster: 1 },
+        _ => Tile { groups: 2, sets: 2, rows: 128, cluster: 1 },
     };
     let (_, _, shared_bytes) = layout(product.format, tile);
     let fault = Fault { ids: op.ids.clone(), limit: Some(op.n_experts), words: ["matmul_id", "slot", "expert"] };
@@ -73,7 +67,7 @@ pub(in crate::backend::cuda) fn matmul_id(
     let prepared = plan.scratch(product.prepared_bytes(slots));
     let inverse = plan.scratch(slots * 4);
     let blocks = planner.info.processors as usize;
-    let held = plan.scratch(blocks * 128 * tile.sets * tile.rows * 4);
+    let held = plan.scratch(blocks * tile.features() * tile.rows * 4);
     let top_k = u32_of("top_k", op.top_k)?;
     let bindings =
         vec![input.at, prepared.clone(), inverse.clone(), Bound::value(&args), lists.clone(), Bound::value(&top_k)];
@@ -84,8 +78,8 @@ pub(in crate::backend::cuda) fn matmul_id(
     let x = product.input_map(slots, tile, prepared);
     let bindings =
         vec![w, x, scales, biases, inverse, y, held, Bound::value(&args), tiles, lists, Bound::value(&n_tiles)];
-    let function = format!("hopper_mm_id<{}, {}, {}>", product.format.name, tile.sets, tile.rows);
-    let launch = Launch::new(key(function), bindings, [blocks as u32, 1, 1], 384);
+    let function = format!("hopper_mm_id<{}, {}>", product.format.name, tile.arguments());
+    let launch = Launch::new(key(function), bindings, [blocks as u32, 1, 1], tile.threads());
     plan.launches.push(Launch { shared_bytes, ..launch });
     Ok(Some(plan))
 }

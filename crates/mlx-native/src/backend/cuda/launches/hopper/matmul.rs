@@ -10,12 +10,12 @@ use crate::device::Activations;
 use crate::ops::Matmul;
 use crate::{DType, MM_ROUTING_THRESHOLD, Result};
 
-const THREADS: u32 = 384;
 const PREPARE_THREADS: u32 = 512;
 
-/// A block's tile: 128 `sets` weight rows, `rows` of the input, blocks that share the input.
+/// A block's tile: `groups` warpgroups with 64 `sets` weight rows each, `rows` of the input, blocks that share the input.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Tile {
+    pub groups: usize,
     pub sets: usize,
     pub rows: usize,
     pub cluster: usize,
@@ -25,12 +25,27 @@ impl Tile {
     /// Wide tiles spend less on dequantization; narrow ones compute fewer rows that nobody wants.
     pub(super) fn choose(m: usize) -> Tile {
         if m <= 64 {
-            Tile { sets: 2, rows: 64, cluster: 2 }
+            Tile { groups: 4, sets: 1, rows: 64, cluster: 2 }
         } else if m.div_ceil(128) * 128 * 5 <= m.div_ceil(256) * 256 * 4 {
-            Tile { sets: 2, rows: 128, cluster: 1 }
+            Tile { groups: 2, sets: 2, rows: 128, cluster: 1 }
         } else {
-            Tile { sets: 1, rows: 256, cluster: 2 }
+            Tile { groups: 2, sets: 1, rows: 256, cluster: 2 }
         }
+    }
+
+    /// Weight rows.
+    pub(super) fn features(self) -> usize {
+        64 * self.groups * self.sets
+    }
+
+    /// One warpgroup more issues copies.
+    pub(super) fn threads(self) -> u32 {
+        128 * (self.groups as u32 + 1)
+    }
+
+    /// The template arguments that the kernels have in common.
+    pub(super) fn arguments(self) -> String {
+        format!("{}, {}, {}", self.groups, self.sets, self.rows)
     }
 }
 
@@ -39,11 +54,18 @@ pub(super) fn layout(format: super::Format, tile: Tile) -> (usize, usize, usize)
     let past =
         [(16, 0), (8, 8), (4, 12), (2, 14)].iter().find(|(of, _)| format.unit.is_multiple_of(*of)).map_or(0, |p| p.1);
     let (pitch, side_pitch) = (pitch_of(format.unit + past), format.side.next_multiple_of(16));
-    let rows = 128 * tile.sets;
+    let rows = tile.features();
     let x_bytes = tile.rows * 128;
     let w_bytes = (rows * pitch).next_multiple_of(128) + 2 * rows * side_pitch;
     let room = SHARED_LIMIT - 512;
-    let w_stages = if (room - 3 * w_bytes.min(room / 3)) / x_bytes >= 5 && 3 * w_bytes <= room { 3 } else { 2 };
+    let many = ((room - 6 * x_bytes) / w_bytes).min(5);
+    let w_stages = if tile.rows <= 64 && many > 2 {
+        many
+    } else if 3 * w_bytes <= room && (room - 3 * w_bytes) / x_bytes >= 5 {
+        3
+    } else {
+        2
+    };
     let x_stages = ((room - w_stages * w_bytes) / x_bytes).min(8);
     (pitch, side_pitch, x_stages * x_bytes + w_stages * w_bytes + 16 * (x_stages + w_stages))
 }
@@ -51,10 +73,9 @@ pub(super) fn layout(format: super::Format, tile: Tile) -> (usize, usize, usize)
 const SHARED_LIMIT: usize = 232_448;
 
 impl Product<'_> {
-    /// Whether the tile kernel takes the product. Not MXFP4, whose scales take its halves out of their range, and not so few features that the rounding of
-    /// halves does not average out.
+    /// Whether the tile kernel takes the product. Not so few features that the rounding of halves does not average out.
     pub(super) fn suits_tiles(&self) -> bool {
-        self.aligned() && self.n >= 64 && self.format.name != "MXFP4"
+        self.aligned() && self.n >= 64
     }
 
     /// The maps of the weight, its scales and its biases, boxes of a tile's rows. Formats without sides bind the weight, which nobody reads there.
@@ -68,7 +89,7 @@ impl Product<'_> {
                 element_bytes: 2,
                 dims: vec![row as u64 / 2, self.n as u64],
                 strides: vec![row as u64],
-                tile: vec![box_bytes as u32 / 2, 128 * tile.sets as u32],
+                tile: vec![box_bytes as u32 / 2, tile.features() as u32],
                 swizzled: false,
             };
             if let Some((count, strides)) = matrices {
@@ -143,6 +164,7 @@ pub(in crate::backend::cuda) fn matmuls(
     let group = matvec::Group { products: &products, outputs: &outputs, norm: None, activation: None };
     for first in (0..op.m).step_by(most) {
         let part = matvec::Part { first, m: most.min(op.m - first), exact };
+        let Some(input) = matvec::prepared(&products[0], &input, part, &mut plan)? else { return Ok(None) };
         let launch = match &products[..] {
             [product] => matvec::launch(product, &input, &op.output, part, None)?,
             _ => group.launch(&input, part)?,
@@ -168,7 +190,7 @@ fn tiles(
     let prepared = plan.scratch(product.prepared_bytes(m));
     let inverse = plan.scratch(m * 4);
     let blocks = planner.info.processors as usize / tile.cluster * tile.cluster;
-    let held = plan.scratch(blocks * 128 * tile.sets * tile.rows * 4);
+    let held = plan.scratch(blocks * tile.features() * tile.rows * 4);
     let args = product.tile_args(input)?;
     let bindings = vec![input.at.clone(), prepared.clone(), inverse.clone(), Bound::value(&args)];
     let prepare = Launch::new(key(format!("hopper_prepare<{name}>")), bindings, [args.m, 1, 1], PREPARE_THREADS);
@@ -178,8 +200,8 @@ fn tiles(
         let x = product.input_map(m, tile, prepared.clone());
         let args = Bound::value(&product.tile_args(input)?);
         let bindings = vec![w, x, scales, biases, inverse.clone(), Bound::view(output), held.clone(), args];
-        let function = format!("hopper_mm<{name}, {}, {}, {}>", tile.sets, tile.rows, tile.cluster);
-        let launch = Launch::new(key(function), bindings, [blocks as u32, 1, 1], THREADS);
+        let function = format!("hopper_mm<{name}, {}, {}>", tile.arguments(), tile.cluster);
+        let launch = Launch::new(key(function), bindings, [blocks as u32, 1, 1], tile.threads());
         plan.launches.push(Launch { cluster: tile.cluster as u32, shared_bytes, ..launch });
     }
     Ok(())

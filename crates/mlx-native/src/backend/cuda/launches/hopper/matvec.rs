@@ -1,21 +1,22 @@
 //! The geometry of the kernel for few rows.
 
-use super::{HopperRowArgs, MATRICES, Product, Rows, key, pitch_of};
+use super::{HopperRowArgs, MATRICES, Product, Rows, UNIT, key, pitch_of};
 use crate::Result;
 use crate::backend::cuda::driver::TensorMap;
-use crate::backend::cuda::launches::{Bound, Launch};
+use crate::backend::cuda::launches::{Bound, Launch, Plan};
 use crate::backend::gpu::u32_of;
 use crate::buffer::View;
 use crate::ops::{Activation, RmsNorm};
 
-/// Warps that multiply; 4 more issue copies.
+/// Warps that multiply; the first of 4 more issues copies.
 const WARPS: usize = 16;
 const THREADS: u32 = (WARPS as u32 + 4) * 32;
+const PREPARE_THREADS: u32 = 512;
 /// Stages at most.
 const MOST_STAGES: usize = 12;
 /// Units of which a warp holds the input's operands.
 const MOST_UNITS: usize = 2;
-/// Rows of one launch: with operands as good as f32, and as halves.
+/// Rows of one launch: with operands as good as f32, which the blocks make, and as halves, which a kernel prepares.
 pub(super) const EXACT_ROWS: usize = 4;
 pub(super) const ROWS: usize = 8;
 
@@ -40,7 +41,7 @@ struct Geometry {
 }
 
 /// The geometry that keeps most warps busy, the longer rows of a stage first. None where a row does not fit.
-fn geometry(product: &Product<'_>, m: usize) -> Option<Geometry> {
+fn geometry(product: &Product<'_>, m: usize, prepared: bool) -> Option<Geometry> {
     let (format, ragged) = (product.format, !product.aligned());
     let cluster = product.units().div_ceil(WARPS * MOST_UNITS).next_power_of_two();
     if cluster > 8 {
@@ -85,7 +86,7 @@ fn geometry(product: &Product<'_>, m: usize) -> Option<Geometry> {
             let stages = |twice| product.info.shared_bytes.saturating_sub(fixed(twice)) / stage_bytes;
             let twice = stages(true) >= 4;
             let stages = stages(twice).min(MOST_STAGES);
-            let lent = (WARPS * units * 512).div_ceil(stage_bytes);
+            let lent = if prepared { 0 } else { (WARPS * units * 512).div_ceil(stage_bytes) };
             if stages < (lent + 1).max(3) {
                 continue;
             }
@@ -119,7 +120,7 @@ fn geometry(product: &Product<'_>, m: usize) -> Option<Geometry> {
 
 /// Whether the kernel takes the product.
 pub(super) fn fits(product: &Product<'_>) -> bool {
-    geometry(product, ROWS).is_some()
+    geometry(product, EXACT_ROWS, false).is_some() && geometry(product, ROWS, true).is_some()
 }
 
 /// The arguments of a launch for m rows, from row `first` on.
@@ -164,13 +165,24 @@ pub(super) struct Part {
     pub exact: bool,
 }
 
-impl Part {
-    fn columns(self) -> u32 {
-        if self.exact { 2 } else { 1 }
+/// A part of the input's rows as its launches take them: prepared, unless they are to be as good as f32. None where the geometry does not fit.
+pub(super) fn prepared(product: &Product<'_>, input: &Rows, part: Part, plan: &mut Plan) -> Result<Option<Rows>> {
+    if part.exact {
+        return Ok(Some(input.clone()));
     }
+    let Some(geometry) = geometry(product, part.m, true) else { return Ok(None) };
+    let format = product.format;
+    let args = args(product, &geometry, input.stride, [part.first, part.m])?;
+    // As `Prepared` has it: operands, sums of groups, scales.
+    let rows = plan.scratch(product.units() * (4096 + UNIT / format.sub * 32) + 32);
+    let bindings = vec![input.at.clone(), rows.clone(), Bound::value(&args)];
+    let function = format!("hopper_prepare_rows<{}>", format.name);
+    let launch = Launch::new(key(function), bindings, [args.m, 1, 1], PREPARE_THREADS);
+    plan.launches.push(Launch { shared_bytes: product.units() * UNIT * 2, ..launch });
+    Ok(Some(Rows { at: rows, stride: input.stride }))
 }
 
-/// A launch for a part of the input's rows.
+/// A launch for a part of the input's rows, as `prepared` made them.
 pub(super) fn launch(
     product: &Product<'_>,
     input: &Rows,
@@ -178,7 +190,7 @@ pub(super) fn launch(
     part: Part,
     residual: Option<Residual<'_>>,
 ) -> Result<Option<Launch>> {
-    let Some(geometry) = geometry(product, part.m) else { return Ok(None) };
+    let Some(geometry) = geometry(product, part.m, !part.exact) else { return Ok(None) };
     let format = product.format;
     let args = args(product, &geometry, input.stride, [part.first, part.m])?;
     let mut bindings =
@@ -205,7 +217,7 @@ pub(super) fn launch(
         "{name}<{}, {}, {}, {}, {}, {}>",
         format.name,
         geometry.units,
-        part.columns(),
+        !part.exact,
         geometry.cluster > 1,
         !product.k.is_multiple_of(256),
         !product.aligned()
@@ -234,7 +246,7 @@ impl Group<'_> {
             None => products.iter().map(|product| product.n).sum(),
         };
         let whole = Product { n, ..*product };
-        let Some(geometry) = geometry(&whole, part.m) else { return Ok(None) };
+        let Some(geometry) = geometry(&whole, part.m, !part.exact) else { return Ok(None) };
         let (format, ragged) = (product.format, !product.aligned());
         let alike = |other: &Product<'_>| {
             other.format.name == format.name && other.k == product.k && (ragged || other.aligned())
@@ -275,7 +287,7 @@ impl Group<'_> {
             "{name}<{}, {}, {}, {}, {ragged}, {}>",
             format.name,
             geometry.units,
-            part.columns(),
+            !part.exact,
             !product.k.is_multiple_of(256),
             self.norm.is_some()
         );

@@ -134,7 +134,8 @@ impl Format {
                     _ => return None,
                 };
                 let side = UNIT / affine.group_size as usize * affine.scale_dtype.size_of();
-                Format { side, ..Format::blocks(name, UNIT * affine.bits as usize / 8, 32) }
+                let sub = affine.group_size.min(64) as usize;
+                Format { side, ..Format::blocks(name, UNIT * affine.bits as usize / 8, sub) }
             }
             WeightFormat::Fp(_) => return None,
         })
@@ -262,23 +263,24 @@ pub(crate) fn pipelines() -> Vec<PipelineKey> {
     for format in formats {
         let (name, mv) = (format.name, if format.side > 0 { "hopper_mv_affine" } else { "hopper_mv" });
         for geometry in [
-            "2, 2, false, false, false",
-            "2, 1, false, false, false",
-            "1, 2, false, true, true",
-            "2, 2, true, false, false",
+            "2, false, false, false, false",
+            "2, true, false, false, false",
+            "1, false, false, true, true",
+            "2, false, true, false, false",
         ] {
             keys.push(key(format!("{mv}<{name}, {geometry}>")));
         }
         if format.side == 0 {
-            keys.push(key(format!("hopper_mv_group<{name}, 1, 2, false, false, true>")));
-            keys.push(key(format!("hopper_mv_gated<{name}, 2, 2, false, false, true>")));
+            keys.push(key(format!("hopper_mv_group<{name}, 1, false, false, false, true>")));
+            keys.push(key(format!("hopper_mv_gated<{name}, 2, false, false, false, true>")));
         }
-        for tile in ["1, 256, 2", "2, 128, 1", "2, 64, 2"] {
+        for tile in ["2, 1, 256, 2", "2, 2, 128, 1", "4, 1, 64, 2"] {
             keys.push(key(format!("hopper_mm<{name}, {tile}>")));
         }
-        keys.push(key(format!("hopper_mm_id<{name}, 2, 32>")));
-        keys.push(key(format!("hopper_mm_id<{name}, 2, 64>")));
+        keys.push(key(format!("hopper_mm_id<{name}, 4, 1, 32>")));
+        keys.push(key(format!("hopper_mm_id<{name}, 4, 1, 64>")));
         keys.push(key(format!("hopper_prepare<{name}>")));
+        keys.push(key(format!("hopper_prepare_rows<{name}>")));
         keys.push(key(format!("hopper_prepare_id<{name}>")));
     }
     keys
