@@ -12,8 +12,6 @@ example: matmul.py mlxn ~/.cache/mlx-native/peers --candle candle/target/release
 """
 
 import argparse
-import csv
-import io
 import os
 import pathlib
 import re
@@ -52,15 +50,13 @@ def llama(formats):
     ms = [m for m in args.m if m in LLAMA_M]
     if "llama" in args.without or not ms or (args.n, args.k) != (4096, 14336):
         return {}
-    pattern = f"type_a=({'|'.join(f.lower() for f in formats)}),type_b=f32,m={args.n},n=({'|'.join(ms)}),k={args.k},bs=\\[1,1\\],nr=\\[1,1\\]"
-    command = [args.peers / "llama.cpp/build/bin/test-backend-ops", "perf", "-o", "MUL_MAT", "-b", "CPU", "-p", pattern, "--output", "csv"]
+    pattern = f"type_a=({'|'.join(f.lower().replace('_k', '_K') for f in formats)}),type_b=f32,m={args.n},n=({'|'.join(ms)}),k={args.k},bs=\\[1,1\\],nr=\\[1,1\\]"
+    command = [args.peers / "llama.cpp/build/bin/test-backend-ops", "perf", "-o", "MUL_MAT", "-b", "CPU", "-p", pattern]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
-    rows = csv.DictReader(io.StringIO(run.stdout[run.stdout.index('"') if '"' in run.stdout else 0:]))
     found = {}
-    for row in rows:
-        shape = re.search(r"type_a=(\w+),.*m=\d+,n=(\d+),", row.get("op_params") or "")
-        if shape and row.get("time_us"):
-            found[shape[1].upper(), int(shape[2])] = {"seconds": float(row["time_us"]) / 1e6}
+    # Its CSV has no times.
+    for ty, m, microseconds in re.findall(r"type_a=(\w+),.*?,n=(\d+),k=.* ([\d.]+) us/run", run.stdout):
+        found[ty.upper(), int(m)] = {"seconds": float(microseconds) / 1e6}
     return found
 
 
