@@ -21,6 +21,7 @@ mod record;
 mod report;
 mod stage;
 mod table;
+mod tally;
 
 pub use array::Array;
 pub use case::{AffineEntry, Case, Operation, Route, Shape, Values};
@@ -28,6 +29,7 @@ pub use check::{Outcome, Reference, Verdict, bounds, label, run_case};
 pub use compare::{Bound, Difference, Precision, bound, compare};
 pub use report::{Report, run, support_table};
 pub use table::{M, N, Selection, cases, formats, part};
+pub use tally::{Count, Tally};
 
 use mlx_native::{Activations, DeviceOptions, MlxDevice, Result};
 

@@ -1,13 +1,14 @@
 //! What a run of the table found, and what the library supports.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
 
 use mlx_native::format::can_quantize;
-use mlx_native::{CapabilityQuery, DeviceKind, MlxDevice, OpKind, Result, WeightFormat};
+use mlx_native::{MlxDevice, Result, WeightFormat};
 
 use crate::table::formats;
-use crate::{Case, Outcome, Reference, Verdict, run_case};
+use crate::{Case, Outcome, Reference, Tally, Verdict, run_case};
 
 /// The findings of a run.
 #[derive(Clone, Debug, Default)]
@@ -20,11 +21,14 @@ pub struct Report {
     pub failures: Vec<Outcome>,
     /// The worst NMSE for each operation, format and kernel.
     pub worst: BTreeMap<(String, String, String), f64>,
+    /// What passed, failed and was skipped for each format and operation.
+    pub tally: Tally,
 }
 
 impl Report {
     /// Counts an outcome.
     pub fn add(&mut self, outcome: Outcome) {
+        self.tally.add(&outcome);
         match outcome.verdict {
             Verdict::Skipped(_) => self.skipped += 1,
             Verdict::Failed(_) => self.failures.push(outcome),
@@ -89,24 +93,19 @@ pub fn run(
     report
 }
 
-/// Formats × devices as a Markdown table: what a device multiplies with, routes to experts and looks rows up in.
+/// Formats × devices as a Markdown table, from what runs of the whole table left behind: what each multiplies with, routes to experts and looks rows up
+/// in. A tick is for cases that ran, all of them within their bounds; `fails` for those of which some were not.
 ///
 /// # Errors
 ///
-/// Those of opening the CPU.
-pub fn support_table() -> Result<String> {
-    let devices = [MlxDevice::cpu()?];
+/// Those of a format that has no size.
+pub fn support_table(runs: &[Tally]) -> Result<String> {
     let mut table = String::from("| format | bits per weight | quantize |");
     let mut rule = String::from("|---|---|---|");
-    for device in &devices {
-        let name = match device.kind() {
-            DeviceKind::Cpu => "CPU",
-            DeviceKind::Cuda => "CUDA",
-            DeviceKind::Metal => "Metal",
-            _ => "reference",
-        };
-        for op in ["matmul", "experts", "rows"] {
-            let _ = write!(table, " {name} {op} |");
+    for run in runs {
+        let title = run.about.first().map_or("", String::as_str);
+        for column in COLUMNS {
+            let _ = write!(table, " {title} {} |", column.title);
             rule.push_str("---|");
         }
     }
@@ -116,11 +115,15 @@ pub fn support_table() -> Result<String> {
             WeightFormat::Ggml(ty) => can_quantize(ty),
             _ => true,
         };
-        let _ = write!(table, "| {} | {} | {} |", family(&format), bits_per_weight(&format)?, tick(quantizes));
-        for device in &devices {
-            for op in [OpKind::Matmul, OpKind::MatmulId, OpKind::Embedding] {
-                let query = CapabilityQuery { op, format, m: 1, n: 256, k: 1024 };
-                let _ = write!(table, " {} |", tick(device.capability(&query).supported));
+        let name = format.name();
+        let row = family(&name);
+        let _ = write!(table, "| {row} | {} | {} |", bits_per_weight(&format)?, tick(quantizes));
+        for run in runs {
+            for column in COLUMNS {
+                let count =
+                    run.sum(|format, operation| family(format) == row && column.operations.contains(&operation));
+                let cell = if count.failed > 0 { "fails" } else { tick(count.is_ok()) };
+                let _ = write!(table, " {cell} |");
             }
         }
         table.push('\n');
@@ -128,11 +131,33 @@ pub fn support_table() -> Result<String> {
     Ok(table)
 }
 
-/// The format's name; for affine formats without the group size, of which every one is supported.
-fn family(format: &WeightFormat) -> String {
-    match format {
-        WeightFormat::Affine(affine) => format!("affine, {} bits", affine.bits),
-        other => other.name().into_owned(),
+/// A column of the support table for each device.
+struct Column {
+    title: &'static str,
+    operations: &'static [&'static str],
+}
+
+const COLUMNS: [Column; 3] = [
+    Column {
+        title: "matmul",
+        operations: &[
+            "matmul",
+            "matmul_transposed",
+            "matmul_batched",
+            "matmul_perm021",
+            "matmul_rows_alone",
+            "quantized_matmul",
+        ],
+    },
+    Column { title: "experts", operations: &["matmul_id", "matmul_id_rows_alone"] },
+    Column { title: "rows", operations: &["embedding"] },
+];
+
+/// A format's name; for affine formats the width alone, whatever the group size and the type of the scales.
+fn family(name: &str) -> Cow<'_, str> {
+    match name.strip_prefix("affine").and_then(|rest| rest.split_once('_')) {
+        Some((bits, _)) => Cow::Owned(format!("affine, {bits} bits")),
+        None => Cow::Borrowed(name),
     }
 }
 
@@ -181,10 +206,17 @@ mod tests {
     }
 
     #[test]
-    fn the_table_has_a_row_for_each_format() {
-        let table = support_table().unwrap();
+    fn the_support_table_has_a_row_for_each_format_and_says_what_failed() {
+        let run = "# GPU\naffine4_g64_bf16\tmatmul\t7\t0\t0\naffine4_g32_f16\tmatmul\t7\t0\t0\nQ4_K\tmatmul\t7\t1\t0\nmxfp8\tembedding\t1\t0\t0\n";
+        let table = support_table(&[run.parse().unwrap()]).unwrap();
         assert_eq!(table.lines().count(), 2 + formats().count());
-        assert!(table.contains("| Q4_K | 4.5 |") && table.contains("| affine, 4 bits | 4.5 |"), "{table}");
-        assert!(table.contains("| mxfp8 | 8.25 | ✓ |"), "{table}");
+        assert!(table.starts_with("| format | bits per weight | quantize | GPU matmul | GPU experts | GPU rows |"));
+        for row in [
+            "| Q4_K | 4.5 | ✓ | fails |  |  |",
+            "| affine, 4 bits | 4.5 | ✓ | ✓ |  |  |",
+            "| mxfp8 | 8.25 | ✓ |  |  | ✓ |",
+        ] {
+            assert!(table.contains(row), "{table}");
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! The conformance table on every device that this machine has.
 
-use conformance::{Outcome, Reference, Report, Selection, Verdict, cases, cpu_devices, run, support_table};
+use conformance::{Outcome, Reference, Report, Selection, Tally, Verdict, cases, cpu_devices, run, support_table};
 use mlx_native::{DeviceKind, MlxDevice};
 
 /// Changes the cases and their data: for looking further than the fixed sample.
@@ -41,14 +41,31 @@ fn every_instruction_set_passes_the_full_table() {
     assert!(report.is_ok(), "{report}");
 }
 
+/// What whole runs left behind, see `support_table`.
+const RUNS: [&str; 3] = [
+    include_str!("../../../docs/conformance/cpu.tsv"),
+    include_str!("../../../docs/conformance/metal-host.tsv"),
+    include_str!("../../../docs/conformance/cuda-h100.tsv"),
+];
+
 #[test]
 fn the_readme_shows_the_support_table() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../README.md");
-    let Ok(readme) = std::fs::read_to_string(path) else {
-        eprintln!("skipped: there is no README.md");
-        return;
-    };
+    let readme = include_str!("../../../README.md");
     let shown = readme.split("<!-- support-table -->").nth(1);
     let shown = shown.expect("README.md has the support table between two lines `<!-- support-table -->`");
-    assert_eq!(shown.trim(), support_table().unwrap().trim());
+    let runs: Vec<Tally> = RUNS.map(|run| run.parse().unwrap()).into();
+    assert_eq!(shown.trim(), support_table(&runs).unwrap().trim());
+}
+
+/// A format or an operation that joins the table has to be run on every device before the documentation can claim it.
+#[test]
+fn the_recorded_runs_have_met_every_operation_and_format() {
+    for run in RUNS {
+        let run: Tally = run.parse().unwrap();
+        for case in cases(Selection::Sample { seed: 1 }) {
+            let format = case.format().map_or_else(|| "-".into(), |format| format.name().into_owned());
+            let count = run.counts.get(&(format.clone(), case.op().into()));
+            assert!(count.is_some(), "{}: {format} {} is not in the run", run.about[0], case.op());
+        }
+    }
 }

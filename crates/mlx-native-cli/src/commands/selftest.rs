@@ -1,9 +1,10 @@
 //! `mlxn selftest`.
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use conformance::{Reference, Selection, Verdict, cases};
 use mlx_native::{Activations, DeviceOptions, MlxDevice};
 use std::io::Write;
+use std::path::PathBuf;
 
 use crate::output;
 
@@ -18,7 +19,7 @@ Examples:
   mlxn selftest
   mlxn selftest --device cpu --filter matmul/Q4_K
   mlxn selftest --device metal --full
-  mlxn selftest --device metal --full --shard 1/2")]
+  mlxn selftest --device metal --full --shard 1/2 --record part1.tsv")]
 pub struct Args {
     /// cpu, metal, cuda or cuda:NUMBER [default: all that are here]
     #[arg(long)]
@@ -35,6 +36,9 @@ pub struct Args {
     /// Run one of several parts, such as 1/2 and, in another process, 2/2
     #[arg(long, value_name = "PART/PARTS", value_parser = shard)]
     shard: Option<(usize, usize)>,
+    /// Write how many cases of each operation and format passed
+    #[arg(long, value_name = "FILE")]
+    record: Option<PathBuf>,
     /// Print each case's kernel and error too
     #[arg(short, long)]
     verbose: bool,
@@ -67,6 +71,9 @@ pub fn run(args: Args) -> Result<()> {
         write!(out, "{}", report.worst_lines())?;
     }
     writeln!(out, "{report}")?;
+    if let Some(path) = &args.record {
+        std::fs::write(path, report.tally.to_string()).with_context(|| format!("cannot write {}", path.display()))?;
+    }
     if !report.is_ok() {
         bail!("this machine computes wrong results");
     }
