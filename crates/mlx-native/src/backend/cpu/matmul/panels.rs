@@ -303,68 +303,53 @@ unsafe fn half<S: Simd, K: Kind, const R: usize, const C: usize>(
 
 /// [`tiles`] compiled for each instruction set, with as many vectors of rows and as many columns as its registers hold.
 pub(super) mod isa {
-    use super::{Columns, Kind, Outputs, outputs, tiles};
-    #[cfg(target_arch = "aarch64")]
-    use crate::backend::cpu::matmul::simd::neon::Neon;
-    use crate::backend::cpu::matmul::simd::{Simd, portable::Portable};
-    #[cfg(target_arch = "x86_64")]
-    use crate::backend::cpu::matmul::simd::{avx2::Avx2, avx512::Avx512};
+    use super::{Columns, Kind, tiles};
+    use crate::backend::cpu::matmul::simd::{Simd, every_set};
 
     macro_rules! compiled {
-        ($(#[$attribute:meta])* $name:ident, $finish:ident, $set:ty, $rows:literal) => {
+        ($(#[$attribute:meta])* $name:ident, $set:ty) => {
             $(#[$attribute])*
             #[inline(never)]
             pub(in super::super) unsafe fn $name<K: Kind>(job: &Columns) {
+                const ROWS: usize = <$set as Simd>::ROW_VECTORS;
+                const COLUMNS: [usize; 2] = <$set as Simd>::TILE_COLUMNS;
                 // SAFETY: the caller's promise is the same.
                 unsafe {
                     if K::HALVES {
-                        tiles::<$set, K, $rows, { <$set as Simd>::TILE_COLUMNS[1] }>(job)
+                        tiles::<$set, K, ROWS, { COLUMNS[1] }>(job)
                     } else {
-                        tiles::<$set, K, $rows, { <$set as Simd>::TILE_COLUMNS[0] }>(job)
-                    }
-                }
-            }
-
-            $(#[$attribute])*
-            #[inline(never)]
-            pub(in super::super) unsafe fn $finish(job: &Outputs) {
-                // SAFETY: the caller's promise is the same.
-                unsafe {
-                    match job.planes {
-                        1 => outputs::<$set, $rows, 1>(job),
-                        2 => outputs::<$set, $rows, 2>(job),
-                        _ => outputs::<$set, $rows, 3>(job),
+                        tiles::<$set, K, ROWS, { COLUMNS[0] }>(job)
                     }
                 }
             }
         };
     }
+    every_set!(compiled);
+}
 
-    compiled!(
-        #[cfg(target_arch = "x86_64")]
-        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vnni,avx2,fma,f16c")]
-        avx512,
-        avx512_outputs,
-        Avx512,
-        2
-    );
-    compiled!(
-        #[cfg(target_arch = "x86_64")]
-        #[target_feature(enable = "avx2,fma,f16c,bmi2")]
-        avx2,
-        avx2_outputs,
-        Avx2,
-        1
-    );
-    compiled!(
-        #[cfg(target_arch = "aarch64")]
-        #[target_feature(enable = "neon,dotprod")]
-        neon,
-        neon_outputs,
-        Neon,
-        2
-    );
-    compiled!(portable, portable_outputs, Portable, 1);
+/// [`outputs`] compiled for each instruction set.
+pub(super) mod finish {
+    use super::{Outputs, outputs};
+    use crate::backend::cpu::matmul::simd::{Simd, every_set};
+
+    macro_rules! compiled {
+        ($(#[$attribute:meta])* $name:ident, $set:ty) => {
+            $(#[$attribute])*
+            #[inline(never)]
+            pub(in super::super) unsafe fn $name(job: &Outputs) {
+                const ROWS: usize = <$set as Simd>::ROW_VECTORS;
+                // SAFETY: the caller's promise is the same.
+                unsafe {
+                    match job.planes {
+                        1 => outputs::<$set, ROWS, 1>(job),
+                        2 => outputs::<$set, ROWS, 2>(job),
+                        _ => outputs::<$set, ROWS, 3>(job),
+                    }
+                }
+            }
+        };
+    }
+    every_set!(compiled);
 }
 
 /// Expands `$run!(kind)` with the kind of source F, one of few that loops are compiled for.

@@ -168,7 +168,7 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn outputs(job: &Outputs) {
-        panels::isa::avx2_outputs(job)
+        panels::finish::avx2(job)
     }
     #[inline(always)]
     unsafe fn decode<B: Decode>(rows: &[*const u8; 4], block: usize, decoded: &mut Decoded) {

@@ -161,6 +161,8 @@ pub(super) trait Simd: Copy + 'static {
     const LANES: usize;
     /// Whether there are registers for tiles of several columns; the results are the same bits.
     const TILED: bool = true;
+    /// Vectors of weight rows that share a load of x: what the registers hold.
+    const ROW_VECTORS: usize = 1;
     /// Columns of a tile over a panel, for formats with one scale a block and with two: what the registers hold.
     const TILE_COLUMNS: [usize; 2] = [4, 4];
     /// What has to be added to a signed 8-bit weight for [`dot`](Simd::dot) with wide codes: 128 where codes are unsigned there, else 0.
@@ -458,3 +460,29 @@ pub(super) trait Simd: Copy + 'static {
         sums
     }
 }
+
+/// Expands `$compiled!(attributes name, set);` for every instruction set of the target: functions that are compiled for each of them once, under its name.
+macro_rules! every_set {
+    ($compiled:ident) => {
+        $compiled!(
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vnni,avx2,fma,f16c")]
+            avx512,
+            $crate::backend::cpu::matmul::simd::avx512::Avx512
+        );
+        $compiled!(
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma,f16c,bmi2")]
+            avx2,
+            $crate::backend::cpu::matmul::simd::avx2::Avx2
+        );
+        $compiled!(
+            #[cfg(target_arch = "aarch64")]
+            #[target_feature(enable = "neon,dotprod")]
+            neon,
+            $crate::backend::cpu::matmul::simd::neon::Neon
+        );
+        $compiled!(portable, $crate::backend::cpu::matmul::simd::portable::Portable);
+    };
+}
+pub(super) use every_set;

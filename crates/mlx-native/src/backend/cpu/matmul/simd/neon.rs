@@ -48,6 +48,7 @@ unsafe fn floats(v: [f32; 4]) -> float32x4_t {
 
 impl Simd for Neon {
     const LANES: usize = 1;
+    const ROW_VECTORS: usize = 2;
     const TILE_COLUMNS: [usize; 2] = [6, 4];
     const WIDE_OFFSET: u8 = 0;
     type Bytes = uint8x16_t;
@@ -164,7 +165,7 @@ impl Simd for Neon {
     }
     #[inline(always)]
     unsafe fn outputs(job: &Outputs) {
-        panels::isa::neon_outputs(job)
+        panels::finish::neon(job)
     }
     #[inline(always)]
     unsafe fn decode<B: Decode>(rows: &[*const u8; 4], block: usize, decoded: &mut Decoded) {

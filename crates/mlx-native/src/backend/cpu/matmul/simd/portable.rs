@@ -125,7 +125,7 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn outputs(job: &Outputs) {
-        panels::isa::portable_outputs(job)
+        panels::finish::portable(job)
     }
     #[inline(always)]
     unsafe fn decode<B: Decode>(rows: &[*const u8; 4], block: usize, decoded: &mut Decoded) {

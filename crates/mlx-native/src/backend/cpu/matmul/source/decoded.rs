@@ -151,11 +151,7 @@ unsafe fn decode<S: Simd, B: Decode>(rows: &[*const u8; 4], block: usize, decode
 /// [`decode`] compiled for each instruction set.
 pub(in super::super) mod isa {
     use super::{Decode, Decoded, decode};
-    #[cfg(target_arch = "aarch64")]
-    use crate::backend::cpu::matmul::simd::neon::Neon;
-    use crate::backend::cpu::matmul::simd::portable::Portable;
-    #[cfg(target_arch = "x86_64")]
-    use crate::backend::cpu::matmul::simd::{avx2::Avx2, avx512::Avx512};
+    use crate::backend::cpu::matmul::simd::every_set;
 
     macro_rules! compiled {
         ($(#[$attribute:meta])* $name:ident, $set:ty) => {
@@ -172,25 +168,7 @@ pub(in super::super) mod isa {
         };
     }
 
-    compiled!(
-        #[cfg(target_arch = "x86_64")]
-        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vnni,avx2,fma,f16c")]
-        avx512,
-        Avx512
-    );
-    compiled!(
-        #[cfg(target_arch = "x86_64")]
-        #[target_feature(enable = "avx2,fma,f16c,bmi2")]
-        avx2,
-        Avx2
-    );
-    compiled!(
-        #[cfg(target_arch = "aarch64")]
-        #[target_feature(enable = "neon,dotprod")]
-        neon,
-        Neon
-    );
-    compiled!(portable, Portable);
+    every_set!(compiled);
 }
 
 static IQ1: [u16; 2048] = grids::IQ1;

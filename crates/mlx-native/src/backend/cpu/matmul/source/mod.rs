@@ -199,31 +199,17 @@ pub(super) fn choose(config: Config, format: WeightFormat, n: usize, k: usize) -
 mod isa {
     use super::{Source, tiles};
     use crate::backend::cpu::matmul::Job;
-    use crate::backend::cpu::matmul::simd;
+    use crate::backend::cpu::matmul::simd::{Simd, every_set};
 
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vnni,avx2,fma,f16c")]
-    pub(super) unsafe fn avx512<F: Source<simd::avx512::Avx512>>(job: &Job) {
-        // SAFETY: the caller's promise is the same.
-        unsafe { tiles::run::<simd::avx512::Avx512, F, 2, 2>(job) }
+    macro_rules! compiled {
+        ($(#[$attribute:meta])* $name:ident, $set:ty) => {
+            $(#[$attribute])*
+            pub(super) unsafe fn $name<F: Source<$set>>(job: &Job) {
+                const ROWS: usize = <$set as Simd>::ROW_VECTORS;
+                // SAFETY: the caller's promise is the same.
+                unsafe { tiles::run::<$set, F, ROWS, ROWS>(job) }
+            }
+        };
     }
-
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2,fma,f16c,bmi2")]
-    pub(super) unsafe fn avx2<F: Source<simd::avx2::Avx2>>(job: &Job) {
-        // SAFETY: the caller's promise is the same.
-        unsafe { tiles::run::<simd::avx2::Avx2, F, 1, 1>(job) }
-    }
-
-    #[cfg(target_arch = "aarch64")]
-    #[target_feature(enable = "neon,dotprod")]
-    pub(super) unsafe fn neon<F: Source<simd::neon::Neon>>(job: &Job) {
-        // SAFETY: the caller's promise is the same.
-        unsafe { tiles::run::<simd::neon::Neon, F, 2, 2>(job) }
-    }
-
-    pub(super) unsafe fn portable<F: Source<simd::portable::Portable>>(job: &Job) {
-        // SAFETY: the caller's promise is the same.
-        unsafe { tiles::run::<simd::portable::Portable, F, 1, 1>(job) }
-    }
+    every_set!(compiled);
 }
