@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
-use crate::{Outcome, Verdict};
+use crate::{Case, Outcome, Verdict};
 
 /// Counts of verdicts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,16 +44,25 @@ pub struct Tally {
 
 const NO_FORMAT: &str = "-";
 
+fn key(case: &Case) -> (String, String) {
+    let format = case.format().map_or_else(|| NO_FORMAT.into(), |format| format.name().into_owned());
+    (format, case.op().into())
+}
+
 impl Tally {
     /// Counts an outcome.
     pub fn add(&mut self, outcome: &Outcome) {
-        let format = outcome.case.format().map_or_else(|| NO_FORMAT.into(), |format| format.name().into_owned());
-        let count = self.counts.entry((format, outcome.case.op().into())).or_default();
+        let count = self.counts.entry(key(&outcome.case)).or_default();
         match outcome.verdict {
             Verdict::Passed(_) => count.passed += 1,
             Verdict::Failed(_) => count.failed += 1,
             Verdict::Skipped(_) => count.skipped += 1,
         }
+    }
+
+    /// How cases like this one went; none where the run met none.
+    pub fn of(&self, case: &Case) -> Option<Count> {
+        self.counts.get(&key(case)).copied()
     }
 
     /// Adds another part of the same table.
@@ -104,6 +113,9 @@ impl FromStr for Tally {
             let mut fields = line.split('\t');
             let mut next = || fields.next().ok_or_else(bad);
             let [format, operation, passed, failed, skipped] = [next()?, next()?, next()?, next()?, next()?];
+            if fields.next().is_some() {
+                return Err(bad());
+            }
             let count = |field: &str| field.parse().map_err(|_| bad());
             let count = Count { passed: count(passed)?, failed: count(failed)?, skipped: count(skipped)? };
             *tally.counts.entry((format.to_owned(), operation.to_owned())).or_default() += count;
@@ -134,5 +146,6 @@ mod tests {
     fn a_line_that_is_not_one_is_named() {
         assert!("# x\nQ4_0 matmul 7 2 0".parse::<Tally>().unwrap_err().starts_with("line 2"));
         assert!("Q4_0\tmatmul\t7\t-2\t0".parse::<Tally>().is_err());
+        assert!("Q4_0\tmatmul\t7\t2\t0\t1".parse::<Tally>().is_err());
     }
 }

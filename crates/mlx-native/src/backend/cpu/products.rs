@@ -151,21 +151,26 @@ struct Tasks {
     next: Box<[AtomicUsize]>,
 }
 
+/// Where the band of a thread begins, and that of the thread before it ends.
+fn first_task(count: usize, thread: usize, threads: usize) -> usize {
+    count * thread / threads
+}
+
 impl Tasks {
     fn new(count: usize, threads: usize) -> Tasks {
-        Tasks { count, next: (0..threads).map(|thread| AtomicUsize::new(count * thread / threads)).collect() }
+        Tasks { count, next: (0..threads).map(|thread| AtomicUsize::new(first_task(count, thread, threads))).collect() }
     }
 
     /// The task that a thread begins with.
     fn first(&self, thread: usize) -> usize {
-        self.count * thread / self.next.len()
+        first_task(self.count, thread, self.next.len())
     }
 
     fn each(&self, thread: usize, mut run: impl FnMut(usize)) {
         let threads = self.next.len();
         for turn in 0..threads {
             let band = (thread + turn) % threads;
-            let end = self.count * (band + 1) / threads;
+            let end = self.first(band + 1);
             loop {
                 let task = self.next[band].fetch_add(1, Ordering::Relaxed);
                 if task >= end {

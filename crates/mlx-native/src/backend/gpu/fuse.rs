@@ -15,7 +15,7 @@ pub(crate) enum Together<'a> {
 
 impl Together<'_> {
     /// Operations of the launch.
-    #[cfg_attr(not(any(feature = "metal-host", target_os = "macos")), allow(dead_code))]
+    #[cfg_attr(not(any(feature = "metal-host", target_os = "macos")), allow(dead_code))] // Metal alone asks, and a build may have none.
     pub(crate) fn count(&self) -> usize {
         match self {
             Together::Gated(..) => 3,
@@ -46,7 +46,7 @@ impl Together<'_> {
 }
 
 /// The products that a list begins with and that read the same input, `most` at most.
-#[cfg_attr(not(feature = "cuda"), allow(dead_code))]
+#[cfg_attr(not(feature = "cuda"), allow(dead_code))] // CUDA alone makes such launches.
 pub(crate) fn same_input(ops: &[Recorded], most: usize) -> Vec<&Matmul> {
     let mut found: Vec<&Matmul> = Vec::new();
     for recorded in ops.iter().take(most) {
@@ -64,7 +64,7 @@ pub(crate) fn same_input(ops: &[Recorded], most: usize) -> Vec<&Matmul> {
 }
 
 /// Whether a norm of one row adds the product to its input, so that the product may be added as it is written.
-#[cfg_attr(not(feature = "cuda"), allow(dead_code))]
+#[cfg_attr(not(feature = "cuda"), allow(dead_code))] // CUDA alone makes such launches.
 pub(crate) fn adds(product: &Matmul, norm: &RmsNorm) -> bool {
     let (Some(residual), Some(sum)) = (&norm.residual, &norm.sum) else { return false };
     let read = || product.weight.views().chain([&product.input.view]);
@@ -80,7 +80,7 @@ pub(crate) fn adds(product: &Matmul, norm: &RmsNorm) -> bool {
 }
 
 /// Whether a norm of one row makes the product's input, and a launch that computes both leaves what the norm reads as it is.
-#[cfg_attr(not(feature = "cuda"), allow(dead_code))]
+#[cfg_attr(not(feature = "cuda"), allow(dead_code))] // CUDA alone makes such launches.
 pub(crate) fn norms(norm: &RmsNorm, product: &Matmul) -> bool {
     let read = [norm.sum.as_ref().unwrap_or(&norm.input), &norm.weight];
     let rows = matches!(product.input.layout, InputLayout::Rows { .. });

@@ -338,33 +338,52 @@ pub(super) fn matmul_id(op: &MatmulId, planner: &Planner<'_>) -> Result<Plan> {
         Route::ExactTiles => tile_rows(64, route, planner),
         _ => 64,
     };
+    let Experts { n_tiles, tiles, lists } = map_experts(op, &args, rows, &mut plan)?;
+    bindings.extend(stage(&op.input, op.n_tokens, &args, route, &mut plan)?);
+    bindings.extend([y, Bound::value(&args), lists, tiles]);
+    let grid = [u32_of("n", op.n.div_ceil(TILE_COLUMNS))?, n_tiles, 1];
+    let function = format!("mm_id<W, {rows}, {}>", route == Route::ExactTiles);
+    let launch = Launch::new(PipelineKey::new(Library::MatMat(text), function), bindings, grid, TILE_THREADS);
+    plan.launches.push(Launch { shared_bytes: tile_bytes(rows, route), ..launch });
+    Ok(plan)
+}
+
+/// What `map_experts` leaves for the kernels that multiply tiles.
+pub(super) struct Experts {
+    /// The most tiles that there can be.
+    pub n_tiles: u32,
+    /// Which slots of which expert a tile has.
+    pub tiles: Bound,
+    /// The slots, expert after expert.
+    pub lists: Bound,
+}
+
+/// Appends the launch that lists the slots by expert and cuts the lists into tiles of `rows`.
+pub(super) fn map_experts(op: &MatmulId, args: &ProductArgs, rows: usize, plan: &mut Plan) -> Result<Experts> {
+    let slots = op.n_tokens * op.top_k;
     // There are at most so many whole tiles, and one partial one an expert.
     let n_tiles = slots / rows + op.n_experts.min(slots);
     let tiles = plan.scratch(n_tiles * 16);
+    let n_tiles = u32_of("tiles", n_tiles)?;
     // The caller's lists, or the operation's own: a count for each expert, then the slots.
     let [counts, lists] = match &op.scratch {
         Some(views) => views.clone().map(Bound::View),
         None => [plan.scratch(op.n_experts * 4), plan.scratch(slots * 4)],
     };
-    let map = vec![
-        ids,
+    let bindings = vec![
+        Bound::view(&op.ids),
         counts,
         lists.clone(),
         tiles.clone(),
-        y.clone(),
-        Bound::value(&args),
-        Bound::value(&u32_of("tiles", n_tiles)?),
+        Bound::view(&op.output),
+        Bound::value(args),
+        Bound::value(&n_tiles),
         Bound::value(&(rows as u32)),
         Bound::Fault,
     ];
-    plan.launches.push(Launch::new(PipelineKey::new(Library::MapExperts, "map_experts<>"), map, [1, 1, 1], 1024));
-    bindings.extend(stage(&op.input, op.n_tokens, &args, route, &mut plan)?);
-    bindings.extend([y, Bound::value(&args), lists, tiles]);
-    let grid = [u32_of("n", op.n.div_ceil(TILE_COLUMNS))?, u32_of("tiles", n_tiles)?, 1];
-    let function = format!("mm_id<W, {rows}, {}>", route == Route::ExactTiles);
-    let launch = Launch::new(PipelineKey::new(Library::MatMat(text), function), bindings, grid, TILE_THREADS);
-    plan.launches.push(Launch { shared_bytes: tile_bytes(rows, route), ..launch });
-    Ok(plan)
+    let pipeline = PipelineKey::new(Library::MapExperts, "map_experts<>");
+    plan.launches.push(Launch::new(pipeline, bindings, [1, 1, 1], 1024));
+    Ok(Experts { n_tiles, tiles, lists })
 }
 
 /// output[t] = scale · weight[ids[t]]

@@ -3,7 +3,8 @@
 use super::matmul::{Tile, layout};
 use super::{HopperTileArgs, Product, ROUTED_TILES, Rows, key};
 use crate::backend::cuda::launches::args::ProductArgs;
-use crate::backend::cuda::launches::{Bound, Launch, Library, PipelineKey, Plan, Planner};
+use crate::backend::cuda::launches::matmul::{Experts, map_experts};
+use crate::backend::cuda::launches::{Bound, Launch, Plan, Planner};
 use crate::backend::gpu::{Fault, u32_of};
 use crate::device::Activations;
 use crate::ops::MatmulId;
@@ -42,27 +43,8 @@ pub(in crate::backend::cuda) fn matmul_id(
     let fault = Fault { ids: op.ids.clone(), limit: Some(op.n_experts), words: ["matmul_id", "slot", "expert"] };
     let mut plan = Plan { fault: Some(fault), ..Plan::default() };
     let input = Rows::of(&op.input, op.n_tokens, args, &mut plan)?;
-    // There are at most so many whole tiles, and one partial one an expert.
-    let n_tiles = slots / tile.rows + op.n_experts.min(slots);
-    let tiles = plan.scratch(n_tiles * 16);
-    let [counts, lists] = match &op.scratch {
-        Some(views) => views.clone().map(Bound::View),
-        None => [plan.scratch(op.n_experts * 4), plan.scratch(slots * 4)],
-    };
-    let (ids, y) = (Bound::view(&op.ids), Bound::view(&op.output));
-    let n_tiles = u32_of("tiles", n_tiles)?;
-    let map = vec![
-        ids,
-        counts,
-        lists.clone(),
-        tiles.clone(),
-        y.clone(),
-        Bound::value(args),
-        Bound::value(&n_tiles),
-        Bound::value(&(tile.rows as u32)),
-        Bound::Fault,
-    ];
-    plan.launches.push(Launch::new(PipelineKey::new(Library::MapExperts, "map_experts<>"), map, [1, 1, 1], 1024));
+    let Experts { n_tiles, tiles, lists } = map_experts(op, args, tile.rows, &mut plan)?;
+    let y = Bound::view(&op.output);
     let args = HopperTileArgs { m: u32_of("slots", slots)?, ..product.tile_args(&input)? };
     let prepared = plan.scratch(product.prepared_bytes(slots));
     let inverse = plan.scratch(slots * 4);

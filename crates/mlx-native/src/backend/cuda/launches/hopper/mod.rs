@@ -245,6 +245,7 @@ pub(crate) fn text() -> String {
         &HopperTileArgs::render(),
         include_str!("../../kernels/hopper/async.cu"),
         include_str!("../../kernels/hopper/formats.cu"),
+        include_str!("../../kernels/hopper/units.cu"),
         include_str!("../../kernels/hopper/matvec.cu"),
         include_str!("../../kernels/hopper/wgmma.cu"),
         include_str!("../../kernels/hopper/matmul.cu"),
