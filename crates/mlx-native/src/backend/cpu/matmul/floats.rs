@@ -122,7 +122,7 @@ unsafe fn prefetch_next<S: Simd>(weight: &Weight, k: usize, row: usize, first: u
         let at = if first < k { row * k + first } else { (row + ROWS) * k };
         for line in (0..K_BLOCK * size).step_by(64) {
             // SAFETY: any address may be prefetched; the caller runs on S's instruction set.
-            unsafe { S::prefetch(blocks.as_ptr().wrapping_add(at * size + line)) };
+            unsafe { S::prefetch_once(blocks.as_ptr().wrapping_add(at * size + line)) };
         }
     }
 }
@@ -215,7 +215,7 @@ impl<S: Simd, const TYPE: u8> Values<S> for Plain<TYPE> {
 #[inline(always)]
 unsafe fn one<S: Simd, V: Values<S>>(job: &Job, values: V, base: *const u8, stride: usize) {
     /// How far ahead of their use weights are asked for; see `tiles`.
-    const AHEAD_BYTES: usize = 2560;
+    const AHEAD_BYTES: usize = 2048;
     let (width, row_bytes) = (4 * S::LANES, job.k * V::BYTES);
     let whole = job.k / UNIT * UNIT;
     let count = job.n.len();
@@ -232,7 +232,7 @@ unsafe fn one<S: Simd, V: Values<S>>(job: &Job, values: V, base: *const u8, stri
             for l in (0..whole).step_by(UNIT) {
                 for row in rows {
                     for line in (0..UNIT * V::BYTES).step_by(64) {
-                        S::prefetch(row.wrapping_add(l * V::BYTES + AHEAD_BYTES + line));
+                        S::prefetch_once(row.wrapping_add(l * V::BYTES + AHEAD_BYTES + line));
                     }
                 }
                 for l in (l..l + UNIT).step_by(width) {

@@ -38,6 +38,10 @@ impl Simd for Avx2 {
         _mm_prefetch::<_MM_HINT_T0>(p.cast());
     }
     #[inline(always)]
+    unsafe fn prefetch_once(p: *const u8) {
+        _mm_prefetch::<_MM_HINT_NTA>(p.cast());
+    }
+    #[inline(always)]
     unsafe fn load(p: *const u8) -> __m256i {
         _mm256_loadu_si256(p.cast())
     }
@@ -50,7 +54,8 @@ impl Simd for Avx2 {
         _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(low(p[0])), low(p[1]))
     }
     #[inline(always)]
-    unsafe fn strided<const STRIDE: usize>(p: *const u8) -> __m256i {
+    unsafe fn strided<const STRIDE: usize, const OFFSET: usize>(p: *const u8) -> __m256i {
+        let p = p.add(OFFSET);
         if STRIDE == 16 { Self::load(p) } else { Self::gather([p, p.add(STRIDE), p, p]) }
     }
     #[inline(always)]

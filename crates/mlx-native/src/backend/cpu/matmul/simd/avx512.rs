@@ -15,45 +15,75 @@ use super::{MAX_LANES, Simd, four};
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512;
 
-/// Where `vpermb` finds lanes 0..3 of [`Simd::strided`] in the first 64 bytes.
-struct StrideIndex<const STRIDE: usize>;
+/// Where the parts of four blocks of STRIDE bytes at OFFSET lie in two vectors, whose places are chosen so that different parts of a block share loads: the
+/// compiler loads the same place once.
+struct Strided<const STRIDE: usize, const OFFSET: usize>;
 
-impl<const STRIDE: usize> StrideIndex<STRIDE> {
-    /// Lanes 0 and 1 in the first 64 bytes of four blocks, lanes 2 and 3 in the 64 that end with the last lane's sixteen.
-    const BOTH: &'static [u8; 64] = &{
+impl<const STRIDE: usize, const OFFSET: usize> Strided<STRIDE, OFFSET> {
+    /// Bytes of a part's lane 0 to the end of lane `lane`.
+    const fn reach(lane: usize, bytes: usize) -> usize {
+        lane * STRIDE + OFFSET + bytes
+    }
+
+    /// Whether a vector from the first byte of the blocks on has lanes 0 to 2 of 16 bytes.
+    const THREE: bool = Self::reach(2, 16) <= 64;
+
+    /// Where a vector begins that has lanes 0 and 1 of so many bytes: at the first block's first byte if possible.
+    const fn first(bytes: usize) -> usize {
+        Self::reach(1, bytes).saturating_sub(64)
+    }
+
+    /// Where a vector begins that has lanes 2 and 3 of so many bytes, and nothing behind the last block: 64 bytes on if possible.
+    const fn second(bytes: usize) -> usize {
+        let last = 4 * STRIDE - 64;
+        if last >= 64 && Self::reach(2, 0) >= 64 && Self::reach(3, bytes) <= 128 { 64 } else { last }
+    }
+
+    /// Byte `byte` of `lane`, of parts of `bytes` bytes, in the two vectors.
+    const fn place(lane: usize, byte: usize, bytes: usize) -> usize {
+        let at = Self::reach(lane, byte);
+        if lane < 2 { at - Self::first(bytes) } else { 64 + at - Self::second(bytes) }
+    }
+
+    /// Sixteen bytes of each lane in one vector with [`THREE`](Self::THREE), where lane 3 comes from elsewhere, otherwise in two.
+    const BYTES: &'static [u8; 64] = &{
         let mut index = [0; 64];
         let mut t = 0;
         while t < 64 {
-            let at = t / 16 * STRIDE + t % 16;
-            index[t] = if t < 32 { at } else { 64 + at + 48 - 3 * STRIDE } as u8;
+            index[t] =
+                if Self::THREE { Self::reach(t / 16, t % 16) % 64 } else { Self::place(t / 16, t % 16, 16) } as u8;
             t += 1;
         }
         index
     };
 
-    /// Where 64 bytes begin that hold the first words of blocks 2 and 3, and none behind the latter.
-    const LAST_WORDS: usize = (3 * STRIDE).saturating_sub(62);
-
-    /// The first word of blocks 0 and 1 in their first 64 bytes, and that of blocks 2 and 3 in the 64 from [`LAST_WORDS`](Self::LAST_WORDS) on.
+    /// A word of each lane.
     const WORDS: &'static [u16; 32] = &{
         let mut index = [0; 32];
         let mut i = 0;
         while i < 4 {
-            index[i] = if i < 2 { i * STRIDE / 2 } else { 32 + (i * STRIDE - Self::LAST_WORDS) / 2 } as u16;
+            index[i] = (Self::place(i, 0, 2) / 2) as u16;
             i += 1;
         }
         index
     };
 
-    const INDEX: &'static [u8; 64] = &{
+    /// For each of sixteen bytes of a lane, which byte of its word has its bit.
+    const BITS: &'static [u8; 64] = &{
         let mut index = [0; 64];
         let mut t = 0;
-        while t < 48 {
-            index[t] = (t / 16 * STRIDE + t % 16) as u8;
+        while t < 64 {
+            index[t] = Self::place(t / 16, t % 16 / 8, 2) as u8;
             t += 1;
         }
         index
     };
+
+    /// The two vectors that have `bytes` bytes of each lane of the blocks at `p`.
+    #[inline(always)]
+    unsafe fn both(p: *const u8, bytes: usize) -> [__m512i; 2] {
+        [Avx512::load(p.add(Self::first(bytes))), Avx512::load(p.add(Self::second(bytes)))]
+    }
 }
 
 /// Where [`Simd::unpack`] finds its bytes and bits.
@@ -109,24 +139,24 @@ unsafe fn e4m3(bytes: __m128i) -> __m512 {
     _mm512_mul_ps(_mm512_cvtph_ps(half), _mm512_set1_ps(256.0))
 }
 
-/// Where [`by_lane`] finds its u16, for groups of one, two and four blocks.
-static GROUPS: [[u16; 16]; 3] = {
-    let mut index = [[0; 16]; 3];
+/// Where [`by_lane`] finds its u16, for groups of one, two and four blocks: each twice.
+static GROUPS: [[u16; 32]; 3] = {
+    let mut index = [[0; 32]; 3];
     let mut t = 0;
-    while t < 48 {
-        let (shift, lane, row) = (t / 16, t % 16 / 4, t % 4);
-        index[shift][t % 16] = (4 * row + (lane >> shift)) as u16;
+    while t < 96 {
+        let (shift, lane, row) = (t / 32, t % 32 / 8, t % 8 / 2);
+        index[shift][t % 32] = (4 * row + (lane >> shift)) as u16;
         t += 1;
     }
     index
 };
 
-/// Place r of lane i: u16 number i >> shift of `rows[r]`.
+/// Place r of lane i: u16 number i >> shift of `rows[r]`, twice; 0 where `mask` has no bit.
 #[inline(always)]
-unsafe fn by_lane(rows: [u64; 4], shift: u32) -> __m256i {
+unsafe fn by_lane(rows: [u64; 4], shift: u32, mask: u32) -> __m512i {
     let [a, b, c, d] = four!(|r| rows[r] as i64);
-    let index = _mm256_loadu_si256(GROUPS[(shift as usize).min(2)].as_ptr().cast());
-    _mm256_permutexvar_epi16(index, _mm256_set_epi64x(d, c, b, a))
+    let index = _mm512_loadu_si512(GROUPS[(shift as usize).min(2)].as_ptr().cast());
+    _mm512_maskz_permutexvar_epi16(mask, index, _mm512_castsi256_si512(_mm256_set_epi64x(d, c, b, a)))
 }
 
 /// Bytes of a step and half.
@@ -198,6 +228,10 @@ impl Simd for Avx512 {
         _mm_prefetch::<_MM_HINT_T0>(p.cast());
     }
     #[inline(always)]
+    unsafe fn prefetch_once(p: *const u8) {
+        _mm_prefetch::<_MM_HINT_NTA>(p.cast());
+    }
+    #[inline(always)]
     unsafe fn load(p: *const u8) -> __m512i {
         _mm512_loadu_si512(p.cast())
     }
@@ -213,18 +247,18 @@ impl Simd for Avx512 {
         _mm512_inserti32x4::<3>(v, low(p[3]))
     }
     #[inline(always)]
-    unsafe fn strided<const STRIDE: usize>(p: *const u8) -> __m512i {
+    unsafe fn strided<const STRIDE: usize, const OFFSET: usize>(p: *const u8) -> __m512i {
         if STRIDE == 16 {
-            Self::load(p)
-        } else if STRIDE <= 24 {
-            // The first three lanes lie within the first 64 bytes, the fourth at the end of the last 64.
-            let first = Self::load(p);
-            let last = Self::load(p.add(3 * STRIDE - 48));
-            let index = Self::load(StrideIndex::<STRIDE>::INDEX.as_ptr());
-            _mm512_mask_permutexvar_epi8(last, 0x0000_FFFF_FFFF_FFFF, index, first)
+            return Self::load(p.add(OFFSET));
+        }
+        let index = Self::load(Strided::<STRIDE, OFFSET>::BYTES.as_ptr());
+        if Strided::<STRIDE, OFFSET>::THREE {
+            // The fourth lane is where it has to be in a vector that begins 48 bytes before it.
+            let last = Self::load(p.add(3 * STRIDE + OFFSET - 48));
+            _mm512_mask_permutexvar_epi8(last, 0x0000_FFFF_FFFF_FFFF, index, Self::load(p))
         } else {
-            let index = Self::load(StrideIndex::<STRIDE>::BOTH.as_ptr());
-            _mm512_permutex2var_epi8(Self::load(p), index, Self::load(p.add(3 * STRIDE - 48)))
+            let [first, second] = Strided::<STRIDE, OFFSET>::both(p, 16);
+            _mm512_permutex2var_epi8(first, index, second)
         }
     }
     #[inline(always)]
@@ -450,22 +484,31 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn f16_groups(rows: [u64; 4], shift: u32) -> __m512 {
-        _mm512_cvtph_ps(by_lane(rows, shift))
+        _mm512_cvtph_ps(_mm512_cvtepi32_epi16(by_lane(rows, shift, u32::MAX)))
     }
     #[inline(always)]
-    unsafe fn strided_f16<const STRIDE: usize>(p: [*const u8; 4]) -> __m512 {
-        let index = Self::load(StrideIndex::<STRIDE>::WORDS.as_ptr().cast());
+    unsafe fn strided_f16<const STRIDE: usize, const OFFSET: usize>(p: [*const u8; 4]) -> __m512 {
+        let index = Self::load(Strided::<STRIDE, OFFSET>::WORDS.as_ptr().cast());
         let words = |p: *const u8| {
-            let (first, last) = (Self::load(p), Self::load(p.add(StrideIndex::<STRIDE>::LAST_WORDS)));
-            _mm512_castsi512_si128(_mm512_permutex2var_epi16(first, index, last))
+            let [first, second] = Strided::<STRIDE, OFFSET>::both(p, 2);
+            _mm512_castsi512_si128(_mm512_permutex2var_epi16(first, index, second))
         };
         let low = _mm_unpacklo_epi16(words(p[0]), words(p[1]));
         let high = _mm_unpacklo_epi16(words(p[2]), words(p[3]));
         _mm512_cvtph_ps(_mm256_set_m128i(_mm_unpackhi_epi32(low, high), _mm_unpacklo_epi32(low, high)))
     }
     #[inline(always)]
+    unsafe fn strided_bits<const STRIDE: usize, const OFFSET: usize>(p: *const u8, value: u8) -> __m512i {
+        let index = Self::load(Strided::<STRIDE, OFFSET>::BITS.as_ptr());
+        let [first, second] = Strided::<STRIDE, OFFSET>::both(p, 2);
+        let bytes = _mm512_permutex2var_epi8(first, index, second);
+        let set = _mm512_test_epi8_mask(bytes, _mm512_set1_epi64(i64::from_le_bytes([1, 2, 4, 8, 16, 32, 64, 128])));
+        _mm512_maskz_mov_epi8(set, _mm512_set1_epi8(value as i8))
+    }
+    #[inline(always)]
     unsafe fn bf16_groups(rows: [u64; 4], shift: u32) -> __m512 {
-        _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(by_lane(rows, shift))))
+        // The upper half of an f32.
+        _mm512_castsi512_ps(by_lane(rows, shift, 0xAAAA_AAAA))
     }
     #[inline(always)]
     unsafe fn words(words: [u64; 2 * MAX_LANES]) -> __m512i {

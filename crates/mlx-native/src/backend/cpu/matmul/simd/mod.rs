@@ -180,14 +180,17 @@ pub(super) trait Simd: Copy + 'static {
     /// Asks for the cache line at `p`.
     #[inline(always)]
     unsafe fn prefetch(_p: *const u8) {}
+    /// Asks for the cache line at `p`, which is read once: it need not displace what the outer caches hold.
+    #[inline(always)]
+    unsafe fn prefetch_once(_p: *const u8) {}
     /// Bytes from 16·LANES bytes at `p`.
     unsafe fn load(p: *const u8) -> Self::Bytes;
     /// To 16·LANES bytes at `p`.
     unsafe fn store(p: *mut u8, v: Self::Bytes);
     /// Lane i: the 16 bytes at `p[i]`; entries from LANES on are not read.
     unsafe fn gather(p: [*const u8; MAX_LANES]) -> Self::Bytes;
-    /// Lane i: the 16 bytes at `p + i·STRIDE`. 16 ≤ STRIDE ≤ 48.
-    unsafe fn strided<const STRIDE: usize>(p: *const u8) -> Self::Bytes;
+    /// Lane i: the 16 bytes at `p + i·STRIDE + OFFSET`, a part of a block of STRIDE bytes. 16 ≤ STRIDE ≤ 40.
+    unsafe fn strided<const STRIDE: usize, const OFFSET: usize>(p: *const u8) -> Self::Bytes;
     /// The first and the second sixteen bytes of the LANES times 32 bytes at `p`.
     unsafe fn block_halves(p: *const u8) -> [Self::Bytes; 2];
     /// Every lane: the 16 bytes at `p`.
@@ -285,19 +288,28 @@ pub(super) trait Simd: Copy + 'static {
         // SAFETY: the caller runs on this instruction set.
         unsafe { Self::f16_lanes(by_lane(rows, shift)) }
     }
-    /// Place r of lane i: the f16 at `p[r] + i·STRIDE`, the first of a block of STRIDE bytes.
+    /// Place r of lane i: the f16 at `p[r] + i·STRIDE + OFFSET`, in a block of STRIDE bytes.
     #[inline(always)]
-    unsafe fn strided_f16<const STRIDE: usize>(p: [*const u8; 4]) -> Self::Floats {
+    unsafe fn strided_f16<const STRIDE: usize, const OFFSET: usize>(p: [*const u8; 4]) -> Self::Floats {
         // SAFETY: the caller's promise; lanes from LANES on are not read.
         unsafe {
             Self::f16_lanes(four!(|i| {
                 if i < Self::LANES {
-                    let [a, b, c, d] = four!(|r| p[r].add(i * STRIDE).cast::<u16>().read_unaligned() as u64);
+                    let [a, b, c, d] = four!(|r| p[r].add(i * STRIDE + OFFSET).cast::<u16>().read_unaligned() as u64);
                     a | (b << 16) | (c << 32) | (d << 48)
                 } else {
                     0
                 }
             }))
+        }
+    }
+    /// Lane i: `value` in the bytes for which the u16 at `p + i·STRIDE + OFFSET`, in a block of STRIDE bytes, has a bit set.
+    #[inline(always)]
+    unsafe fn strided_bits<const STRIDE: usize, const OFFSET: usize>(p: *const u8, value: u8) -> Self::Bytes {
+        // SAFETY: the caller's promise; lanes from LANES on are not read.
+        unsafe {
+            let word = |i: usize| p.add(i * STRIDE + OFFSET).cast::<u16>().read_unaligned();
+            Self::spread(four!(|i| if i < Self::LANES { word(i) } else { 0 }), value)
         }
     }
     /// [`f16_groups`](Simd::f16_groups) of bf16.

@@ -69,8 +69,8 @@ impl Simd for Neon {
         vld1q_u8(p[0])
     }
     #[inline(always)]
-    unsafe fn strided<const STRIDE: usize>(p: *const u8) -> uint8x16_t {
-        vld1q_u8(p)
+    unsafe fn strided<const STRIDE: usize, const OFFSET: usize>(p: *const u8) -> uint8x16_t {
+        vld1q_u8(p.add(OFFSET))
     }
     #[inline(always)]
     unsafe fn block_halves(p: *const u8) -> [uint8x16_t; 2] {

@@ -44,8 +44,8 @@ impl Simd for Portable {
         Self::load(p[0])
     }
     #[inline(always)]
-    unsafe fn strided<const STRIDE: usize>(p: *const u8) -> [u8; 16] {
-        Self::load(p)
+    unsafe fn strided<const STRIDE: usize, const OFFSET: usize>(p: *const u8) -> [u8; 16] {
+        Self::load(p.add(OFFSET))
     }
     #[inline(always)]
     unsafe fn block_halves(p: *const u8) -> [[u8; 16]; 2] {

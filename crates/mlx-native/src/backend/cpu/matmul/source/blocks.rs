@@ -46,7 +46,7 @@ pub(super) unsafe fn prefetch<S: Simd>(rows: &[*const u8; 4], at: usize, bytes: 
     for row in rows {
         for line in (0..bytes).step_by(64) {
             // SAFETY: any address may be prefetched; the caller runs on S's instruction set.
-            unsafe { S::prefetch(row.wrapping_add(at + line)) };
+            unsafe { S::prefetch_once(row.wrapping_add(at + line)) };
         }
     }
 }
@@ -54,40 +54,53 @@ pub(super) unsafe fn prefetch<S: Simd>(rows: &[*const u8; 4], at: usize, bytes: 
 /// What stands in for blocks beyond k.
 static ZEROS: [u8; 16] = [0; 16];
 
-/// 16 bytes at `p` of each block; zeros for blocks beyond k.
+/// 16 bytes at `OFFSET` of each block; zeros for blocks beyond k.
 #[inline(always)]
-unsafe fn bytes<S: Simd, const STRIDE: usize>(p: *const u8, blocks: usize) -> S::Bytes {
-    // SAFETY: the first `blocks` blocks of the row exist.
-    unsafe {
-        if blocks >= S::LANES {
-            S::strided::<STRIDE>(p)
-        } else {
-            S::gather(four!(|i| if i < blocks { p.add(i * STRIDE) } else { ZEROS.as_ptr() }))
-        }
-    }
-}
-
-/// The u16 at byte `offset` of each block of a row, 0 beyond k.
-#[inline(always)]
-unsafe fn words<S: Simd, const STRIDE: usize>(p: *const u8, blocks: usize, offset: usize) -> [u16; MAX_LANES] {
-    // SAFETY: the first `blocks` blocks of the row exist.
-    unsafe {
-        four!(|i| {
-            if i < S::LANES && i < blocks { p.add(i * STRIDE + offset).cast::<u16>().read_unaligned() } else { 0 }
-        })
-    }
-}
-
-/// The f16 at byte `offset` of each block of four rows, 0 beyond k.
-#[inline(always)]
-unsafe fn halves<S: Simd, const STRIDE: usize>(stage: &Stage, offset: usize) -> S::Floats {
+unsafe fn bytes<S: Simd, const STRIDE: usize, const OFFSET: usize>(stage: &Stage, r: usize) -> S::Bytes {
+    let p = stage.p[r];
     // SAFETY: the staged blocks exist.
     unsafe {
         if stage.blocks >= S::LANES {
-            return S::strided_f16::<STRIDE>(four!(|r| stage.p[r].add(offset)));
+            S::strided::<STRIDE, OFFSET>(p)
+        } else {
+            S::gather(four!(|i| if i < stage.blocks { p.add(i * STRIDE + OFFSET) } else { ZEROS.as_ptr() }))
         }
-        let rows = four!(|r| words::<S, STRIDE>(stage.p[r], stage.blocks, offset));
+    }
+}
+
+/// The u16 at byte `OFFSET` of each block of a row, 0 beyond k.
+#[inline(always)]
+unsafe fn words<S: Simd, const STRIDE: usize, const OFFSET: usize>(stage: &Stage, r: usize) -> [u16; MAX_LANES] {
+    // SAFETY: the staged blocks exist.
+    unsafe {
+        let word = |i: usize| stage.p[r].add(i * STRIDE + OFFSET).cast::<u16>().read_unaligned();
+        four!(|i| if i < S::LANES && i < stage.blocks { word(i) } else { 0 })
+    }
+}
+
+/// The f16 at byte `OFFSET` of each block of four rows, 0 beyond k.
+#[inline(always)]
+unsafe fn halves<S: Simd, const STRIDE: usize, const OFFSET: usize>(stage: &Stage) -> S::Floats {
+    // SAFETY: the staged blocks exist.
+    unsafe {
+        if stage.blocks >= S::LANES {
+            return S::strided_f16::<STRIDE, OFFSET>(stage.p);
+        }
+        let rows = four!(|r| words::<S, STRIDE, OFFSET>(stage, r));
         S::f16_lanes(four!(|i| joined(four!(|r| rows[r][i]))))
+    }
+}
+
+/// 16 where a bit of the u16 at byte `OFFSET` of each block is set.
+#[inline(always)]
+unsafe fn fifth_bits<S: Simd, const STRIDE: usize, const OFFSET: usize>(stage: &Stage, r: usize) -> S::Bytes {
+    // SAFETY: the staged blocks exist.
+    unsafe {
+        if stage.blocks >= S::LANES {
+            S::strided_bits::<STRIDE, OFFSET>(stage.p[r], 16)
+        } else {
+            S::spread(words::<S, STRIDE, OFFSET>(stage, r), 16)
+        }
     }
 }
 
@@ -201,12 +214,12 @@ impl<S: Simd> Source<S> for Q4_0 {
     #[inline(always)]
     unsafe fn scales(&self, stage: &Stage, _: usize) -> Scales<S> {
         // SAFETY: the staged blocks exist.
-        unsafe { Scales::plain(halves::<S, 18>(stage, 0)) }
+        unsafe { Scales::plain(halves::<S, 18, 0>(stage)) }
     }
     #[inline(always)]
     unsafe fn codes(&self, stage: &Stage, r: usize, _: usize) -> [S::Bytes; 2] {
         // SAFETY: the staged blocks exist.
-        unsafe { nibbles::<S>(bytes::<S, 18>(stage.p[r].add(2), stage.blocks)) }
+        unsafe { nibbles::<S>(bytes::<S, 18, 2>(stage, r)) }
     }
 }
 
@@ -217,24 +230,25 @@ impl<S: Simd> Source<S> for Q4_1 {
     #[inline(always)]
     unsafe fn scales(&self, stage: &Stage, _: usize) -> Scales<S> {
         // SAFETY: the staged blocks exist.
-        unsafe { Scales::with_min(halves::<S, 20>(stage, 0), halves::<S, 20>(stage, 2)) }
+        unsafe { Scales::with_min(halves::<S, 20, 0>(stage), halves::<S, 20, 2>(stage)) }
     }
     #[inline(always)]
     unsafe fn codes(&self, stage: &Stage, r: usize, _: usize) -> [S::Bytes; 2] {
         // SAFETY: the staged blocks exist.
-        unsafe { nibbles::<S>(bytes::<S, 20>(stage.p[r].add(4), stage.blocks)) }
+        unsafe { nibbles::<S>(bytes::<S, 20, 4>(stage, r)) }
     }
 }
 
-/// Nibbles at byte `quants` of each block, with the fifth bits that stand in the four bytes before them.
+/// Nibbles at byte `QUANTS` of each block, with the fifth bits of the first and of the second halves.
 #[inline(always)]
-unsafe fn five_bits<S: Simd, const STRIDE: usize>(p: *const u8, blocks: usize, quants: usize) -> [S::Bytes; 2] {
+unsafe fn five_bits<S: Simd, const STRIDE: usize, const QUANTS: usize, const FIRST: usize, const SECOND: usize>(
+    stage: &Stage,
+    r: usize,
+) -> [S::Bytes; 2] {
     // SAFETY: the staged blocks exist.
     unsafe {
-        let [lo, hi] = nibbles::<S>(bytes::<S, STRIDE>(p.add(quants), blocks));
-        let lo_bits = words::<S, STRIDE>(p, blocks, quants - 4);
-        let hi_bits = words::<S, STRIDE>(p, blocks, quants - 2);
-        [S::or(lo, S::spread(lo_bits, 16)), S::or(hi, S::spread(hi_bits, 16))]
+        let [lo, hi] = nibbles::<S>(bytes::<S, STRIDE, QUANTS>(stage, r));
+        [S::or(lo, fifth_bits::<S, STRIDE, FIRST>(stage, r)), S::or(hi, fifth_bits::<S, STRIDE, SECOND>(stage, r))]
     }
 }
 
@@ -245,12 +259,12 @@ impl<S: Simd> Source<S> for Q5_0 {
     #[inline(always)]
     unsafe fn scales(&self, stage: &Stage, _: usize) -> Scales<S> {
         // SAFETY: the staged blocks exist.
-        unsafe { Scales::plain(halves::<S, 22>(stage, 0)) }
+        unsafe { Scales::plain(halves::<S, 22, 0>(stage)) }
     }
     #[inline(always)]
     unsafe fn codes(&self, stage: &Stage, r: usize, _: usize) -> [S::Bytes; 2] {
         // SAFETY: the staged blocks exist.
-        unsafe { five_bits::<S, 22>(stage.p[r], stage.blocks, 6) }
+        unsafe { five_bits::<S, 22, 6, 2, 4>(stage, r) }
     }
 }
 
@@ -261,12 +275,12 @@ impl<S: Simd> Source<S> for Q5_1 {
     #[inline(always)]
     unsafe fn scales(&self, stage: &Stage, _: usize) -> Scales<S> {
         // SAFETY: the staged blocks exist.
-        unsafe { Scales::with_min(halves::<S, 24>(stage, 0), halves::<S, 24>(stage, 2)) }
+        unsafe { Scales::with_min(halves::<S, 24, 0>(stage), halves::<S, 24, 2>(stage)) }
     }
     #[inline(always)]
     unsafe fn codes(&self, stage: &Stage, r: usize, _: usize) -> [S::Bytes; 2] {
         // SAFETY: the staged blocks exist.
-        unsafe { five_bits::<S, 24>(stage.p[r], stage.blocks, 8) }
+        unsafe { five_bits::<S, 24, 8, 4, 6>(stage, r) }
     }
 }
 
@@ -277,14 +291,14 @@ impl<S: Simd> Source<S> for Q8_0 {
     #[inline(always)]
     unsafe fn scales(&self, stage: &Stage, _: usize) -> Scales<S> {
         // SAFETY: the staged blocks exist.
-        unsafe { Scales::plain(halves::<S, 34>(stage, 0)) }
+        unsafe { Scales::plain(halves::<S, 34, 0>(stage)) }
     }
     #[inline(always)]
     unsafe fn codes(&self, stage: &Stage, r: usize, _: usize) -> [S::Bytes; 2] {
         // SAFETY: the staged blocks exist. Adding 128 to a byte is flipping its highest bit.
         unsafe {
-            let p = stage.p[r];
-            both_halves!(|half| S::xor(bytes::<S, 34>(p.add(2 + half), stage.blocks), S::WIDE_OFFSET))
+            let (lo, hi) = (bytes::<S, 34, 2>(stage, r), bytes::<S, 34, 18>(stage, r));
+            [S::xor(lo, S::WIDE_OFFSET), S::xor(hi, S::WIDE_OFFSET)]
         }
     }
 }
@@ -310,12 +324,12 @@ impl<S: Simd> Source<S> for IQ4_NL {
     #[inline(always)]
     unsafe fn scales(&self, stage: &Stage, _: usize) -> Scales<S> {
         // SAFETY: the staged blocks exist.
-        unsafe { Scales::plain(halves::<S, 18>(stage, 0)) }
+        unsafe { Scales::plain(halves::<S, 18, 0>(stage)) }
     }
     #[inline(always)]
     unsafe fn codes(&self, stage: &Stage, r: usize, _: usize) -> [S::Bytes; 2] {
         // SAFETY: the staged blocks exist.
-        unsafe { iq4_codes::<S>(bytes::<S, 18>(stage.p[r].add(2), stage.blocks)) }
+        unsafe { iq4_codes::<S>(bytes::<S, 18, 2>(stage, r)) }
     }
 }
 
@@ -339,7 +353,7 @@ impl<S: Simd> Source<S> for MXFP4 {
     #[inline(always)]
     unsafe fn codes(&self, stage: &Stage, r: usize, _: usize) -> [S::Bytes; 2] {
         // SAFETY: the staged blocks exist.
-        unsafe { looked_up::<S>(bytes::<S, 17>(stage.p[r].add(1), stage.blocks), &MXFP4_CODES) }
+        unsafe { looked_up::<S>(bytes::<S, 17, 1>(stage, r), &MXFP4_CODES) }
     }
 }
 

@@ -14,6 +14,14 @@ pub(in super::super) struct Packed<const BITS: usize> {
     k: usize,
 }
 
+/// Where four rows begin.
+#[derive(Clone, Copy)]
+pub(in super::super) struct Rows {
+    packed: [*const u8; 4],
+    /// Their first groups, counted from the first row's.
+    groups: [usize; 4],
+}
+
 /// Four packed rows at a step.
 pub(in super::super) struct Stage {
     p: [*const u8; 4],
@@ -23,7 +31,8 @@ pub(in super::super) struct Stage {
     block: usize,
     /// Blocks that begin within k, at most LANES.
     blocks: usize,
-    rows: [usize; 4],
+    /// The rows' first groups.
+    groups: [usize; 4],
 }
 
 /// Bytes of a step of the widest format.
@@ -35,22 +44,28 @@ impl<const BITS: usize> Packed<BITS> {
         Packed { base: packed.as_ptr(), pitch, k }
     }
 
+    /// Rows of `groups` groups.
     #[inline(always)]
-    unsafe fn stage<S: Simd, const FULL: bool>(&self, rows: &[usize; 4], step: usize) -> Stage {
-        let (at, step_bytes) = (step * 4 * BITS * S::LANES, 4 * BITS * S::LANES);
-        let block = step * S::LANES;
-        // SAFETY: the step begins within the rows.
-        let p = unsafe { four!(|r| self.base.add(rows[r] * self.pitch + at)) };
-        let bytes = if FULL { step_bytes } else { (self.pitch - at).min(step_bytes) };
-        let blocks = if FULL { S::LANES } else { (self.k.div_ceil(32) - block).min(S::LANES) };
-        Stage { p, bytes, block, blocks, rows: *rows }
+    unsafe fn rows(&self, rows: [usize; 4], groups: usize) -> Rows {
+        // SAFETY: the rows exist.
+        unsafe { Rows { packed: four!(|r| self.base.add(rows[r] * self.pitch)), groups: four!(|r| rows[r] * groups) } }
     }
 
     #[inline(always)]
-    unsafe fn prefetch<S: Simd>(&self, rows: &[usize; 4], step: usize) {
-        let rows = four!(|r| self.base.wrapping_add(rows[r] * self.pitch));
+    unsafe fn stage<S: Simd, const FULL: bool>(&self, rows: &Rows, step: usize) -> Stage {
+        let (at, step_bytes) = (step * 4 * BITS * S::LANES, 4 * BITS * S::LANES);
+        let block = step * S::LANES;
+        // SAFETY: the step begins within the rows.
+        let p = unsafe { four!(|r| rows.packed[r].add(at)) };
+        let bytes = if FULL { step_bytes } else { (self.pitch - at).min(step_bytes) };
+        let blocks = if FULL { S::LANES } else { (self.k.div_ceil(32) - block).min(S::LANES) };
+        Stage { p, bytes, block, blocks, groups: rows.groups }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch<S: Simd>(rows: &Rows, step: usize) {
         // SAFETY: any address may be prefetched; the caller runs on S's instruction set.
-        unsafe { prefetch::<S>(&rows, step * 4 * BITS * S::LANES, 4 * BITS * S::LANES) }
+        unsafe { prefetch::<S>(&rows.packed, step * 4 * BITS * S::LANES, 4 * BITS * S::LANES) }
     }
 
     /// Values in their order, or with `pairs` even ones first.
@@ -84,22 +99,14 @@ impl<const BITS: usize> Packed<BITS> {
     }
 }
 
-/// Scales of groups: rows of `row_bytes` at `base`.
-struct Side {
-    base: *const u8,
-    row_bytes: usize,
-}
-
-impl Side {
-    /// Asks for four rows' cache lines behind the one at byte `at` of the row, when a step of `step_bytes` begins a line there. A line is first used by a
-    /// step before the one that begins in it, so what is asked for lies a line ahead.
-    #[inline(always)]
-    unsafe fn prefetch<S: Simd>(&self, rows: &[usize; 4], at: usize, step_bytes: usize) {
-        if at % 64 < step_bytes.max(1) {
-            for row in rows {
-                // SAFETY: any address may be prefetched; the caller runs on S's instruction set.
-                unsafe { S::prefetch(self.base.wrapping_add(row * self.row_bytes + at + 64)) };
-            }
+/// Asks for four rows' cache lines behind the one with byte `at` of their scales, when a step of `step_bytes` begins a line there. A line is first used by a
+/// step before the one that begins in it, so what is asked for lies a line ahead. A group has `size` bytes.
+#[inline(always)]
+unsafe fn prefetch_side<S: Simd>(base: *const u8, size: usize, rows: &Rows, at: usize, step_bytes: usize) {
+    if at % 64 < step_bytes.max(1) {
+        for first in rows.groups {
+            // SAFETY: any address may be prefetched; the caller runs on S's instruction set.
+            unsafe { S::prefetch_once(base.wrapping_add(first * size + at + 64)) };
         }
     }
 }
@@ -116,53 +123,72 @@ pub(in super::super) struct Affine<const BITS: usize> {
     shift: u32,
 }
 
+/// Four numbers of four rows' groups, at `values` of type T each.
+#[inline(always)]
+unsafe fn words<T: Copy + Into<u64>>(values: *const u8, at: [usize; 4]) -> [u64; 4] {
+    // SAFETY: the groups exist.
+    unsafe { four!(|r| values.cast::<u16>().add(at[r]).cast::<T>().read_unaligned().into()) }
+}
+
 impl<const BITS: usize> Affine<BITS> {
+    /// Scales and biases of four rows at a step; 0 beyond k.
+    #[inline(always)]
+    unsafe fn values<S: Simd>(&self, stage: &Stage) -> [S::Floats; 2] {
+        // SAFETY: a block that begins within k has a group.
+        unsafe {
+            if self.dtype == DType::F32 {
+                // Not the stage itself: what a function sees has to be in memory, in every step.
+                let of = |values| self.f32_values(stage.groups, stage.block, stage.blocks.min(S::LANES), values);
+                return [of(self.scales), of(self.biases)].map(|values| S::load_floats(values.as_ptr()));
+            }
+            if S::LANES == 4 && stage.blocks == 4 {
+                // The groups of a step, one behind the other.
+                let at = four!(|r| stage.groups[r] + (stage.block >> self.shift));
+                let [scales, biases] = match self.shift {
+                    0 => [words::<u64>(self.scales, at), words::<u64>(self.biases, at)],
+                    1 => [words::<u32>(self.scales, at), words::<u32>(self.biases, at)],
+                    _ => [words::<u16>(self.scales, at), words::<u16>(self.biases, at)],
+                };
+                return if self.dtype == DType::F16 {
+                    [S::f16_groups(scales, self.shift), S::f16_groups(biases, self.shift)]
+                } else {
+                    [S::bf16_groups(scales, self.shift), S::bf16_groups(biases, self.shift)]
+                };
+            }
+            let lanes = |values: *const u8| {
+                let word = |r: usize, i: usize| {
+                    let at = stage.groups[r] + ((stage.block + i) >> self.shift);
+                    if i < S::LANES && i < stage.blocks { values.cast::<u16>().add(at).read_unaligned() } else { 0 }
+                };
+                four!(|i| joined(four!(|r| word(r, i))))
+            };
+            let (scales, biases) = (lanes(self.scales), lanes(self.biases));
+            if self.dtype == DType::F16 {
+                [S::f16_lanes(scales), S::f16_lanes(biases)]
+            } else {
+                [S::bf16_lanes(scales), S::bf16_lanes(biases)]
+            }
+        }
+    }
+
     /// [`values`](Self::values) that are stored as f32.
     #[inline(never)]
-    unsafe fn f32_values(&self, stage: &Stage, values: *const u8, lanes: usize) -> [f32; 4 * MAX_LANES] {
+    unsafe fn f32_values(
+        &self,
+        groups: [usize; 4],
+        block: usize,
+        lanes: usize,
+        values: *const u8,
+    ) -> [f32; 4 * MAX_LANES] {
         let mut floats = [0.0; 4 * MAX_LANES];
-        for i in 0..lanes.min(stage.blocks) {
-            for (r, row) in stage.rows.iter().enumerate() {
-                let at = row * self.groups + ((stage.block + i) >> self.shift);
+        for i in 0..lanes {
+            for (r, first) in groups.iter().enumerate() {
+                let at = first + ((block + i) >> self.shift);
                 // SAFETY: a block that begins within k has a group.
                 floats[4 * i + r] = unsafe { values.cast::<f32>().add(at).read_unaligned() };
             }
         }
         floats
-    }
-
-    /// The scales or biases of four rows at a step; 0 beyond k.
-    #[inline(always)]
-    unsafe fn values<S: Simd>(&self, stage: &Stage, values: *const u8) -> S::Floats {
-        let at = |r: usize, i: usize| stage.rows[r] * self.groups + ((stage.block + i) >> self.shift);
-        // SAFETY: a block that begins within k has a group.
-        unsafe {
-            let word = |r: usize, i: usize| {
-                if i < S::LANES && i < stage.blocks { values.cast::<u16>().add(at(r, i)).read_unaligned() } else { 0 }
-            };
-            if self.dtype == DType::F32 {
-                return S::load_floats(self.f32_values(stage, values, S::LANES).as_ptr());
-            }
-            if S::LANES == 4 && stage.blocks == 4 {
-                // The groups of a step, one behind the other.
-                let groups = |r: usize| {
-                    let p = values.cast::<u16>().add(at(r, 0));
-                    match self.shift {
-                        0 => p.cast::<u64>().read_unaligned(),
-                        1 => p.cast::<u32>().read_unaligned() as u64,
-                        _ => p.read_unaligned() as u64,
-                    }
-                };
-                let rows = four!(|r| groups(r));
-                return if self.dtype == DType::F16 {
-                    S::f16_groups(rows, self.shift)
-                } else {
-                    S::bf16_groups(rows, self.shift)
-                };
-            }
-            let words = four!(|i| joined(four!(|r| word(r, i))));
-            if self.dtype == DType::F16 { S::f16_lanes(words) } else { S::bf16_lanes(words) }
-        }
     }
 }
 
@@ -172,7 +198,7 @@ impl<S: Simd, const BITS: usize> Source<S> for Affine<BITS> {
     const PAIRS: bool = BITS == 4;
     const STEP_BYTES: usize = 4 * BITS * S::LANES;
     const OFFSET: i32 = 0;
-    type Rows = [usize; 4];
+    type Rows = Rows;
     type Stage = Stage;
 
     #[inline(always)]
@@ -188,27 +214,26 @@ impl<S: Simd, const BITS: usize> Source<S> for Affine<BITS> {
         Affine { packed, scales, biases, dtype: format.scale_dtype, groups, shift }
     }
     #[inline(always)]
-    unsafe fn rows(&self, rows: [usize; 4]) -> Self::Rows {
-        rows
+    unsafe fn rows(&self, rows: [usize; 4]) -> Rows {
+        // SAFETY: the caller's promise.
+        unsafe { self.packed.rows(rows, self.groups) }
     }
     #[inline(always)]
-    unsafe fn prefetch(&self, rows: &Self::Rows, step: usize) {
+    unsafe fn prefetch(&self, rows: &Rows, step: usize) {
         // SAFETY: the caller's promise.
         unsafe {
-            self.packed.prefetch::<S>(rows, step);
-            let size = self.dtype.size_of();
-            for base in [self.scales, self.biases] {
-                let side = Side { base, row_bytes: self.groups * size };
-                let at = ((step * S::LANES) >> self.shift) * size;
-                // One of the steps that share a group is enough.
-                if (step * S::LANES) & ((1 << self.shift) - 1) < S::LANES {
-                    side.prefetch::<S>(rows, at, (S::LANES >> self.shift) * size);
-                }
+            Packed::<BITS>::prefetch::<S>(rows, step);
+            // One of the steps that share a group is enough.
+            if (step * S::LANES) & ((1 << self.shift) - 1) < S::LANES {
+                let size = self.dtype.size_of();
+                let (at, step_bytes) = (((step * S::LANES) >> self.shift) * size, (S::LANES >> self.shift) * size);
+                prefetch_side::<S>(self.scales, size, rows, at, step_bytes);
+                prefetch_side::<S>(self.biases, size, rows, at, step_bytes);
             }
         }
     }
     #[inline(always)]
-    unsafe fn stage<const FULL: bool>(&self, rows: &Self::Rows, step: usize) -> Stage {
+    unsafe fn stage<const FULL: bool>(&self, rows: &Rows, step: usize) -> Stage {
         // SAFETY: the caller's promise.
         unsafe { self.packed.stage::<S, FULL>(rows, step) }
     }
@@ -216,8 +241,7 @@ impl<S: Simd, const BITS: usize> Source<S> for Affine<BITS> {
     unsafe fn scales(&self, stage: &Stage, _: usize) -> Scales<S> {
         // SAFETY: the caller's promise.
         unsafe {
-            let scale = self.values::<S>(stage, self.scales);
-            let mut min = self.values::<S>(stage, self.biases);
+            let [scale, mut min] = self.values::<S>(stage);
             if BITS == 8 && S::WIDE_OFFSET == 0 {
                 // Signed codes are q − 128.
                 min = S::mul_add(scale, S::splat(128.0), min);
@@ -248,7 +272,7 @@ impl<S: Simd, const HALF: bool> Source<S> for Fp4<HALF> {
     const PAIRS: bool = !HALF;
     const STEP_BYTES: usize = 16 * S::LANES;
     const OFFSET: i32 = 12;
-    type Rows = [usize; 4];
+    type Rows = Rows;
     type Stage = Stage;
 
     #[inline(always)]
@@ -262,21 +286,21 @@ impl<S: Simd, const HALF: bool> Source<S> for Fp4<HALF> {
         Fp4 { packed, scales, mode, groups: mode.groups(k) }
     }
     #[inline(always)]
-    unsafe fn rows(&self, rows: [usize; 4]) -> Self::Rows {
-        rows
+    unsafe fn rows(&self, rows: [usize; 4]) -> Rows {
+        // SAFETY: the caller's promise.
+        unsafe { self.packed.rows(rows, self.groups) }
     }
     #[inline(always)]
-    unsafe fn prefetch(&self, rows: &Self::Rows, step: usize) {
+    unsafe fn prefetch(&self, rows: &Rows, step: usize) {
         // SAFETY: the caller's promise.
         unsafe {
-            self.packed.prefetch::<S>(rows, step);
+            Packed::<4>::prefetch::<S>(rows, step);
             let parts = 1 + HALF as usize;
-            let side = Side { base: self.scales, row_bytes: self.groups };
-            side.prefetch::<S>(rows, step * S::LANES * parts, S::LANES * parts);
+            prefetch_side::<S>(self.scales, 1, rows, step * S::LANES * parts, S::LANES * parts);
         }
     }
     #[inline(always)]
-    unsafe fn stage<const FULL: bool>(&self, rows: &Self::Rows, step: usize) -> Stage {
+    unsafe fn stage<const FULL: bool>(&self, rows: &Rows, step: usize) -> Stage {
         // SAFETY: the caller's promise.
         unsafe { self.packed.stage::<S, FULL>(rows, step) }
     }
@@ -285,7 +309,7 @@ impl<S: Simd, const HALF: bool> Source<S> for Fp4<HALF> {
         if !HALF && stage.blocks >= S::LANES {
             // SAFETY: the groups exist.
             let bytes = |r: usize| unsafe {
-                let p = self.scales.add(stage.rows[r] * self.groups + stage.block);
+                let p = self.scales.add(stage.groups[r] + stage.block);
                 if S::LANES == 4 {
                     p.cast::<u32>().read_unaligned()
                 } else {
@@ -303,7 +327,7 @@ impl<S: Simd, const HALF: bool> Source<S> for Fp4<HALF> {
         if HALF && S::LANES == 4 && stage.blocks == 4 && stage.block + 4 <= self.groups / 2 {
             // SAFETY: two groups for each of four blocks exist; the caller runs on S's instruction set.
             unsafe {
-                let eight = |r: usize| self.scales.add(stage.rows[r] * self.groups + 2 * stage.block).cast::<u64>();
+                let eight = |r: usize| self.scales.add(stage.groups[r] + 2 * stage.block).cast::<u64>();
                 let bytes = S::half_bytes(four!(|r| [eight(r).read_unaligned(), 0]));
                 let half = S::splat(0.5);
                 return Scales {
@@ -315,13 +339,12 @@ impl<S: Simd, const HALF: bool> Source<S> for Fp4<HALF> {
         let parts = 1 + HALF as usize;
         let mut scales = [[0.0; 4 * MAX_LANES]; 2];
         for i in 0..S::LANES.min(stage.blocks) {
-            for (r, row) in stage.rows.iter().enumerate() {
+            for (r, first) in stage.groups.iter().enumerate() {
                 for (h, scales) in scales.iter_mut().enumerate().take(parts) {
                     let group = (stage.block + i) * parts + h;
                     if group < self.groups {
                         // Codes are twice the values. SAFETY: the group exists.
-                        scales[4 * i + r] =
-                            0.5 * self.mode.scale(unsafe { *self.scales.add(row * self.groups + group) });
+                        scales[4 * i + r] = 0.5 * self.mode.scale(unsafe { *self.scales.add(first + group) });
                     }
                 }
             }

@@ -339,6 +339,6 @@ impl<S: Simd> Source<S> for IQ4_XS {
     #[inline(always)]
     unsafe fn codes(&self, stage: &Self::Stage, r: usize, s: usize) -> [S::Bytes; 2] {
         // SAFETY: the staged blocks exist: sixteen bytes for each sub-block at 8.
-        unsafe { iq4_codes::<S>(S::strided::<16>(stage.p[r].add(8 + 16 * S::LANES * s))) }
+        unsafe { iq4_codes::<S>(S::strided::<16, 8>(stage.p[r].add(16 * S::LANES * s))) }
     }
 }
