@@ -1,8 +1,8 @@
 //! One context: its cache, and the forward pass over new tokens.
 
 use mlx_native::{
-    AttentionParams, Binary, CommandEncoder, DType, DeviceKind, EmbeddingParams, ExpertGateParams, MlxBuffer,
-    RmsNormParams, RopeParams, Weight,
+    AttentionParams, Binary, CommandEncoder, DType, EmbeddingParams, ExpertGateParams, MlxBuffer, RmsNormParams,
+    RopeParams, Weight,
 };
 
 use crate::activations::{Activations, GatedActivations};
@@ -11,10 +11,8 @@ use crate::kv_cache::{KvCache, LayerCache};
 use crate::weights::{ExpertWeights, FeedForward, Gated, LayerWeights};
 use crate::{Model, ModelConfig, ModelError, Result, SessionOptions};
 
-/// Tokens that are computed together unless the caller says otherwise.
-const BATCH: usize = 512;
-/// The same on CUDA: a large GPU needs more to be filled (33,000 tokens/s instead of 26,600 with 8 billion weights on an H100).
-const CUDA_BATCH: usize = 2048;
+/// Tokens whose logits all exist at once.
+const LOGITS: usize = 512;
 
 /// Tokens in context, and what computing further ones needs.
 #[derive(Debug)]
@@ -38,10 +36,9 @@ impl<'m> Session<'m> {
             return Err(ModelError::Config(format!("session: {options:?} is out of range")));
         }
         let vocabulary = model.vocabulary();
-        let batch = match (options.batch, model.device.kind()) {
-            (0, DeviceKind::Cuda) => CUDA_BATCH,
-            (0, _) => BATCH,
-            (batch, _) => batch,
+        let batch = match options.batch {
+            0 => model.device.pace().batch,
+            batch => batch,
         };
         Ok(Session {
             model,
@@ -127,8 +124,7 @@ impl<'m> Session<'m> {
         let start = self.position;
         let vocabulary = self.model.vocabulary();
         let mut all = Vec::with_capacity(tokens.len() * vocabulary);
-        // Their logits exist at once.
-        for tokens in tokens.chunks(self.options.batch.min(BATCH)) {
+        for tokens in tokens.chunks(self.options.batch.min(LOGITS)) {
             let rows = tokens.len();
             let shape = vec![rows, vocabulary];
             let result =
@@ -266,6 +262,10 @@ impl Pass<'_> {
                 let params = RmsNormParams { rows, dim, eps: config.norm_eps };
                 encoder.rms_norm(value, norm, value_out, &params)?;
             }
+        }
+        for (value, value_out, n_heads) in
+            [(&act.q, &mut act.q_out, config.n_heads), (&act.k, &mut act.k_out, config.n_kv_heads)]
+        {
             let params = RopeParams {
                 n_tokens: act.n_tokens,
                 n_heads,
@@ -289,8 +289,8 @@ impl Pass<'_> {
             soft_cap: None,
         };
         encoder.attention(&act.q, &cache.k, &cache.v, &mut act.attended, &attention)?;
-        // A GPU begins with these layers while as many again are recorded, which takes less time than they do.
-        if encoder.device().kind() == DeviceKind::Cuda && index > 0 && (index + 1).is_power_of_two() {
+        // The device begins with these layers while as many again are recorded, which takes less time than they do.
+        if encoder.device().pace().runs_ahead && index > 0 && (index + 1).is_power_of_two() {
             encoder.commit();
         }
         encoder.matmul(&act.attended, &layer.attn_output, &mut act.delta_out)?;

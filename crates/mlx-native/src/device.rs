@@ -44,6 +44,21 @@ impl DeviceKind {
     }
 }
 
+/// How a device is best given the work of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Pace {
+    /// Rows of activations (tokens of a prompt) of one list of operations that fill the device.
+    pub batch: usize,
+    /// Whether it runs a list that was committed while the host records the next one, so that a long sequence of operations had better be several lists.
+    pub runs_ahead: bool,
+}
+
+impl Pace {
+    /// A device that has no queue of its own, or is filled soon.
+    pub(crate) const HOST: Pace = Pace { batch: 512, runs_ahead: false };
+}
+
 /// In which precision activations enter a product.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Activations {
@@ -250,6 +265,11 @@ impl MlxDevice {
     /// What it is.
     pub fn kind(&self) -> DeviceKind {
         self.inner.backend.kind()
+    }
+
+    /// How it is best given the work of a model.
+    pub fn pace(&self) -> Pace {
+        self.inner.backend.pace()
     }
 
     /// How it computes.

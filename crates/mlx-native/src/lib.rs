@@ -23,7 +23,7 @@ mod weight;
 
 pub use backend::{Capability, CapabilityQuery, MatmulShape, OpKind, capability};
 pub use buffer::MlxBuffer;
-pub use device::{Activations, DeviceKind, DeviceOptions, MlxDevice};
+pub use device::{Activations, DeviceKind, DeviceOptions, MlxDevice, Pace};
 pub use dtype::DType;
 pub use encoder::CommandEncoder;
 pub use error::{MlxError, Result};

@@ -81,22 +81,41 @@ fn replayed_lists_see_what_the_host_wrote() {
 
 /// The operands of a layer of a model, and what recording it needs.
 struct Layer {
-    m: usize,
-    start: usize,
+    shape: Shape,
     cache: KvCacheParams,
-    n_heads: usize,
     weights: [Weight; 7],
-    /// normed, hidden, norm; q, k, v; attended, delta; gate, up; the caches.
+    /// normed, hidden, norm; q, k, v; attended, delta; gate, up; the norms of queries and keys; the caches.
     buffers: Vec<MlxBuffer>,
     positions: MlxBuffer,
 }
 
+/// What layers differ in.
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    m: usize,
+    start: usize,
+    head_dim: usize,
+    n_heads: usize,
+    /// Whether queries and keys are normed.
+    norms: bool,
+    window: Option<usize>,
+}
+
+impl Shape {
+    const fn new(m: usize, start: usize, head_dim: usize) -> Shape {
+        Shape { m, start, head_dim, n_heads: 8, norms: false, window: None }
+    }
+}
+
 const HIDDEN: usize = 512;
 const FEED: usize = 1024;
+/// Buffers of a layer that are f32.
+const FLOATS: usize = 12;
 
 impl Layer {
-    fn new(device: &MlxDevice, m: usize, start: usize, head_dim: usize) -> Layer {
-        let (n_heads, n_kv_heads) = (8, 2);
+    fn new(device: &MlxDevice, shape: Shape) -> Layer {
+        let Shape { m, start, head_dim, n_heads, .. } = shape;
+        let n_kv_heads = 2;
         let cache = KvCacheParams { n_kv_heads, capacity: 1200, head_dim };
         let mut seed = 1u32;
         let mut next = move || {
@@ -124,8 +143,8 @@ impl Layer {
             (HIDDEN, FEED),
         ];
         let weights = shapes.map(|(n, k)| weight(n, k, &mut next));
-        let lens =
-            [m * HIDDEN, m * HIDDEN, HIDDEN, m * heads, m * kv, m * kv, m * heads, m * HIDDEN, m * FEED, m * FEED];
+        let rows = [HIDDEN, HIDDEN, heads, kv, kv, heads, HIDDEN, FEED, FEED].map(|len| m * len);
+        let lens = [&rows[..2], &[HIDDEN], &rows[2..], &[head_dim; 2]].concat();
         let mut buffers: Vec<MlxBuffer> = Vec::new();
         for len in lens {
             let mut buffer = device.alloc_buffer(len * 4, DType::F32, vec![len]).unwrap();
@@ -142,19 +161,28 @@ impl Layer {
         }
         let mut positions = device.alloc_buffer(4 * m, DType::U32, vec![m]).unwrap();
         positions.as_mut_slice::<u32>().unwrap().iter_mut().enumerate().for_each(|(i, p)| *p = (start + i) as u32);
-        Layer { m, start, cache, n_heads, weights, buffers, positions }
+        Layer { shape, cache, weights, buffers, positions }
     }
 
     /// Records the layer; `each` is called after every operation.
     fn record(&mut self, encoder: &mut CommandEncoder, each: &mut dyn FnMut(&mut CommandEncoder)) {
-        let (m, start, cache, n_heads) = (self.m, self.start, self.cache, self.n_heads);
+        let (Shape { m, start, n_heads, norms, window, .. }, cache) = (self.shape, self.cache);
         let KvCacheParams { n_kv_heads, head_dim, .. } = cache;
-        let [normed, hidden, norm, q, k, v, attended, delta, gate, up, k_cache, v_cache] = &mut self.buffers[..] else {
+        let [normed, hidden, norm, q, k, v, attended, delta, gate, up, q_norm, k_norm, k_cache, v_cache] =
+            &mut self.buffers[..]
+        else {
             panic!()
         };
         for (i, output) in [&mut *q, k, v].into_iter().enumerate() {
             encoder.matmul(normed, &self.weights[i], output).unwrap();
             each(encoder);
+        }
+        for (value, weight, n_heads) in [(&mut *q, q_norm, n_heads), (k, k_norm, n_kv_heads)] {
+            if norms {
+                let rows = RmsNormParams { rows: m * n_heads, dim: head_dim, eps: 1e-6 };
+                encoder.rms_norm(&value.clone(), weight, value, &rows).unwrap();
+                each(encoder);
+            }
         }
         for (value, n_heads) in [(&mut *q, n_heads), (k, n_kv_heads)] {
             let params = RopeParams {
@@ -173,7 +201,7 @@ impl Layer {
             encoder.store_kv(value, stored, &cache, start, m).unwrap();
             each(encoder);
         }
-        let params = AttentionParams { cache, n_heads, n_tokens: m, start, scale: 0.1, window: None, soft_cap: None };
+        let params = AttentionParams { cache, n_heads, n_tokens: m, start, scale: 0.1, window, soft_cap: None };
         encoder.attention(q, k_cache, v_cache, attended, &params).unwrap();
         each(encoder);
         encoder.matmul(attended, &self.weights[3], delta).unwrap();
@@ -193,11 +221,11 @@ impl Layer {
 
     /// Makes the content what `results` gave.
     fn restore(&mut self, mut floats: &[f32], mut halves: &[u16]) {
-        for buffer in &mut self.buffers[..10] {
+        for buffer in &mut self.buffers[..FLOATS] {
             let to = buffer.as_mut_slice::<f32>().unwrap();
             to.copy_from_slice(floats.split_off(..to.len()).unwrap());
         }
-        for buffer in &mut self.buffers[10..] {
+        for buffer in &mut self.buffers[FLOATS..] {
             let to = buffer.as_mut_slice::<u16>().unwrap();
             to.copy_from_slice(halves.split_off(..to.len()).unwrap());
         }
@@ -205,8 +233,8 @@ impl Layer {
 
     /// The content of all buffers, the caches as bits.
     fn results(&self) -> (Vec<f32>, Vec<u16>) {
-        let floats = self.buffers[..10].iter().flat_map(|buffer| buffer.as_slice::<f32>().unwrap().to_vec());
-        let halves = self.buffers[10..].iter().flat_map(|buffer| buffer.as_slice::<u16>().unwrap().to_vec());
+        let floats = self.buffers[..FLOATS].iter().flat_map(|buffer| buffer.as_slice::<f32>().unwrap().to_vec());
+        let halves = self.buffers[FLOATS..].iter().flat_map(|buffer| buffer.as_slice::<u16>().unwrap().to_vec());
         (floats.collect(), halves.collect())
     }
 }
@@ -216,12 +244,20 @@ impl Layer {
 fn a_layer_gives_what_its_operations_give_alone() {
     for options in [DeviceOptions::default(), DeviceOptions { batch_invariant: true, ..DeviceOptions::default() }] {
         let Some(device) = device(options) else { return };
-        for (m, start, head_dim) in [(1, 0, 64), (1, 700, 128), (3, 1100, 64), (7, 500, 256), (20, 300, 128)] {
-            let mut alone = Layer::new(&device, m, start, head_dim);
+        let plain = [(1, 0, 64), (1, 700, 128), (1, 1100, 64), (3, 1100, 64), (7, 500, 256), (20, 300, 128)]
+            .map(|(m, start, head_dim)| Shape::new(m, start, head_dim));
+        let others = [
+            Shape { norms: true, ..Shape::new(1, 63, 128) },
+            Shape { norms: true, n_heads: 4, window: Some(100), ..Shape::new(1, 640, 256) },
+            Shape { n_heads: 6, ..Shape::new(1, 129, 64) },
+            Shape { norms: true, n_heads: 6, ..Shape::new(2, 129, 64) },
+        ];
+        for shape in plain.into_iter().chain(others) {
+            let mut alone = Layer::new(&device, shape);
             let mut encoder = device.command_encoder().unwrap();
             alone.record(&mut encoder, &mut |encoder| encoder.commit_and_wait().unwrap());
             let (floats, halves) = alone.results();
-            let mut together = Layer::new(&device, m, start, head_dim);
+            let mut together = Layer::new(&device, shape);
             let (initial, initial_halves) = together.results();
             // The third run is a replay.
             for round in 0..3 {
@@ -231,9 +267,9 @@ fn a_layer_gives_what_its_operations_give_alone() {
                 let (found, found_halves) = together.results();
                 let errors: f64 = found.iter().zip(&floats).map(|(a, b)| f64::from(a - b).powi(2)).sum();
                 let energy: f64 = floats.iter().map(|b| f64::from(*b).powi(2)).sum();
-                assert!(errors / energy < 1e-9, "m = {m}, start = {start}, round {round}: {}", errors / energy);
+                assert!(errors / energy < 1e-9, "{shape:?}, round {round}: {}", errors / energy);
                 let differ = found_halves.iter().zip(&halves).filter(|(a, b)| a.abs_diff(**b) > 1).count();
-                assert_eq!(differ, 0, "m = {m}, start = {start}, round {round}");
+                assert_eq!(differ, 0, "{shape:?}, round {round}");
             }
         }
     }

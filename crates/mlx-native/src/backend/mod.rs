@@ -11,6 +11,7 @@ pub(crate) mod reference;
 
 use std::sync::{Arc, LazyLock};
 
+use crate::device::Pace;
 use crate::device::{DeviceKind, DeviceOptions};
 use crate::format::WeightFormat;
 use crate::limits::Limits;
@@ -35,6 +36,10 @@ pub(crate) trait Backend: Send + Sync {
 
     /// Runs the list, or starts to. The list keeps the host away from the storages until it is dropped.
     fn submit(&self, list: CommandList) -> Box<dyn Submission>;
+
+    fn pace(&self) -> Pace {
+        Pace::HOST
+    }
 
     /// Answers a query whose shape and format have been checked.
     fn capability(&self, query: &CapabilityQuery) -> Capability;

@@ -19,7 +19,7 @@ use crate::backend::{
     Backend, Capability, CapabilityQuery, CommandList, Completed, OpKind, Recorded, Submission, log_kernels,
 };
 use crate::buffer::{SharedMemory, View};
-use crate::device::{DeviceKind, DeviceOptions};
+use crate::device::{DeviceKind, DeviceOptions, Pace};
 use crate::memory::{MappedMemory, Memory};
 use crate::{MlxError, Result};
 
@@ -29,6 +29,9 @@ const GRAPH_FROM: usize = 4;
 const GRAPHS: usize = 64;
 /// Lists of which it is remembered that they ran once.
 const SEEN: usize = 64;
+
+/// A large GPU needs many rows to be filled: 33,000 tokens/s instead of 26,600 with 512 (8 billion weights, H100). Lists are queued in a stream.
+const PACE: Pace = Pace { batch: 2048, runs_ahead: true };
 
 /// An NVIDIA GPU.
 pub(crate) struct CudaBackend {
@@ -243,6 +246,7 @@ impl CudaBackend {
                         }
                         Bound::Fault => params.address(frame.fault_address(fault)),
                         Bound::Value(value) => params.bytes(value),
+                        Bound::Record(fields) => params.bytes(&record_bytes(fields, &scratch)?),
                         Bound::Tensor(map, of) => params.tensor(map.encode(bound_address(of, &scratch)?)?),
                         Bound::View(_) | Bound::Scratch(_) => params.address(bound_address(bound, &scratch)?),
                     }
@@ -423,6 +427,18 @@ fn bound_address(bound: &Bound, scratch: &[u64]) -> Result<u64> {
     }
 }
 
+/// A struct of addresses and values.
+fn record_bytes(fields: &[Bound], scratch: &[u64]) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    for field in fields {
+        match field {
+            Bound::Value(value) => bytes.extend_from_slice(value),
+            _ => bytes.extend_from_slice(&bound_address(field, scratch)?.to_ne_bytes()),
+        }
+    }
+    Ok(bytes)
+}
+
 /// The parameters of a launch: bytes of each, at an offset that suits every type.
 #[derive(Default)]
 struct Params {
@@ -474,6 +490,10 @@ impl Backend for CudaBackend {
     fn name(&self) -> String {
         let info = &self.context.info;
         format!("{} (compute capability {}.{})", info.name, info.arch / 10, info.arch % 10)
+    }
+
+    fn pace(&self) -> Pace {
+        PACE
     }
 
     fn allocate(&self, bytes: usize) -> Result<Box<dyn Memory>> {

@@ -26,12 +26,21 @@ pub(super) fn assemble(key: &PipelineKey) -> Source {
         Library::Rows => ("rows.cu", vec![RowArgs::render(), include_str!("kernels/rows.cu").into()]),
         Library::Rope => {
             let args = [RopeArgs::render(), StoreArgs::render(), RopeTable::render()];
-            ("rope.cu", vec![args.concat(), include_str!("kernels/rope.cu").into()])
+            (
+                "rope.cu",
+                vec![args.concat(), include_str!("kernels/turn.cu").into(), include_str!("kernels/rope.cu").into()],
+            )
         }
         Library::Attention => {
             ("attention.cu", vec![StoreArgs::render(), PartArgs::render(), include_str!("kernels/attention.cu").into()])
         }
-        Library::Heads => ("heads.cu", vec![PartArgs::render(), include_str!("kernels/heads.cu").into()]),
+        Library::Heads => {
+            let args = [PartArgs::render(), RopeArgs::render(), RopeTable::render()];
+            (
+                "heads.cu",
+                vec![args.concat(), include_str!("kernels/turn.cu").into(), include_str!("kernels/heads.cu").into()],
+            )
+        }
         Library::Flash => ("flash.cu", vec![PartArgs::render(), include_str!("kernels/flash.cu").into()]),
         Library::Choose => {
             ("choose.cu", vec![RowArgs::render(), ExpertArgs::render(), include_str!("kernels/choose.cu").into()])
@@ -159,6 +168,10 @@ pub(super) fn all_pipelines() -> Vec<PipelineKey> {
             add(Library::Heads, &[&format!("attention_heads<{queries}, {head_dim}, true>")]);
         }
         add(Library::Heads, &[&format!("attention_heads<4, {head_dim}, false>"), &format!("join_heads<{head_dim}>")]);
+        add(Library::Heads, &[&format!("attention_heads<3, {head_dim}, true>")]);
+        for variant in ["1, {}, true, false", "3, {}, true, false", "4, {}, true, true", "4, {}, false, false"] {
+            add(Library::Heads, &[&format!("turn_attend<{}>", variant.replace("{}", &head_dim.to_string()))]);
+        }
     }
     for head_dim in [64, 80, 96, 128, 256] {
         add(Library::Flash, &[&format!("flash_attention<{head_dim}, {}>", if head_dim <= 128 { 64 } else { 32 })]);
@@ -198,6 +211,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
+    use crate::backend::cuda::launches;
     use crate::backend::cuda::nvrtc::{self, Program};
 
     /// Bytes that a hot kernel may spill: the few values that a loop only reads, as the tile kernel does to let two blocks share a processor. Plain weights
@@ -228,9 +242,8 @@ mod tests {
         if nvrtc::version().is_err() {
             return;
         }
-        let keys: Vec<_> =
-            crate::backend::cuda::launches::hopper::pipelines().into_iter().map(|key| (key, 90)).collect();
-        assert_compiles(&keys);
+        let keys = launches::hopper::pipelines().into_iter().chain(launches::step::clusters());
+        assert_compiles(&keys.map(|key| (key, 90)).collect::<Vec<_>>());
     }
 
     /// Compiles these kernels, with all processors; messages for what fails or spills.

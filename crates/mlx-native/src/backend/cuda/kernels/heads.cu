@@ -1,8 +1,8 @@
 // Attention of few tokens over a cache of halves, for heads of D = 64, 128 or 256 values: all loads of a block are under way at once, and no two
-// warps wait for each other before the end.
+// warps wait for each other before the end, but where one token's queries and keys are turned here too.
 
 // Positions of a part, and of a warp of it: the parts of a head are computed apart and then put together, the same parts whatever the number of tokens.
-static constexpr uint HEADS_PART = 64, HEADS_THREADS = 128, WARP_POSITIONS = HEADS_PART / (HEADS_THREADS / 32);
+static constexpr uint HEADS_PART = 64, HEADS_THREADS = 256, HEADS_WARPS = HEADS_THREADS / 32, WARP_POSITIONS = HEADS_PART / HEADS_WARPS;
 // Sums that the parts of a head are dealt to by their absolute number, added in this order at last.
 static constexpr uint STRIPES = 8;
 // Blocks of a head group and token that have ended; zero before and after a launch.
@@ -15,23 +15,31 @@ inline void unpack_octet(uint4 packed, float (&v)[8]) {
     for (uint i = 0; i < 4; i++) v[2 * i] = low_half(words[i]), v[2 * i + 1] = high_half(words[i]);
 }
 
-// The first part of a token's launch, counted from position 0.
-inline uint first_part(const PartArgs& args) { return (args.start < args.window ? 0 : args.start - args.window + 1) / HEADS_PART; }
+// The first position that a token sees.
+inline uint first_seen(const PartArgs& args, uint token) {
+    const uint last = args.start + token;
+    return last < args.window ? 0 : last - args.window + 1;
+}
+// The first part of a launch, counted from position 0; of a token's parts, counted from that one, the first that has positions, and the first after them.
+inline uint first_part(const PartArgs& args) { return first_seen(args, 0) / HEADS_PART; }
+inline uint first_of_token(const PartArgs& args, uint token) { return first_seen(args, token) / HEADS_PART - first_part(args); }
+inline uint end_of_token(const PartArgs& args, uint token) { return (args.start + token) / HEADS_PART + 1 - first_part(args); }
 
 // Where the parts of a head lie, and what puts them together.
 struct Parts {
     const float* partial;
     const float2* totals;
     ulong place; // of part 0 of the head
-    uint first, count, heads;
+    uint first, low, count, heads;
     float2 own; // the end of the first part of this lane, which has every 32nd by its absolute number
     float largest, total;
 
     // A warp: the largest score, and the sum of weights relative to it.
     __device__ Parts(const float* partial, const float2* totals, const PartArgs& args, uint token, uint head)
-        : partial(partial), totals(totals), place(ulong(token) * args.parts * args.n_heads + head), first(first_part(args)), count(args.parts), heads(args.n_heads) {
+        : partial(partial), totals(totals), place(ulong(token) * args.parts * args.n_heads + head), first(first_part(args)), low(first_of_token(args, token)),
+          count(end_of_token(args, token)), heads(args.n_heads) {
         const uint start = (lane_index() - first) % 32;
-        own = start < count ? of(start) : make_float2(-infinity(), 0.0f);
+        own = of(start);
         largest = own.x;
         for (uint i = start + 32; i < count; i += 32) largest = fmaxf(largest, of(i).x);
         largest = warp_max(largest);
@@ -39,13 +47,14 @@ struct Parts {
         for (uint i = start + 32; i < count; i += 32) total = fmaf(expf(of(i).x - largest), of(i).y, total);
         total = warp_sum(total);
     }
-    __device__ float2 of(uint i) const { return __ldcg(totals + place + ulong(i) * heads); }
+    // The end of part i: of one without positions nobody wrote it.
+    __device__ float2 of(uint i) const { return i >= low && i < count ? __ldcg(totals + place + ulong(i) * heads) : make_float2(-infinity(), 0.0f); }
     // What part i, which ends so, counts for: nothing where it has no positions, or there is no such part.
     __device__ float weight(uint i, float2 end) const { return i < count && end.y > 0.0f ? expf(end.x - largest) : 0.0f; }
-    // sum += weight times values d to d + 3 of part i. They are loaded in any case, so that no load waits for another; without a weight nobody wrote them.
+    // sum += weight times values d to d + 3 of part i. Some part is loaded in any case, so that no load waits for another.
     __device__ void add(uint i, float weight, uint d, uint dim, float4& sum) const {
-        float4 v = __ldcg(reinterpret_cast<const float4*>(partial + (place + ulong(min(i, count - 1)) * heads) * dim + d));
-        if (weight == 0.0f) v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        const float* from = partial + place * dim + d;
+        const float4 v = __ldcg(reinterpret_cast<const float4*>(from + ulong(max(low, min(i, count - 1))) * (heads * dim)));
         sum = make_float4(fmaf(weight, v.x, sum.x), fmaf(weight, v.y, sum.y), fmaf(weight, v.z, sum.z), fmaf(weight, v.w, sum.w));
     }
 };
@@ -103,164 +112,440 @@ __global__ void __launch_bounds__(32 * STRIPES) join_heads(const float* partial,
     }
 }
 
-// Attention of Q heads that share keys and values, for one token over one part of the positions: sums of values, unnormalised, the largest score and
-// the sum of weights; with one part the result itself. With JOIN the last block of a token and head group puts the parts together. Grid of head
-// groups, parts, tokens.
-template <uint Q, uint D, bool JOIN>
-__global__ void __launch_bounds__(HEADS_THREADS)
-    attention_heads(const float* q, const half* keys, const half* values, float* y, float* partial, float2* totals, const PartArgs* live) {
-    // Lanes that share a position's keys, two octets each, and positions of a warp at a time; the same for values, an octet each.
-    constexpr uint KEY_LANES = D / 16, KEY_STEP = 32 / KEY_LANES, KEY_TURNS = WARP_POSITIONS / KEY_STEP;
-    constexpr uint VALUE_LANES = D / 8, VALUE_STEP = 32 / VALUE_LANES, VALUE_TURNS = WARP_POSITIONS / VALUE_STEP;
-    constexpr uint WARPS = HEADS_THREADS / 32;
-    __shared__ float weights[WARPS][WARP_POSITIONS][Q];
-    __shared__ float sums[WARPS][Q][D];
-    __shared__ float2 ends[WARPS][Q];
-    __shared__ bool is_last;
-    // Live values are in place before a list's first kernel starts.
-    const PartArgs args = *live;
-    const uint lane = lane_index(), warp = warp_index(), head0 = blockIdx.x * Q, token = blockIdx.z;
-    const uint last = args.start + token, seen = last < args.window ? 0 : last - args.window + 1;
-    const uint part = first_part(args) + blockIdx.y;
-    const uint from = max(part * HEADS_PART, seen), to = min(part * HEADS_PART + HEADS_PART, last + 1);
-    const ulong place = (ulong(token) * args.parts + blockIdx.y) * args.n_heads + head0;
-    const ulong cache = (ulong(head0 / (args.n_heads / args.n_kv_heads)) * args.capacity + part * HEADS_PART) * D;
-    keys += cache, values += cache;
-    if (from < to) {
-        // What lies in memory is brought nearer while the kernel before still writes what is to be added.
+// Queries that lie in memory turned, with all keys and values in the caches.
+template <uint Q, uint D> struct Given {
+    static constexpr bool TURNS = false;
+    const float* q;
+    uint heads;
+    float (&shared)[Q][D];
+    __device__ void load(uint token, uint head0, bool) { q += (ulong(token) * heads + head0) * D; }
+    __device__ void prepare() {
+        for (uint e = 4 * threadIdx.x; e < Q * D; e += 4 * HEADS_THREADS) *reinterpret_cast<float4*>(&shared[0][0] + e) = *reinterpret_cast<const float4*>(q + e);
+        __syncthreads();
+    }
+    __device__ const float* query(uint g) const { return shared[g]; }
+    __device__ uint4 key(uint) const { return make_uint4(0, 0, 0, 0); }
+    __device__ uint4 value(uint) const { return make_uint4(0, 0, 0, 0); }
+    __device__ void finish() {}
+};
+
+// What a step of one token does to queries, keys and values before it attends; each output may be its input.
+struct StepArgs {
+    const float *q, *k, *v;
+    float *q_out, *k_out;
+    half *keys, *values; // the caches
+    const uint* positions;
+    const float* factors;
+    const float *q_norm, *k_norm;
+    float eps;
+};
+// The block's rows in shared memory.
+template <uint Q, uint D> struct StepRows {
+    float queries[Q][D], key[D];
+    half key_halves[D], value_halves[D];
+    float2 angles[D / 2]; // sine and cosine
+};
+// Queries of one token, Q heads and all that share their keys, which are normed (NORM) and turned here. The block that has the newest position in its part
+// does the same to its key, and stores key and value. Every block of a head reads its queries, so that the last one writes them.
+template <uint Q, uint D, bool NORM, uint THREADS> struct Turned {
+    static constexpr bool TURNS = true;
+    static constexpr uint WARPS = THREADS / 32, ROUNDS = DIVIDE_UP(Q + 2, WARPS), QUADS = DIVIDE_UP(D, 128);
+    const StepArgs& step;
+    const RopeArgs& rope;
+    const RopeTable& frequencies;
+    StepRows<Q, D>& shared;
+    ulong head, cached; // where the first query, the key and the newest row of a cache begin
+    ulong key_head;
+    float4 x[ROUNDS][QUADS], w[ROUNDS][QUADS];
+    uint position;
+    bool newest; // whether a part of the block has the newest position
+
+    // A warp's rows: queries, then the key and the value of the newest position.
+    __device__ static uint row_of(uint round) { return warp_index() + round * WARPS; }
+    __device__ bool has(uint row) const { return row < Q || (newest && row < Q + 2); }
+    __device__ void load(uint, uint head0, bool has_newest) {
+        newest = has_newest;
+        head = ulong(head0) * D, key_head = ulong(head0 / Q) * D;
+        position = step.positions[0];
+#pragma unroll
+        for (uint r = 0; r < ROUNDS; r++) {
+            const uint row = row_of(r);
+            const float* from = row < Q ? step.q + head + row * D : (row == Q ? step.k : step.v) + key_head;
+            const float* weight = row < Q ? step.q_norm : step.k_norm;
+#pragma unroll
+            for (uint c = 0; c < QUADS; c++) {
+                const uint at = 128 * c + 4 * lane_index();
+                x[r][c] = w[r][c] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+                if (!has(row) || at >= D) continue;
+                x[r][c] = *reinterpret_cast<const float4*>(from + at);
+                if (NORM && row <= Q) w[r][c] = *reinterpret_cast<const float4*>(weight + at);
+            }
+        }
+    }
+    // As rms_norm_quads sums it.
+    __device__ void norm(float4 (&x)[QUADS], const float4 (&w)[QUADS]) const {
+        float squares = 0.0f;
+#pragma unroll
+        for (uint c = 0; c < QUADS; c++) {
+            float sum = fmaf(x[c].x, x[c].x, 0.0f);
+            sum = fmaf(x[c].y, x[c].y, sum);
+            sum = fmaf(x[c].z, x[c].z, sum);
+            sum = fmaf(x[c].w, x[c].w, sum);
+            squares += warp_sum(sum);
+        }
+        const float factor = 1.0f / sqrtf(squares / float(D) + step.eps);
+#pragma unroll
+        for (uint c = 0; c < QUADS; c++) x[c] = make_float4(x[c].x * factor * w[c].x, x[c].y * factor * w[c].y, x[c].z * factor * w[c].z, x[c].w * factor * w[c].w);
+    }
+    __device__ void prepare() {
+        const uint lane = lane_index();
+        if (threadIdx.x < rope.n_rot / 2) {
+            float2& at = shared.angles[threadIdx.x];
+            angle(position, rope, frequencies, step.factors, threadIdx.x, at.x, at.y);
+        }
+        __syncthreads();
+#pragma unroll
+        for (uint r = 0; r < ROUNDS; r++) {
+            const uint row = row_of(r);
+            if (!has(row)) continue;
+            if (NORM && row <= Q) norm(x[r], w[r]);
+            float* to = row < Q ? shared.queries[row] : shared.key;
+            if (row <= Q) {
+#pragma unroll
+                for (uint c = 0; c < QUADS; c++)
+                    if (128 * c + 4 * lane < D) *reinterpret_cast<float4*>(to + 128 * c + 4 * lane) = x[r][c];
+                __syncwarp();
+                for (uint i = lane; i < rope.n_rot / 2; i += 32) {
+                    const uint2 at = pair_of(rope, i);
+                    const float2 pair = turned(to[at.x], to[at.y], shared.angles[i].x, shared.angles[i].y);
+                    to[at.x] = pair.x, to[at.y] = pair.y;
+                }
+                __syncwarp();
+            }
+            if (row < Q) continue;
+            // The key or the value of the newest position.
+            half* halves = row == Q ? shared.key_halves : shared.value_halves;
+            half* cache = row == Q ? step.keys : step.values;
+#pragma unroll
+            for (uint c = 0; c < QUADS; c++) {
+                const uint at = 128 * c + 4 * lane;
+                if (at >= D) continue;
+                const float4 value = row == Q ? *reinterpret_cast<const float4*>(to + at) : x[r][c];
+                const uint2 packed = make_uint2(pack_half2(value.x, value.y), pack_half2(value.z, value.w));
+                *reinterpret_cast<uint2*>(halves + at) = packed;
+                *reinterpret_cast<uint2*>(cache + cached + at) = packed;
+                if (row == Q) *reinterpret_cast<float4*>(step.k_out + key_head + at) = value;
+            }
+        }
+        __syncthreads();
+    }
+    __device__ const float* query(uint g) const { return shared.queries[g]; }
+    __device__ uint4 key(uint octet) const { return reinterpret_cast<const uint4*>(shared.key_halves)[octet]; }
+    __device__ uint4 value(uint octet) const { return reinterpret_cast<const uint4*>(shared.value_halves)[octet]; }
+    __device__ void finish() const {
+        for (uint e = 4 * threadIdx.x; e < Q * D; e += 4 * THREADS) *reinterpret_cast<float4*>(step.q_out + head + e) = *reinterpret_cast<const float4*>(&shared.queries[0][0] + e);
+    }
+};
+
+// The threads of a part, one of PARTS that a block has.
+struct PartThreads {
+    uint index, warp; // of the block's parts; of the part's warps
+    __device__ PartThreads() : index(warp_index() / HEADS_WARPS), warp(warp_index() % HEADS_WARPS) {}
+};
+// What a part leaves in shared memory: for each of its warps the sums of values, unnormalised, the largest score and the sum of weights; at last the first
+// warp's are the part's.
+template <uint Q, uint D> struct PartSums {
+    float sums[HEADS_WARPS][Q][D];
+    float2 ends[HEADS_WARPS][Q];
+};
+
+// The positions of a part that a token sees, `from` to `to`, and where the part's keys and values lie that a group of heads shares.
+struct Cached {
+    const half *keys, *values;
+    uint part, from, to;
+    bool newest; // whether the token's own position is among them
+    __device__ Cached(const PartArgs& args, uint token, uint index) {
+        const uint last = args.start + token;
+        part = first_part(args) + index;
+        from = max(part * HEADS_PART, first_seen(args, token)), to = min(part * HEADS_PART + HEADS_PART, last + 1);
+        newest = part == last / HEADS_PART;
+    }
+    __device__ bool none() const { return from >= to; }
+    template <uint D> __device__ void in(const half* k_cache, const half* v_cache, const PartArgs& args, uint head0) {
+        const ulong at = (ulong(head0 / (args.n_heads / args.n_kv_heads)) * args.capacity + part * HEADS_PART) * D;
+        keys = k_cache + at, values = v_cache + at;
+    }
+    // What lies in memory is brought nearer while the kernel before still writes what is to be added.
+    template <uint D> __device__ void fetch() const {
         const uint bytes = (to - part * HEADS_PART) * D * 2;
-        for (uint at = threadIdx.x * 128; at < bytes; at += HEADS_THREADS * 128) {
+        for (uint at = threadIdx.x % HEADS_THREADS * 128; at < bytes; at += HEADS_THREADS * 128) {
             asm volatile("prefetch.global.L2 [%0];" ::"l"(reinterpret_cast<const uchar*>(keys) + at));
             asm volatile("prefetch.global.L2 [%0];" ::"l"(reinterpret_cast<const uchar*>(values) + at));
         }
     }
-    begin();
-    if (from < to) {
-        uint4 k[KEY_TURNS][2], v[VALUE_TURNS];
-        // Within the part; those outside of `from` to `to` have no weight.
-        const uint low = from - part * HEADS_PART, high = to - part * HEADS_PART;
-        const uint key_position = warp * WARP_POSITIONS + lane / KEY_LANES, key_octet = lane % KEY_LANES;
-        const uint value_position = warp * WARP_POSITIONS + lane / VALUE_LANES, value_octet = lane % VALUE_LANES;
+};
+
+// A warp's share of a part.
+template <uint Q, uint D, typename Rows>
+inline void attend_part(Rows& rows, const Cached& cached, const PartArgs& args, PartSums<Q, D>& found, float (&weights)[Q][WARP_POSITIONS]) {
+    // Lanes that share a position's keys, two octets each, and positions of a warp at a time; the same for values, an octet each.
+    constexpr uint KEY_LANES = D / 16, KEY_STEP = 32 / KEY_LANES, KEY_TURNS = WARP_POSITIONS / KEY_STEP;
+    constexpr uint VALUE_LANES = D / 8, VALUE_STEP = 32 / VALUE_LANES, VALUE_TURNS = WARP_POSITIONS / VALUE_STEP;
+    const uint lane = lane_index(), warp = PartThreads().warp;
+    uint4 k[KEY_TURNS][2], v[VALUE_TURNS];
+    // Within the part; those outside of `from` to `to` have no weight.
+    const uint low = cached.from - cached.part * HEADS_PART, high = cached.to - cached.part * HEADS_PART;
+    const uint key_position = warp * WARP_POSITIONS + lane / KEY_LANES, key_octet = lane % KEY_LANES;
+    const uint value_position = warp * WARP_POSITIONS + lane / VALUE_LANES, value_octet = lane % VALUE_LANES;
+#pragma unroll
+    for (uint i = 0; i < KEY_TURNS; i++) {
+        const uint p = min(max(key_position + i * KEY_STEP, low), high - 1);
+#pragma unroll
+        for (uint j = 0; j < 2; j++) k[i][j] = *reinterpret_cast<const uint4*>(cached.keys + p * D + 8 * (key_octet + j * KEY_LANES));
+    }
+#pragma unroll
+    for (uint i = 0; i < VALUE_TURNS; i++) {
+        const uint p = min(max(value_position + i * VALUE_STEP, low), high - 1);
+        v[i] = *reinterpret_cast<const uint4*>(cached.values + p * D + 8 * value_octet);
+    }
+    rows.prepare();
+    if (Rows::TURNS && cached.newest) { // not yet in the caches, where every block could read it
+        const uint p = high - 1;
+#pragma unroll
+        for (uint i = 0; i < KEY_TURNS; i++)
+#pragma unroll
+            for (uint j = 0; j < 2; j++)
+                if (key_position + i * KEY_STEP == p) k[i][j] = rows.key(key_octet + j * KEY_LANES);
+#pragma unroll
+        for (uint i = 0; i < VALUE_TURNS; i++)
+            if (value_position + i * VALUE_STEP == p) v[i] = rows.value(value_octet);
+    }
+    // A loop, as instructions come from memory too: a kernel's first pass over its text takes longer than what it computes.
+#pragma unroll 1
+    for (uint g = 0; g < Q; g++) {
+        const float* row = rows.query(g) + 8 * key_octet;
+        float query[2][8];
+#pragma unroll
+        for (uint j = 0; j < 2; j++) {
+            const float4 a = *reinterpret_cast<const float4*>(row + 8 * j * KEY_LANES), b = *reinterpret_cast<const float4*>(row + 8 * j * KEY_LANES + 4);
+            const float eight[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+#pragma unroll
+            for (uint e = 0; e < 8; e++) query[j][e] = eight[e] * args.scale;
+        }
+        float scores[KEY_TURNS], largest = -infinity(), total = 0.0f;
 #pragma unroll
         for (uint i = 0; i < KEY_TURNS; i++) {
-            const uint p = min(max(key_position + i * KEY_STEP, low), high - 1);
-#pragma unroll
-            for (uint j = 0; j < 2; j++) k[i][j] = *reinterpret_cast<const uint4*>(keys + p * D + 8 * (key_octet + j * KEY_LANES));
-        }
-#pragma unroll
-        for (uint i = 0; i < VALUE_TURNS; i++) {
-            const uint p = min(max(value_position + i * VALUE_STEP, low), high - 1);
-            v[i] = *reinterpret_cast<const uint4*>(values + p * D + 8 * value_octet);
-        }
-        float scores[KEY_TURNS][Q];
-#pragma unroll
-        for (uint g = 0; g < Q; g++) {
-            const float* row = q + (ulong(token) * args.n_heads + head0 + g) * D + 8 * key_octet;
-            float query[2][8];
+            float& score = scores[i];
+            score = 0.0f;
 #pragma unroll
             for (uint j = 0; j < 2; j++) {
-                const float4 a = *reinterpret_cast<const float4*>(row + 8 * j * KEY_LANES), b = *reinterpret_cast<const float4*>(row + 8 * j * KEY_LANES + 4);
-                const float eight[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+                float key[8];
+                unpack_octet(k[i][j], key);
 #pragma unroll
-                for (uint e = 0; e < 8; e++) query[j][e] = eight[e] * args.scale;
+                for (uint e = 0; e < 8; e++) score = fmaf(query[j][e], key[e], score);
             }
 #pragma unroll
-            for (uint i = 0; i < KEY_TURNS; i++) {
-                float sum = 0.0f;
-#pragma unroll
-                for (uint j = 0; j < 2; j++) {
-                    float key[8];
-                    unpack_octet(k[i][j], key);
-#pragma unroll
-                    for (uint e = 0; e < 8; e++) sum = fmaf(query[j][e], key[e], sum);
-                }
-                scores[i][g] = sum;
-            }
+            for (uint step = KEY_LANES / 2; step > 0; step /= 2) score += __shfl_xor_sync(FULL, score, step);
+            if (args.soft_cap > 0.0f) score = args.soft_cap * tanhf(score / args.soft_cap);
+            const uint p = key_position + i * KEY_STEP;
+            if (p < low || p >= high) score = -infinity();
+            largest = fmaxf(largest, score);
         }
 #pragma unroll
-        for (uint g = 0; g < Q; g++) {
-            float largest = -infinity(), total = 0.0f;
+        for (uint step = KEY_LANES; step < 32; step *= 2) largest = fmaxf(largest, __shfl_xor_sync(FULL, largest, step));
 #pragma unroll
-            for (uint i = 0; i < KEY_TURNS; i++) {
-                float& score = scores[i][g];
-#pragma unroll
-                for (uint step = KEY_LANES / 2; step > 0; step /= 2) score += __shfl_xor_sync(FULL, score, step);
-                if (args.soft_cap > 0.0f) score = args.soft_cap * tanhf(score / args.soft_cap);
-                const uint p = key_position + i * KEY_STEP;
-                if (p < low || p >= high) score = -infinity();
-                largest = fmaxf(largest, score);
-            }
-#pragma unroll
-            for (uint step = KEY_LANES; step < 32; step *= 2) largest = fmaxf(largest, __shfl_xor_sync(FULL, largest, step));
-#pragma unroll
-            for (uint i = 0; i < KEY_TURNS; i++) {
-                const float weight = largest == -infinity() ? 0.0f : expf(scores[i][g] - largest);
-                total += weight;
-                if (key_octet == 0) weights[warp][lane / KEY_LANES + i * KEY_STEP][g] = weight;
-            }
-#pragma unroll
-            for (uint step = KEY_LANES; step < 32; step *= 2) total += __shfl_xor_sync(FULL, total, step);
-            if (lane == 0) ends[warp][g] = make_float2(largest, total);
+        for (uint i = 0; i < KEY_TURNS; i++) {
+            const float weight = largest == -infinity() ? 0.0f : expf(scores[i] - largest);
+            total += weight;
+            if (key_octet == 0) weights[g][lane / KEY_LANES + i * KEY_STEP] = weight;
         }
+#pragma unroll
+        for (uint step = KEY_LANES; step < 32; step *= 2) total += __shfl_xor_sync(FULL, total, step);
+        if (lane == 0) found.ends[warp][g] = make_float2(largest, total);
         __syncwarp();
-        float out[Q][8];
-#pragma unroll
-        for (uint g = 0; g < Q; g++)
-#pragma unroll
-            for (uint e = 0; e < 8; e++) out[g][e] = 0.0f;
+        float out[8] = {0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll
         for (uint i = 0; i < VALUE_TURNS; i++) {
             float value[8];
             unpack_octet(v[i], value);
+            const float weight = weights[g][lane / VALUE_LANES + i * VALUE_STEP];
 #pragma unroll
-            for (uint g = 0; g < Q; g++) {
-                const float weight = weights[warp][lane / VALUE_LANES + i * VALUE_STEP][g];
-#pragma unroll
-                for (uint e = 0; e < 8; e++) out[g][e] = fmaf(weight, value[e], out[g][e]);
-            }
+            for (uint e = 0; e < 8; e++) out[e] = fmaf(weight, value[e], out[e]);
         }
 #pragma unroll
-        for (uint g = 0; g < Q; g++)
+        for (uint e = 0; e < 8; e++) {
 #pragma unroll
-            for (uint e = 0; e < 8; e++) {
-#pragma unroll
-                for (uint step = VALUE_LANES; step < 32; step *= 2) out[g][e] += __shfl_xor_sync(FULL, out[g][e], step);
-                if (lane < VALUE_LANES) sums[warp][g][8 * value_octet + e] = out[g][e];
-            }
+            for (uint step = VALUE_LANES; step < 32; step *= 2) out[e] += __shfl_xor_sync(FULL, out[e], step);
+        }
+        if (lane < VALUE_LANES) {
+            float4* to = reinterpret_cast<float4*>(&found.sums[warp][g][8 * value_octet]);
+            to[0] = make_float4(out[0], out[1], out[2], out[3]), to[1] = make_float4(out[4], out[5], out[6], out[7]);
+        }
     }
+}
+
+// Element e of a part's sums of all its warps, what they are relative to, and the sum of weights.
+template <uint Q, uint D> inline float part_sum(const PartSums<Q, D>& found, uint e, float2& end) {
+    const uint g = e / D, d = e % D;
+    float sum = 0.0f;
+    end = make_float2(-infinity(), 0.0f);
+#pragma unroll
+    for (uint w = 0; w < HEADS_WARPS; w++) end.x = fmaxf(end.x, found.ends[w][g].x);
+#pragma unroll
+    for (uint w = 0; w < HEADS_WARPS; w++) {
+        const float factor = expf(found.ends[w][g].x - end.x);
+        end.y = fmaf(factor, found.ends[w][g].y, end.y);
+        sum = fmaf(factor, found.sums[w][g][d], sum);
+    }
+    return sum;
+}
+
+// Attention of Q heads that share keys and values, for one token over one part of the positions: sums of values, unnormalised, the largest score and
+// the sum of weights; with one part the result itself. With JOIN the last block of a token and head group puts the parts together. Grid of head
+// groups, parts, tokens; blocks whose part is beyond the context's end have nothing to do.
+template <uint Q, uint D, bool JOIN, typename Rows>
+inline void attend(Rows& rows, const half* keys, const half* values, float* y, float* partial, float2* totals, const PartArgs& args) {
+    __shared__ float weights[HEADS_WARPS][Q][WARP_POSITIONS];
+    __shared__ __align__(16) PartSums<Q, D> found;
+    __shared__ bool is_last;
+    const uint warp = warp_index(), head0 = blockIdx.x * Q, token = blockIdx.z;
+    Cached cached(args, token, blockIdx.y);
+    if (cached.none()) return;
+    cached.in<D>(keys, values, args, head0);
+    cached.fetch<D>();
+    begin();
+    rows.load(token, head0, cached.newest);
+    attend_part<Q, D>(rows, cached, args, found, weights[warp]);
     __syncthreads();
+    const ulong place = (ulong(token) * args.parts + blockIdx.y) * args.n_heads + head0;
+#pragma unroll 1
     for (uint e = threadIdx.x; e < Q * D; e += HEADS_THREADS) {
         const uint g = e / D, d = e % D;
-        float largest = -infinity(), total = 0.0f, sum = 0.0f;
-        if (from < to) {
-#pragma unroll
-            for (uint w = 0; w < WARPS; w++) largest = fmaxf(largest, ends[w][g].x);
-#pragma unroll
-            for (uint w = 0; w < WARPS; w++) {
-                const float factor = expf(ends[w][g].x - largest);
-                total = fmaf(factor, ends[w][g].y, total);
-                sum = fmaf(factor, sums[w][g][d], sum);
-            }
-        }
+        float2 end;
+        const float sum = part_sum(found, e, end);
         if (args.parts == 1) {
-            y[(ulong(token) * args.n_heads + head0 + g) * D + d] = sum / total;
+            y[(ulong(token) * args.n_heads + head0 + g) * D + d] = sum / end.y;
         } else {
-            if (from < to) __stcg(partial + (place + g) * D + d, sum);
-            if (d == 0) __stcg(totals + place + g, make_float2(largest, total));
+            __stcg(partial + (place + g) * D + d, sum);
+            if (d == 0) __stcg(totals + place + g, end);
         }
     }
-    if (!JOIN || args.parts == 1) return;
+    if (args.parts == 1) return rows.finish();
+    if (!JOIN && !Rows::TURNS) return;
     __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) {
         // Back to zero with the last block.
-        is_last = atomicInc(heads_done + token * gridDim.x + blockIdx.x, gridDim.y - 1) == gridDim.y - 1;
+        const uint others = end_of_token(args, token) - first_of_token(args, token) - 1;
+        is_last = atomicInc(heads_done + token * gridDim.x + blockIdx.x, others) == others;
         __threadfence();
     }
     __syncthreads();
     if (!is_last) return;
-    for (uint g = warp; g < Q; g += WARPS) {
+    rows.finish();
+    if (!JOIN) return;
+    for (uint g = warp; g < Q; g += HEADS_WARPS) {
         const Parts parts(partial, totals, args, token, head0 + g);
         join_few<D>(parts, y + (ulong(token) * args.n_heads + head0 + g) * D);
     }
 }
+
+template <uint Q, uint D, bool JOIN>
+__global__ void __launch_bounds__(HEADS_THREADS)
+    attention_heads(const float* q, const half* keys, const half* values, float* y, float* partial, float2* totals, const PartArgs* live) {
+    // Live values are in place before a list's first kernel starts.
+    const PartArgs args = *live;
+    __shared__ __align__(16) float shared[Q][D];
+    Given<Q, D> rows{q, args.n_heads, shared};
+    attend<Q, D, JOIN>(rows, keys, values, y, partial, totals, args);
+}
+
+// The same for one token whose queries and keys are turned, and normed before (NORM), and whose keys and values are stored, all heads of a key in one block.
+template <uint Q, uint D, bool JOIN, bool NORM>
+__global__ void __launch_bounds__(HEADS_THREADS)
+    turn_attend(const __grid_constant__ StepArgs step, float* y, float* partial, float2* totals, const PartArgs* live, const __grid_constant__ RopeArgs rope,
+                const __grid_constant__ RopeTable frequencies) {
+    __shared__ __align__(16) StepRows<Q, D> shared;
+    const PartArgs args = *live;
+    Turned<Q, D, NORM, HEADS_THREADS> rows{step, rope, frequencies, shared};
+    rows.cached = (ulong(blockIdx.x) * args.capacity + args.start) * D;
+    attend<Q, D, JOIN>(rows, step.keys, step.values, y, partial, totals, args);
+}
+
+#if __CUDA_ARCH__ >= 900
+inline void cluster_sync() { asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+// Word `at` of this block's shared memory in block `rank` of the cluster.
+inline uint other(const void* at, uint rank) {
+    uint address;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(at)), "r"(rank));
+    return address;
+}
+inline float load_other(const float* at, uint rank) {
+    float value;
+    asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(other(at, rank)) : "memory");
+    return value;
+}
+
+// turn_attend by a cluster of blocks for each head group, with two parts each, that put the parts together in their shared memories, in the same order.
+// Grid of the cluster's blocks, head groups. The parts' sums are dynamic shared memory.
+template <uint Q, uint D, bool NORM>
+__global__ void __launch_bounds__(2 * HEADS_THREADS)
+    turn_attend_cluster(const __grid_constant__ StepArgs step, float* y, const PartArgs* live, const __grid_constant__ RopeArgs rope, const __grid_constant__ RopeTable frequencies) {
+    constexpr uint PARTS = 2, THREADS = PARTS * HEADS_THREADS;
+    extern __shared__ __align__(16) uchar dynamic[];
+    PartSums<Q, D>* const found = reinterpret_cast<PartSums<Q, D>*>(dynamic);
+    __shared__ __align__(16) StepRows<Q, D> shared;
+    __shared__ float weights[PARTS * HEADS_WARPS][Q][WARP_POSITIONS];
+    const PartArgs args = *live;
+    const uint lane = lane_index(), warp = warp_index(), head0 = blockIdx.y * Q, own = PartThreads().index;
+    const Cached first(args, 0, blockIdx.x * PARTS), second(args, 0, blockIdx.x * PARTS + 1);
+    // Warps without positions do once more what others do, so that all take part in the preparation; nobody reads what they find.
+    Cached cached = own == 0 || second.none() ? first : second;
+    cached.in<D>(step.keys, step.values, args, head0);
+    Turned<Q, D, NORM, THREADS> rows{step, rope, frequencies, shared};
+    rows.cached = (ulong(blockIdx.y) * args.capacity + args.start) * D;
+    if (!first.none()) cached.fetch<D>();
+    begin();
+    if (!first.none()) {
+        rows.load(0, head0, first.newest || second.newest);
+        attend_part<Q, D>(rows, cached, args, found[own], weights[warp]);
+        __syncthreads();
+#pragma unroll 1
+        for (uint e = threadIdx.x % HEADS_THREADS; e < Q * D; e += HEADS_THREADS) {
+            float2 end;
+            const float sum = part_sum(found[own], e, end);
+            found[own].sums[0][e / D][e % D] = sum; // which no other thread reads
+            if (e % D == 0) weights[own][e / D][0] = end.x, weights[own][e / D][1] = end.y; // of warps that are done
+        }
+    }
+    cluster_sync();
+    if (blockIdx.x == 0) rows.finish();
+    // Outputs by 32, a warp's; the blocks' warps take them in turn.
+    const uint from = first_part(args), count = end_of_token(args, 0), skip = from % STRIPES;
+#pragma unroll 1
+    for (uint task = blockIdx.x + gridDim.x * warp; task < Q * D / 32; task += gridDim.x * THREADS / 32) {
+        const uint g = task / (D / 32), d = task % (D / 32) * 32 + lane;
+        // As Parts and join_few put them together.
+        const uint mine = (lane - from) % 32;
+        float2 end = make_float2(-infinity(), 0.0f);
+        if (mine < count) end = make_float2(load_other(&weights[mine % PARTS][g][0], mine / PARTS), load_other(&weights[mine % PARTS][g][1], mine / PARTS));
+        const float largest = warp_max(end.x), total = warp_sum(expf(end.x - largest) * end.y), weight = end.y > 0.0f ? expf(end.x - largest) : 0.0f;
+        float sums[STRIPES];
+#pragma unroll
+        for (uint s = 0; s < STRIPES; s++) sums[s] = 0.0f;
+#pragma unroll
+        for (uint round = 0; round < 3; round++)
+#pragma unroll
+            for (uint s = 0; s < STRIPES; s++) {
+                const uint i = round * STRIPES + s - skip;
+                if (i >= count) continue;
+                sums[s] = fmaf(__shfl_sync(FULL, weight, (i + from) % 32), load_other(&found[i % PARTS].sums[0][g][d], i / PARTS), sums[s]);
+            }
+        float sum = sums[0];
+#pragma unroll
+        for (uint s = 1; s < STRIPES; s++) sum += sums[s];
+        y[ulong(head0 + g) * D + d] = sum / total;
+    }
+    cluster_sync(); // nobody's memory goes before all have read it
+}
+#endif

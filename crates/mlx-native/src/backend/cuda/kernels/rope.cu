@@ -1,14 +1,3 @@
-
-// The fraction of a turn, about -1/2 to 1/2, that position * frequency / factor leaves. The frequency, in turns, is a sum of two
-// floats, and so is its quotient: a position of many thousand turns keeps its fraction to a few parts in 10^8.
-inline float turn(float position, float2 frequency, float factor) {
-    const float high = frequency.x / factor;
-    const float low = (fmaf(-high, factor, frequency.x) + frequency.y) / factor;
-    const float product = position * high;
-    const float error = fmaf(position, high, -product);
-    return (product - rintf(product)) + (error + position * low);
-}
-
 // Turns pair i, or copies value i that does not turn, of HEADS heads of a token, whose angle is computed once. Thread `index` of those for x; a row is a
 // head of a token. store(row, d, value) takes value d of a row; all is read before any is stored.
 template <uint HEADS, typename Store>
@@ -19,7 +8,7 @@ inline void turn_heads(const float* x, const uint* positions, const RopeArgs& ar
     const uint group = uint(index / per_head), i = uint(index - ulong(group) * per_head);
     const uint row = group * HEADS, token = row / args.n_heads;
     const bool turns = i < pairs;
-    const uint a = args.interleaved ? 2 * i : i, b = !turns ? pairs + i : a + (args.interleaved ? 1 : pairs);
+    const uint a = pair_of(args, i).x, b = turns ? pair_of(args, i).y : pairs + i;
     float u[HEADS], v[HEADS];
 #pragma unroll
     for (uint h = 0; h < HEADS; h++) {
@@ -27,22 +16,13 @@ inline void turn_heads(const float* x, const uint* positions, const RopeArgs& ar
         u[h] = turns ? head[a] : 0.0f, v[h] = head[b];
     }
     float sine = 0.0f, cosine = 1.0f;
-    if (turns) {
-        const uint position = positions[token];
-        const bool negative = args.positions_unsigned == 0 && position >> 31;
-        const uint magnitude = negative ? 0 - position : position;
-        const float factor = args.has_factors ? factors[i] : 1.0f;
-        const float2 frequency = make_float2(frequencies.turns[i][0], frequencies.turns[i][1]);
-        // Two parts of the position that a float holds exactly.
-        float t = turn(float(magnitude & 0xfff), frequency, factor) + turn(float(magnitude & ~0xfffu), frequency, factor);
-        t -= rintf(t);
-        sincospif(2.0f * (negative ? -t : t), &sine, &cosine);
-    }
+    if (turns) angle(positions[token], args, frequencies, factors, i, sine, cosine);
 #pragma unroll
     for (uint h = 0; h < HEADS; h++) {
         if (turns) {
-            store(row + h, a, fmaf(u[h], cosine, -(v[h] * sine)));
-            store(row + h, b, fmaf(u[h], sine, v[h] * cosine));
+            const float2 pair = turned(u[h], v[h], sine, cosine);
+            store(row + h, a, pair.x);
+            store(row + h, b, pair.y);
         } else {
             store(row + h, b, v[h]);
         }

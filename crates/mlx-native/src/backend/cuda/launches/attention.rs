@@ -15,13 +15,13 @@ const PART: usize = 128;
 const PART_THREADS: u32 = 128;
 /// The same in heads.cu, whose kernel takes heads of these values.
 const HEADS_PART: usize = 64;
-const HEADS_THREADS: u32 = 128;
+pub(super) const HEADS_THREADS: u32 = 256;
 const HEADS_DIMS: [usize; 3] = [64, 128, 256];
 /// Parts that the last block puts together, as many as a launch has blocks for on a large GPU; groups of heads and tokens that it can count for.
 const JOINED_PARTS: usize = 16;
-const MOST_GROUPS: usize = 4096;
+pub(super) const MOST_GROUPS: usize = 4096;
 /// Dynamic shared memory of which a processor has room for one block.
-const APART_BYTES: usize = 116 << 10;
+pub(super) const APART_BYTES: usize = 116 << 10;
 /// Threads of `join_heads`, a warp for each of its stripes.
 const JOIN_THREADS: u32 = 256;
 /// Scratch memory of the parts: more tokens than it has room for are computed in turns.
@@ -87,7 +87,7 @@ fn flash_bytes(head_dim: usize) -> usize {
     (FLASH_TOKENS + 4 * flash_positions(head_dim)) * (head_dim + 8) * 2
 }
 
-fn part_args(op: &Attention) -> Result<PartArgs> {
+pub(super) fn part_args(op: &Attention) -> Result<PartArgs> {
     let params = &op.params;
     let head_dim = params.cache.head_dim;
     let capacity = u32_of("capacity", params.cache.capacity)?;
@@ -148,7 +148,7 @@ pub(super) fn attention(op: &Attention, planner: &Planner<'_>) -> Result<Plan> {
 }
 
 /// What the kernel for few tokens needs to be the one for halves and common heads.
-fn suits_heads(op: &Attention) -> bool {
+pub(super) fn suits_heads(op: &Attention) -> bool {
     let aligned = |view: &View| view.offset.is_multiple_of(16);
     HEADS_DIMS.contains(&op.params.cache.head_dim)
         && op.k_cache.dtype == DType::F16
@@ -156,14 +156,14 @@ fn suits_heads(op: &Attention) -> bool {
 }
 
 /// How attention by parts of the positions is launched.
-struct PartLaunches {
+pub(super) struct PartLaunches {
     /// Whether the kernel is the one of heads.cu.
-    heads: bool,
+    pub heads: bool,
     /// Query heads of a block.
-    queries: usize,
-    parts: usize,
+    pub queries: usize,
+    pub parts: usize,
     /// Whether the last block puts the parts together.
-    joins: bool,
+    pub joins: bool,
 }
 
 impl PartLaunches {
@@ -173,13 +173,12 @@ impl PartLaunches {
     }
 }
 
-fn launches_of(op: &Attention, args: &PartArgs, planner: &Planner<'_>) -> Result<PartLaunches> {
+pub(super) fn launches_of(op: &Attention, args: &PartArgs, planner: &Planner<'_>) -> Result<PartLaunches> {
     let params = &op.params;
     let sharing = params.n_heads / params.cache.n_kv_heads;
     let heads = suits_heads(op);
-    let most = if heads { 4 } else { 8 };
-    let queries =
-        [8, 4, 2].into_iter().find(|&queries| queries <= most && sharing.is_multiple_of(queries)).unwrap_or(1);
+    let groups: &[usize] = if heads { &[4, 3, 2] } else { &[8, 4, 2] };
+    let queries = groups.iter().copied().find(|&queries| sharing.is_multiple_of(queries)).unwrap_or(1);
     let head_dim = params.cache.head_dim;
     if !heads && part_bytes(head_dim, queries) > planner.info.shared_bytes {
         return Err(MlxError::KernelNotFound(format!("attention: head_dim {head_dim} exceeds the shared memory")));
@@ -190,7 +189,7 @@ fn launches_of(op: &Attention, args: &PartArgs, planner: &Planner<'_>) -> Result
 }
 
 /// Attention by parts of the positions, in turns of tokens.
-fn parts_attention(op: &Attention, planner: &Planner<'_>, args: PartArgs) -> Result<Plan> {
+pub(super) fn parts_attention(op: &Attention, planner: &Planner<'_>, args: PartArgs) -> Result<Plan> {
     let (params, head_dim) = (&op.params, op.params.cache.head_dim);
     let launches = launches_of(op, &args, planner)?;
     let PartLaunches { heads, queries, parts, joins } = launches;
@@ -248,7 +247,7 @@ fn part_bytes(head_dim: usize, queries: usize) -> usize {
 }
 
 /// The turns that each pair makes in a position, as a float and what it leaves.
-fn frequencies(op: &Rope) -> RopeTable {
+pub(super) fn frequencies(op: &Rope) -> RopeTable {
     let params = &op.params;
     let mut table = RopeTable { turns: [[0.0; 2]; ROPE_PAIRS] };
     for (pair, split) in table.turns.iter_mut().take(params.n_rot / 2).enumerate() {
@@ -264,7 +263,7 @@ pub(super) fn turns_fit(op: &Rope) -> bool {
     op.params.n_rot / 2 <= ROPE_PAIRS
 }
 
-fn rope_args(op: &Rope) -> Result<RopeArgs> {
+pub(super) fn rope_args(op: &Rope) -> Result<RopeArgs> {
     let params = &op.params;
     if !turns_fit(op) {
         let most = 2 * ROPE_PAIRS;

@@ -1,6 +1,7 @@
 //! Operations that follow one another and run as one launch, or share what makes their operands.
 
 use super::hopper::{self, Chain};
+use super::step::Step;
 use super::{Plan, Planner, attention, matmul};
 use crate::Result;
 use crate::backend::Recorded;
@@ -10,7 +11,21 @@ use crate::ops::Op;
 /// The plan of the first operations of a list together, and how many they are: one where the first runs alone. `planner` is that of the first;
 /// none where there are no more.
 pub(crate) fn plan(ops: &[Recorded], planner: &Planner<'_>) -> Option<(Result<Plan>, usize)> {
+    let (mut plan, count) = together(ops, planner)?;
+    if let Ok(plan) = &mut plan {
+        hopper::look(plan, ops, planner);
+    }
+    Some((plan, count))
+}
+
+fn together(ops: &[Recorded], planner: &Planner<'_>) -> Option<(Result<Plan>, usize)> {
     let [first, ..] = ops else { return None };
+    if let Some((step, count)) = Step::first(ops)
+        && let Some(plan) = step.plan(planner)
+    {
+        // The norms, if any, come before what has live values.
+        return Some((plan.map(|plan| Plan { live_from: count - 1, ..plan }), count));
+    }
     if let Some(Together::RopeStore { q, k, k_store, v_store }) = Together::first(ops)
         && attention::turns_fit(q)
     {
@@ -149,24 +164,17 @@ mod tests {
     }
 
     #[test]
-    fn a_layer_of_one_token_is_six_launches() {
-        let expected = [
-            "hopper_mv_group",
-            "rope_store",
-            "attention_heads",
-            "hopper_mv",
-            "hopper_mv_gated",
-            "hopper_mv",
-            "hopper_mv_group",
-        ];
+    fn a_layer_of_one_token_is_five_launches() {
+        let expected =
+            ["hopper_mv_group", "turn_attend_cluster", "hopper_mv", "hopper_mv_gated", "hopper_mv", "hopper_mv_group"];
         assert_eq!(kernels(90, 1, GgmlType::Q4_K, &DeviceOptions::default()), expected);
     }
 
     #[test]
     fn values_of_another_format_have_a_launch_of_their_own() {
         let names = kernels(90, 1, GgmlType::Q6_K, &DeviceOptions::default());
-        assert_eq!(names[..3], ["hopper_mv_group", "hopper_mv", "rope_store"]);
-        assert_eq!(names.len(), 8);
+        assert_eq!(names[..3], ["hopper_mv_group", "hopper_mv", "turn_attend_cluster"]);
+        assert_eq!(names.len(), 7);
     }
 
     #[test]

@@ -9,6 +9,7 @@ pub(crate) mod hopper;
 pub(crate) mod matmul;
 mod rows;
 mod sample;
+pub(crate) mod step;
 
 use bytemuck::Pod;
 
@@ -84,6 +85,8 @@ pub(crate) enum Bound {
     Fault,
     /// A tensor map over a view or scratch memory, for the bulk copy engine (sm_90).
     Tensor(TensorMap, Box<Bound>),
+    /// A struct by value, of addresses of views and of values.
+    Record(Vec<Bound>),
 }
 
 impl Bound {
@@ -114,11 +117,13 @@ pub(crate) struct Launch {
     pub cluster: u32,
     /// Dynamic shared memory.
     pub shared_bytes: usize,
+    /// Products that it computes, if its last parameter tells which weights come after them (see `hopper::look`).
+    pub products: usize,
 }
 
 impl Launch {
     pub(crate) fn new(pipeline: PipelineKey, bindings: Vec<Bound>, grid: [u32; 3], threads: u32) -> Launch {
-        Launch { pipeline, bindings, grid, threads, cluster: 1, shared_bytes: 0 }
+        Launch { pipeline, bindings, grid, threads, cluster: 1, shared_bytes: 0, products: 0 }
     }
 }
 

@@ -4,7 +4,8 @@
 // is `sets` times 16 weight rows x `span` units of k; a warp owns one unit of one set, and the operands made from its part of x (KU units, one
 // for each stage of a row) stay in its registers for the whole launch. The eight columns of the mma are (high, low) halves of four rows of x,
 // which is as good as f32 and made here, by every block, or eight rows in half precision, which take so long that a kernel prepares them
-// once (PREPARED). Sums over the warps go through shared memory.
+// once (PREPARED). Sums over the warps go through shared memory, in a ring of buffers: the warps take turns at adding up a group's, and none waits
+// for another but where the ring is full.
 // Rows of more than 16 KU units are cut into slices, one for each block of a cluster, whose sums meet at the end.
 
 // The next group of rows and how many blocks are done: zero before and after a launch. Launches follow one another, and a block touches these only
@@ -18,8 +19,8 @@ struct Matrix {
     u32 n;
 };
 // What a launch multiplies. TURNS matrices are multiplied for a group of rows before the next group; of(group, height, turn) is the matrix that a
-// group belongs to, the group's number becoming the one within it; store(matrix, at, sum, held, turn) takes element `at` of the matrix's product,
-// `held` being the thread's own from one turn to the next.
+// group belongs to, the group's number becoming the one within it; store(matrix, at, sums, held) takes element `at` of each turn's product, `matrix` being
+// the first turn's, and what `before` has loaded for it.
 struct OneMatrix {
     static constexpr int TURNS = 1;
     Matrix matrix;
@@ -28,9 +29,10 @@ struct OneMatrix {
     float* sums;
     DI int groups(int height) const { return (matrix.n + height - 1) / height; }
     DI Matrix of(int& group, int height, int turn) const { return matrix; }
-    DI void store(const Matrix& m, u64 at, float sum, float& held, int turn) const {
-        m.output[at] = sum;
-        if (residual) sums[at] = residual[at] + sum;
+    DI float before(u64 at) const { return residual ? residual[at] : 0.f; }
+    DI void store(const Matrix& m, u64 at, const float (&sum)[TURNS], float held) const {
+        m.output[at] = sum[0];
+        if (residual) sums[at] = held + sum[0];
     }
 };
 // Matrices that share their input, whose groups of rows follow one another.
@@ -46,21 +48,20 @@ struct ThreeMatrices {
         group -= groups(height, 1);
         return matrices[2];
     }
-    DI void store(const Matrix& m, u64 at, float sum, float& held, int turn) const { m.output[at] = sum; }
+    DI float before(u64 at) const { return 0.f; }
+    DI void store(const Matrix& m, u64 at, const float (&sum)[TURNS], float held) const { m.output[at] = sum[0]; }
 };
-// Two of one shape: the first one's output is its activation times the second. A stage's rows times tokens are no more than threads.
+// Two of one shape: the first one's output is its activation times the second.
 struct GatedMatrices {
     static constexpr int TURNS = 2;
     Matrix gate, up;
     u32 activation; // 0 SiLU, 1 GELU by tanh
     DI int groups(int height) const { return (gate.n + height - 1) / height; }
     DI Matrix of(int& group, int height, int turn) const { return turn ? up : gate; }
-    DI void store(const Matrix& m, u64 at, float sum, float& held, int turn) const {
-        if (turn) {
-            gate.output[at] = (activation ? gelu_tanh(held) : held / (1.f + expf(-held))) * sum;
-            up.output[at] = sum;
-        }
-        held = sum;
+    DI float before(u64 at) const { return 0.f; }
+    DI void store(const Matrix& m, u64 at, const float (&sum)[TURNS], float held) const {
+        gate.output[at] = (activation ? gelu_tanh(sum[0]) : sum[0] / (1.f + expf(-sum[0]))) * sum[1];
+        up.output[at] = sum[1];
     }
     DI static float gelu_tanh(float a) { return 0.5f * a * (1.f + tanhf(0.7978845608f * (a + 0.044715f * a * a * a))); }
 };
@@ -71,16 +72,40 @@ struct Norm {
     float eps;
 };
 
+// Weights that the launches after this one read first. A block asks for its share of them once its own are on their way, so that memory works on while
+// the launches change.
+struct Ahead {
+    const u8* at[AHEAD_RANGES];
+    AheadRange ranges[AHEAD_RANGES];
+    // A warp. A range's segments lie apart and are read side by side, so pieces of all of them go from block to block.
+    DI void fetch() const {
+        constexpr u32 PIECE = 4096;
+#pragma unroll 1
+        for (int i = 0; i < AHEAD_RANGES; i++) {
+            const AheadRange range = ranges[i];
+            const u32 pieces = (range.bytes + PIECE - 1) / PIECE * range.segments;
+            for (u32 p = (threadIdx.x & 31) * gridDim.x + blockIdx.x; p < pieces; p += 32 * gridDim.x) {
+                const u32 segment = p % range.segments, within = p / range.segments * PIECE;
+                const u64 first = (u64)((u64)range.groups * segment / range.segments) * range.group_bytes;
+                prefetch_bulk(at[i] + first + within, min(PIECE, range.bytes - within));
+            }
+        }
+    }
+};
+
 template <class F, int KU, bool PREPARED, bool CLUSTERED, bool TAIL, bool RAGGED, bool NORM, class Matrices>
-DI void matvec(const Matrices& matrices, const void* input, const TensorMap* scales, const TensorMap* biases, const HopperRowArgs& a, const Norm& norm) {
+DI void matvec(const Matrices& matrices, const void* input, const TensorMap* scales, const TensorMap* biases, const HopperRowArgs& a, const Norm& norm, const Ahead& ahead) {
     using L = MatVecLayout<F, KU>;
     constexpr int THREADS = WARPS * 32;
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
     const u32 fixed = a.stages * a.stage_bytes, shared = shared_address(0), barriers = shared + fixed;
     auto full = [&](int slot) { return barriers + 8 * slot + L::FULL; };
     auto empty = [&](int slot) { return barriers + 8 * slot + L::EMPTY; };
+    auto ready = [&](int buffer) { return barriers + 8 * buffer + L::READY; };
+    auto drained = [&](int buffer) { return barriers + 8 * buffer + L::DRAINED; };
     if (threadIdx.x == 0) {
         for (int i = 0; i < a.stages; i++) barrier_init(full(i), 1), barrier_init(empty(i), WARPS);
+        for (int i = 0; i < a.sums; i++) barrier_init(ready(i), WARPS), barrier_init(drained(i), 1);
         barriers_ready();
     }
     __syncthreads();
@@ -92,13 +117,16 @@ DI void matvec(const Matrices& matrices, const void* input, const TensorMap* sca
     }
     const int height = 16 * a.sets, groups = matrices.groups(height);
     const int first_unit = rank * a.slice, units = min((a.k + 255) / 256, first_unit + a.slice);
-    // Groups of rows: a range for each cluster, else from the counter, passed on through a ring of sixteen, more than there are stages.
+    // Groups of rows: a range for each cluster; else as many for each block as it has own ones, and the rest from the counter, passed on through a ring of
+    // sixteen, more than there are stages.
     const int clusters = gridDim.x / slices, cluster = blockIdx.x / slices;
     const int begin = CLUSTERED ? (int)((u64)groups * cluster / clusters) : 0, end = CLUSTERED ? (int)((u64)groups * (cluster + 1) / clusters) : 0;
-    const u32 partial = fixed + L::REDUCE + (1 + a.twice) * WARPS * 64 * a.m; // a cluster's sums of its slices
+    const u32 partial = fixed + L::SUMS + a.sums * WARPS * 64 * a.m; // a cluster's sums of its slices
     volatile int* ring = (volatile int*)(smem + fixed + L::RING);
     if (warp >= WARPS) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
+        if (NORM && warp == WARPS + 1) // nearer, while the launch before still computes what is to be normed
+            for (u32 i = 32 * lane; i < a.k; i += 32 * 32) prefetch_line(norm.weight + i);
         if (warp == WARPS) {
             const u64 policy = evict_first_policy();
             int issued = 0, slot = 0, phase = 1;
@@ -132,18 +160,16 @@ DI void matvec(const Matrices& matrices, const void* input, const TensorMap* sca
                 issued++;
                 if (++slot == a.stages) slot = 0, phase ^= 1;
             };
+            const bool drawn = !CLUSTERED && a.own * gridDim.x < groups;
+            auto draw = [&]() { return (int)(atomicAdd(row_groups, 1) + a.own * gridDim.x); };
             int next = CLUSTERED ? begin : blockIdx.x;
 #pragma unroll 1
             for (int i = 0;; i++) {
                 const int group = next;
                 if (CLUSTERED) next = group + 1;
-                else if (i == 0) next = group + gridDim.x; // two groups for each block, while the launch before may still run
-                else {
-                    if (i == 1) wait_for_predecessor();
-                    // The group after this one, asked for early enough to have arrived.
-                    if (lane == 0) next = atomicAdd(row_groups, 1) + 2 * gridDim.x;
-                }
-                if (!CLUSTERED && lane == 0) ring[i & 15] = group < groups ? group : -1;
+                else if (i + 1 < a.own) next = group + gridDim.x;
+                else if (i + 1 > a.own && lane == 0) next = draw(); // asked for early enough to have arrived
+                if (!CLUSTERED && lane == 0) ring[i & 15] = group;
                 if (group >= (CLUSTERED ? end : groups)) break;
 #pragma unroll 1
                 for (int turn = 0; turn < Matrices::TURNS; turn++) {
@@ -152,16 +178,28 @@ DI void matvec(const Matrices& matrices, const void* input, const TensorMap* sca
 #pragma unroll 1
                     for (int unit = first_unit; unit < units; unit += a.span) stage(matrix, within, unit);
                 }
-                if (!CLUSTERED) next = __shfl_sync(~0u, next, 0);
+                if (!CLUSTERED) {
+                    if (i + 1 == a.own) { // the launch before may run until here
+                        next = groups;
+                        if (drawn) {
+                            wait_for_predecessor();
+                            if (lane == 0) next = draw();
+                        }
+                    }
+                    next = __shfl_sync(~0u, next, 0);
+                }
             }
+            ahead.fetch();
             if (issued <= a.stages - a.lent) named_sync<2, THREADS + 32>();
             if (!CLUSTERED) {
                 if (issued >= a.stages) barrier_wait(empty(slot), phase);
-                wait_for_predecessor();
                 if (lane == 0) {
                     barrier_arrive(full(slot));
-                    __threadfence(); // the last block leaves the counters as it found them
-                    if (atomicAdd(row_groups + 1, 1) == gridDim.x - 1) atomicExch(row_groups, 0), atomicExch(row_groups + 1, 0);
+                    if (drawn) {
+                        wait_for_predecessor();
+                        __threadfence(); // the last block leaves the counters as it found them
+                        if (atomicAdd(row_groups + 1, 1) == gridDim.x - 1) atomicExch(row_groups, 0), atomicExch(row_groups + 1, 0);
+                    }
                 }
             }
         }
@@ -174,7 +212,7 @@ DI void matvec(const Matrices& matrices, const void* input, const TensorMap* sca
         const u32 table = fixed + L::TABLES + warp * L::TABLE;
         wait_for_predecessor();
         const u32 strip = 16 * a.m; // sums of a warp: 16 rows of each token
-        float* reduce = (float*)(smem + fixed + L::REDUCE);
+        float* const all_sums = (float*)(smem + fixed + L::SUMS);
         auto unit_of = [&](int i) { return works && first_unit + place + i * a.span < units ? first_unit + place + i * a.span : 1 << 22; };
         float squares = 0.f;
         if constexpr (PREPARED) {
@@ -195,7 +233,7 @@ DI void matvec(const Matrices& matrices, const void* input, const TensorMap* sca
         inverse[0] *= 1.f / F::QUANTUM, inverse[1] *= 1.f / F::QUANTUM;
         float factor = 1.f;
         if constexpr (NORM) { // the factor of the row applies to the sums; the first set's warps have all of it
-            float* shares = reduce + a.twice * WARPS * strip; // nobody writes there before all warps have met again
+            float* shares = (float*)(smem + fixed + L::SHARES);
             if (lane == 0) shares[warp] = set == 0 ? squares : 0.f;
             named_sync<1, THREADS>();
             float total = 0.f;
@@ -205,14 +243,60 @@ DI void matvec(const Matrices& matrices, const void* input, const TensorMap* sca
             inverse[0] *= factor, inverse[1] *= factor;
         }
         const u32 row = (set * 16 + g) * a.pitch + place * F::UNIT, side = height * a.pitch + (set * 16 + g) * a.side_pitch + place * side_of<F>();
-        int slot = 0, phase = 0;
+        // Where the sums of a warp go: a buffer, and how often the ring has been gone round.
+        struct Place {
+            int buffer, round;
+            DI void advance(int buffers) {
+                if (++buffer == buffers) buffer = 0, round ^= 1;
+            }
+        };
+        // Adds up the sums of a group, the block's i-th, which begin at a place: a warp.
+        auto add_up = [&](int i, int group, Place from) {
+            const float* columns[Matrices::TURNS];
+            Place at = from;
+            int within = group;
+            const Matrix matrix = matrices.of(within, height, 0);
+            // Element o of the group, token height + row, in the output.
+            auto index = [&](u32 o) {
+                const u32 token = a.m == 1 ? 0 : o / height, r = o - token * height;
+                return (u64)(a.first + token) * matrix.n + min(within * height + r, matrix.n - 1);
+            };
+            const float held = !CLUSTERED && lane < height * a.m ? matrices.before(index(lane)) : 0.f;
+#pragma unroll
+            for (int turn = 0; turn < Matrices::TURNS; turn++) {
+                barrier_wait(ready(at.buffer), at.round);
+                columns[turn] = all_sums + at.buffer * WARPS * strip;
+                at.advance(a.sums);
+            }
+#pragma unroll 1
+            for (u32 o = lane; o < height * a.m; o += 32) {
+                const u32 token = a.m == 1 ? 0 : o / height, r = o - token * height, first = (r >> 4) * a.span * strip + token * 16 + (r & 15);
+                float sums[Matrices::TURNS];
+#pragma unroll
+                for (int turn = 0; turn < Matrices::TURNS; turn++) sums[turn] = 0.f;
+#pragma unroll 4
+                for (int w = 0; w < a.span; w++)
+#pragma unroll
+                    for (int turn = 0; turn < Matrices::TURNS; turn++) sums[turn] += columns[turn][first + w * strip];
+                if (CLUSTERED) *(float*)(smem + partial + (i * height * a.m + o) * 4) = sums[0];
+                else if (within * height + r < matrix.n) matrices.store(matrix, index(o), sums, o < 32 ? held : matrices.before(index(o)));
+            }
+            __syncwarp();
+#pragma unroll
+            for (int turn = 0; turn < Matrices::TURNS; turn++) {
+                if (lane == 0) barrier_arrive(drained(from.buffer));
+                from.advance(a.sums);
+            }
+        };
+        int slot = 0, phase = 0, before = -1;
+        Place to = {0, 0}, started = to;
 #pragma unroll 1
         for (int i = 0;; i++) {
             int group = begin + i;
-            if (CLUSTERED && group >= end) break;
-            float held = 0.f;
+            const Place start = to;
+            bool none = CLUSTERED && group >= end;
 #pragma unroll 1
-            for (int turn = 0; turn < Matrices::TURNS; turn++) {
+            for (int turn = 0; turn < Matrices::TURNS && !none; turn++) {
                 float acc[4] = {0.f, 0.f, 0.f, 0.f};
 #pragma unroll
                 for (int sub = 0; sub < KU; sub++) {
@@ -221,7 +305,7 @@ DI void matvec(const Matrices& matrices, const void* input, const TensorMap* sca
                     barrier_wait(full(slot), phase);
                     if (!CLUSTERED && sub == 0 && turn == 0) {
                         group = ring[i & 15];
-                        if (group < 0) break;
+                        if (group >= groups) break;
                     }
                     if (works && unit < units) {
                         const int valid = (int)a.k - unit * 256;
@@ -248,29 +332,26 @@ DI void matvec(const Matrices& matrices, const void* input, const TensorMap* sca
                     if (lane == 0) barrier_arrive(empty(slot));
                     if (++slot == a.stages) slot = 0, phase ^= 1;
                 }
-                if (!CLUSTERED && group < 0) break;
-                if (!a.twice) named_sync<1, THREADS>();
-                float* all = reduce + ((i * Matrices::TURNS + turn) & a.twice) * WARPS * strip;
-                float* mine = all + warp * strip;
+                none = !CLUSTERED && group >= groups;
+                if (none) break;
+                barrier_wait(drained(to.buffer), to.round ^ 1);
+                float* mine = all_sums + (to.buffer * WARPS + warp) * strip;
                 if (!PREPARED) {
                     if (t < a.m) mine[t * 16 + g] = (acc[0] + acc[1]) * inverse[0], mine[t * 16 + g + 8] = (acc[2] + acc[3]) * inverse[0];
                 } else {
                     if (2 * t < a.m) mine[2 * t * 16 + g] = acc[0] * inverse[0], mine[2 * t * 16 + g + 8] = acc[2] * inverse[0];
                     if (2 * t + 1 < a.m) mine[(2 * t + 1) * 16 + g] = acc[1] * inverse[1], mine[(2 * t + 1) * 16 + g + 8] = acc[3] * inverse[1];
                 }
-                named_sync<1, THREADS>();
-                int within = group;
-                const Matrix matrix = matrices.of(within, height, turn);
-                for (u32 o = threadIdx.x; o < height * a.m; o += THREADS) { // o = token height + row
-                    const u32 token = o / height, r = o % height;
-                    const float* column = all + (r >> 4) * a.span * strip + token * 16 + (r & 15);
-                    float sum = 0.f;
-                    for (int w = 0; w < a.span; w++) sum += column[w * strip];
-                    if (CLUSTERED) *(float*)(smem + partial + (i * height * a.m + o) * 4) = sum;
-                    else if (within * height + r < matrix.n) matrices.store(matrix, (u64)(a.first + token) * matrix.n + within * height + r, sum, held, turn);
-                }
+                __syncwarp();
+                if (lane == 0) barrier_arrive(ready(to.buffer));
+                to.advance(a.sums);
+                if (turn == 0 && i > 0 && warp == (i - 1) % WARPS) add_up(i - 1, before, started);
             }
-            if (!CLUSTERED && group < 0) break;
+            if (none) {
+                if (i > 0 && warp == (i - 1) % WARPS) add_up(i - 1, before, started);
+                break;
+            }
+            before = group, started = start;
         }
         if constexpr (NORM) { // by a block that has had the fewest rows
             if (blockIdx.x == gridDim.x - 1)
@@ -279,20 +360,24 @@ DI void matvec(const Matrices& matrices, const void* input, const TensorMap* sca
     }
     if constexpr (CLUSTERED) { // every block adds up its share of the cluster's sums
         auto cluster_sync = []() { asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory"); };
+        const u32 all = (end - begin) * height * a.m, first = rank * blockDim.x + threadIdx.x;
+        int group = 0;
+        const Matrix matrix = matrices.of(group, height, 0);
+        auto row = [&](u32 o) { return (begin + o / (height * a.m)) * height + o % height; };
+        auto index = [&](u32 o) { return (u64)(a.first + o / height % a.m) * matrix.n + min(row(o), matrix.n - 1); };
+        const float held = first < all ? matrices.before(index(first)) : 0.f;
         __syncthreads();
         cluster_sync();
-        for (u32 o = rank * blockDim.x + threadIdx.x; o < (end - begin) * height * a.m; o += slices * blockDim.x) {
-            const u32 at = shared + partial + o * 4, token = o / height % a.m, r = (begin + o / (height * a.m)) * height + o % height;
+        for (u32 o = first; o < all; o += slices * blockDim.x) {
+            const u32 at = shared + partial + o * 4;
             float sum = 0.f;
             for (int s = 0; s < slices; s++) {
                 float v;
                 asm volatile("{.reg .b32 r; mapa.shared::cluster.u32 r, %1, %2; ld.shared::cluster.f32 %0, [r];}" : "=f"(v) : "r"(at), "r"(s) : "memory");
                 sum += v;
             }
-            int group = 0;
-            float held = 0.f;
-            const Matrix matrix = matrices.of(group, height, 0);
-            if (r < matrix.n) matrices.store(matrix, (u64)(a.first + token) * matrix.n + r, sum, held, 0);
+            const float sums[1] = {sum};
+            if (row(o) < matrix.n) matrices.store(matrix, index(o), sums, o == first ? held : matrices.before(index(o)));
         }
         cluster_sync();
     }
@@ -301,27 +386,29 @@ DI void matvec(const Matrices& matrices, const void* input, const TensorMap* sca
 // y [m, n] = x [m, k] times the weight's rows; x f32, or prepared rows. Where there is a residual, sums = residual + y.
 template <class F, int KU, bool PREPARED, bool CLUSTERED, bool TAIL, bool RAGGED>
 __global__ void __launch_bounds__(WARPS * 32 + 128, 1)
-    hopper_mv(const u8* weights, const void* x, float* y, const __grid_constant__ HopperRowArgs args, const float* residual, float* sums) {
-    matvec<F, KU, PREPARED, CLUSTERED, TAIL, RAGGED, false>(OneMatrix{{weights, y, args.n}, residual, sums}, x, nullptr, nullptr, args, {});
+    hopper_mv(const u8* weights, const void* x, float* y, const __grid_constant__ HopperRowArgs args, const float* residual, float* sums,
+             const __grid_constant__ Ahead ahead) {
+    matvec<F, KU, PREPARED, CLUSTERED, TAIL, RAGGED, false>(OneMatrix{{weights, y, args.n}, residual, sums}, x, nullptr, nullptr, args, {}, ahead);
 }
 // The same for up to three matrices of one format and as many columns: y0 = x w0, y1 = x w1, y2 = x w2. With NORM the input is x normed.
 template <class F, int KU, bool PREPARED, bool TAIL, bool RAGGED, bool NORM>
 __global__ void __launch_bounds__(WARPS * 32 + 128, 1) hopper_mv_group(const u8* w0, const u8* w1, const u8* w2, const void* x, float* y0, float* y1, float* y2,
-                                                                       const __grid_constant__ HopperRowArgs args, u32 n1, u32 n2, const float* norm_weight, float* normed, float eps) {
-    matvec<F, KU, PREPARED, false, TAIL, RAGGED, NORM>(ThreeMatrices{{{w0, y0, args.n}, {w1, y1, n1}, {w2, y2, n2}}}, x, nullptr, nullptr, args, {norm_weight, normed, eps});
+                                                                       const __grid_constant__ HopperRowArgs args, u32 n1, u32 n2, const float* norm_weight, float* normed, float eps,
+                                                                       const __grid_constant__ Ahead ahead) {
+    matvec<F, KU, PREPARED, false, TAIL, RAGGED, NORM>(ThreeMatrices{{{w0, y0, args.n}, {w1, y1, n1}, {w2, y2, n2}}}, x, nullptr, nullptr, args, {norm_weight, normed, eps}, ahead);
 }
 // The same for a gated pair.
 template <class F, int KU, bool PREPARED, bool TAIL, bool RAGGED, bool NORM>
 __global__ void __launch_bounds__(WARPS * 32 + 128, 1) hopper_mv_gated(const u8* w0, const u8* w1, const void* x, float* y0, float* y1, const __grid_constant__ HopperRowArgs args,
-                                                                       u32 activation, const float* norm_weight, float* normed, float eps) {
-    matvec<F, KU, PREPARED, false, TAIL, RAGGED, NORM>(GatedMatrices{{w0, y0, args.n}, {w1, y1, args.n}, activation}, x, nullptr, nullptr, args, {norm_weight, normed, eps});
+                                                                       u32 activation, const float* norm_weight, float* normed, float eps, const __grid_constant__ Ahead ahead) {
+    matvec<F, KU, PREPARED, false, TAIL, RAGGED, NORM>(GatedMatrices{{w0, y0, args.n}, {w1, y1, args.n}, activation}, x, nullptr, nullptr, args, {norm_weight, normed, eps}, ahead);
 }
 // The same for affine formats: boxes of a stage's rows x side_pitch bytes of scales and biases.
 template <class F, int KU, bool PREPARED, bool CLUSTERED, bool TAIL, bool RAGGED>
 __global__ void __launch_bounds__(WARPS * 32 + 128, 1)
     hopper_mv_affine(const u8* weights, const void* x, float* y, const __grid_constant__ HopperRowArgs args, const float* residual, float* sums, const __grid_constant__ TensorMap scales,
-                     const __grid_constant__ TensorMap biases) {
-    matvec<F, KU, PREPARED, CLUSTERED, TAIL, RAGGED, false>(OneMatrix{{weights, y, args.n}, residual, sums}, x, &scales, &biases, args, {});
+                     const __grid_constant__ TensorMap biases, const __grid_constant__ Ahead ahead) {
+    matvec<F, KU, PREPARED, CLUSTERED, TAIL, RAGGED, false>(OneMatrix{{weights, y, args.n}, residual, sums}, x, &scales, &biases, args, {}, ahead);
 }
 
 // Rows [first, first + m) of x f32 [.., k] as halves for one launch, scaled by a power of two each; a block takes one, with 512 bytes of shared memory for each unit.

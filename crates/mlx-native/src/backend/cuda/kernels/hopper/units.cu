@@ -7,7 +7,7 @@ DI void mma(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1, float
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1), "f"(c0), "f"(c1), "f"(c2), "f"(c3));
 }
 
-constexpr int WARPS = 16, SHARED_LIMIT = 232448, MOST_STAGES = 12;
+constexpr int WARPS = 16, SHARED_LIMIT = 232448, MOST_STAGES = 12, MOST_SUMS = 4;
 
 DI constexpr int up(int x, int to) { return (x + to - 1) / to * to; }
 // A pitch of at least `bytes` that is 16 more than a multiple of 32: eight rows of four words fall into different banks.
@@ -19,7 +19,8 @@ template <class F> DI constexpr int side_of() {
 // What lies behind the stages in shared memory.
 template <class F, int KU> struct MatVecLayout {
     static constexpr int GROUPS = 256 / F::SUB, TABLE = (F::OFFSET || F::MINIMUM) ? KU * GROUPS * 32 : 0; // bytes of a warp's sums of x
-    static constexpr int FULL = 0, EMPTY = 8 * MOST_STAGES, RING = 2 * EMPTY, TABLES = RING + 64, REDUCE = TABLES + WARPS * TABLE;
+    static constexpr int FULL = 0, EMPTY = 8 * MOST_STAGES, READY = 2 * EMPTY, DRAINED = READY + 8 * MOST_SUMS, RING = DRAINED + 8 * MOST_SUMS, SHARES = RING + 64;
+    static constexpr int TABLES = SHARES + 64, SUMS = TABLES + WARPS * TABLE;
 };
 
 // Whether the minimums of a unit are multiplied at once.

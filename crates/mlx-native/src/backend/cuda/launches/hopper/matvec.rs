@@ -1,5 +1,6 @@
 //! The geometry of the kernel for few rows.
 
+use super::ahead;
 use super::{HopperRowArgs, MATRICES, Product, Rows, UNIT, key, pitch_of};
 use crate::Result;
 use crate::backend::cuda::driver::TensorMap;
@@ -14,6 +15,10 @@ const THREADS: u32 = (WARPS as u32 + 4) * 32;
 const PREPARE_THREADS: u32 = 512;
 /// Stages at most.
 const MOST_STAGES: usize = 12;
+/// Groups of rows of a block that are its own where that is all of them. With more, blocks that are done early do more.
+const MOST_OWN: usize = 4;
+/// Buffers for the sums of warps, `MOST_SUMS` in units.cu, and fewer.
+const SUMS: [usize; 2] = [4, 3];
 /// Units of which a warp holds the input's operands.
 const MOST_UNITS: usize = 2;
 /// Rows of one launch: with operands as good as f32, which the blocks make, and as halves, which a kernel prepares.
@@ -35,8 +40,11 @@ struct Geometry {
     stage_bytes: usize,
     stages: usize,
     lent: usize,
-    twice: bool,
+    /// Buffers for the sums of warps: one more at least than a group takes, so that one is added up while the next is computed.
+    sums: usize,
     grid: usize,
+    /// Groups of rows of a block before any is shared out.
+    own: usize,
     shared_bytes: usize,
 }
 
@@ -81,11 +89,10 @@ fn geometry(product: &Product<'_>, m: usize, prepared: bool) -> Option<Geometry>
             // As `MatVecLayout` has it: barriers, the ring, sums of the input, sums of the warps, those of a cluster.
             let tables = if format.sums { WARPS * units * (256 / format.sub) * 32 } else { 0 };
             let partial = if cluster > 1 { items * height * m * 4 } else { 0 };
-            let fixed =
-                |twice: bool| 16 * MOST_STAGES + 64 + tables + (1 + usize::from(twice)) * WARPS * 64 * m + partial;
-            let stages = |twice| product.info.shared_bytes.saturating_sub(fixed(twice)) / stage_bytes;
-            let twice = stages(true) >= 4;
-            let stages = stages(twice).min(MOST_STAGES);
+            let fixed = |sums: usize| 16 * (MOST_STAGES + SUMS[0]) + 128 + tables + sums * WARPS * 64 * m + partial;
+            let stages = |sums: usize| product.info.shared_bytes.saturating_sub(fixed(sums)) / stage_bytes;
+            let sums = if stages(SUMS[0]) >= 4 { SUMS[0] } else { SUMS[1] };
+            let stages = stages(sums).min(MOST_STAGES);
             let lent = if prepared { 0 } else { (WARPS * units * 512).div_ceil(stage_bytes) };
             if stages < (lent + 1).max(3) {
                 continue;
@@ -106,9 +113,10 @@ fn geometry(product: &Product<'_>, m: usize, prepared: bool) -> Option<Geometry>
                 stage_bytes,
                 stages,
                 lent,
-                twice,
+                sums,
                 grid,
-                shared_bytes: stages * stage_bytes + fixed(twice),
+                own: if items <= MOST_OWN { items } else { 2 },
+                shared_bytes: stages * stage_bytes + fixed(sums),
             };
             if best.is_none_or(|(most, _)| value > most) {
                 best = Some((value, found));
@@ -139,15 +147,31 @@ fn args(product: &Product<'_>, geometry: &Geometry, x_row: u64, [first, m]: [usi
         stage_bytes: geometry.stage_bytes as u32,
         stages: geometry.stages as u32,
         lent: geometry.lent as u32,
-        twice: u32::from(geometry.twice),
+        sums: geometry.sums as u32,
         first: u32_of("first", first)?,
-        pad: 0,
+        own: geometry.own as u32,
     })
 }
 
-fn launch_of(function: String, bindings: Vec<Bound>, geometry: &Geometry) -> Launch {
+fn launch_of(function: String, mut bindings: Vec<Bound>, geometry: &Geometry, products: usize) -> Launch {
+    bindings.push(ahead::nothing());
     let launch = Launch::new(key(function), bindings, [geometry.grid as u32, 1, 1], THREADS);
-    Launch { cluster: geometry.cluster as u32, shared_bytes: geometry.shared_bytes, ..launch }
+    Launch { cluster: geometry.cluster as u32, shared_bytes: geometry.shared_bytes, products, ..launch }
+}
+
+/// In which order a launch reads a weight: groups of `height` rows, of which so many segments are read side by side.
+pub(super) struct Order {
+    pub height: usize,
+    pub groups: usize,
+    pub segments: usize,
+}
+
+/// The order of a product alone, or of one of several in a launch, which reads them as one.
+pub(super) fn order(product: &Product<'_>) -> Option<Order> {
+    let geometry = geometry(product, product.m.min(ROWS), product.m > EXACT_ROWS)?;
+    let height = 16 * geometry.sets;
+    let segments = if geometry.cluster > 1 { geometry.grid / geometry.cluster } else { 1 };
+    Some(Order { height, groups: product.n.div_ceil(height), segments })
 }
 
 /// What a launch adds its product to, and where that sum goes.
@@ -222,7 +246,7 @@ pub(super) fn launch(
         !product.k.is_multiple_of(256),
         !product.aligned()
     );
-    Ok(Some(launch_of(function, bindings, &geometry)))
+    Ok(Some(launch_of(function, bindings, &geometry, 1)))
 }
 
 /// Products of one input in one launch.
@@ -252,8 +276,7 @@ impl Group<'_> {
             other.format.name == format.name && other.k == product.k && (ragged || other.aligned())
         };
         let fits = match self.activation {
-            // A thread has one element of a stage's rows.
-            Some(_) => products.len() == 2 && 16 * geometry.sets * part.m <= WARPS * 32 && others[0].n == product.n,
+            Some(_) => products.len() == 2 && others[0].n == product.n,
             None => products.len() <= MATRICES,
         };
         if !fits || !others.iter().all(alike) || format.side > 0 || geometry.cluster > 1 {
@@ -291,6 +314,6 @@ impl Group<'_> {
             !product.k.is_multiple_of(256),
             self.norm.is_some()
         );
-        Ok(Some(launch_of(function, bindings, &geometry)))
+        Ok(Some(launch_of(function, bindings, &geometry, products.len())))
     }
 }

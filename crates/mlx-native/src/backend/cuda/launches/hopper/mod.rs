@@ -1,11 +1,13 @@
 //! Products on Hopper (sm_90a): kernels that stream weights through the bulk copy engine and multiply on the tensor cores. They take the common
 //! formats and contiguous f32 input; everything else keeps the portable kernels.
 
+mod ahead;
 mod chain;
 mod experts;
 mod matmul;
 mod matvec;
 
+pub(super) use ahead::look;
 pub(super) use chain::Chain;
 pub(super) use experts::matmul_id;
 pub(super) use matmul::{matmul, matmuls};
@@ -50,11 +52,12 @@ args! {
         stages: u32,
         /// Stages whose memory first serves to convert the input.
         lent: u32,
-        /// 1: two buffers for the sums of warps; 0: one, behind a barrier.
-        twice: u32,
+        /// Buffers for the sums of warps.
+        sums: u32,
         /// The first row of input and output.
         first: u32,
-        pad: u32,
+        /// Groups of rows that are a block's from the start; the rest is shared out.
+        own: u32,
     }
 }
 
@@ -243,6 +246,7 @@ pub(crate) fn text() -> String {
         include_str!("../../kernels/hopper/ptx.cu"),
         &HopperRowArgs::render(),
         &HopperTileArgs::render(),
+        &ahead::text(),
         include_str!("../../kernels/hopper/async.cu"),
         include_str!("../../kernels/hopper/formats.cu"),
         include_str!("../../kernels/hopper/units.cu"),
