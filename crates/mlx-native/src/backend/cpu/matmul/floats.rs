@@ -179,44 +179,94 @@ pub(super) fn element(dtype: crate::DType, bytes: &[u8], i: usize) -> f32 {
     }
 }
 
-/// A format whose vectors of values are loaded as f32.
-trait Values<S: Simd>: Copy {
+/// A format whose vectors of values are loaded as f32, [`UNIT`] values at a time.
+trait Values<S: Simd> {
     /// Bytes of a value.
     const BYTES: usize;
-    /// Values `l..l + 4·LANES` of the row whose first byte is `row`; l is a multiple of 4·LANES.
-    unsafe fn load(&self, row: *const u8, l: usize) -> S::Floats;
+    /// What the values of a unit have in common.
+    type Unit: Copy;
+
+    /// The first value of a row.
+    unsafe fn row(&self, row: usize) -> *const u8;
+    /// The unit from value l of the row on; l is a multiple of [`UNIT`].
+    unsafe fn unit(&self, row: usize, l: usize) -> Self::Unit;
+    /// Values `l..l + 4·LANES` of the row whose first value is at `p`; l is a multiple of 4·LANES.
+    unsafe fn load(&self, p: *const u8, l: usize, unit: Self::Unit) -> S::Floats;
 }
 
 /// Plain values.
-#[derive(Clone, Copy)]
-struct Plain<const TYPE: u8>;
+struct Plain<const TYPE: u8> {
+    base: *const u8,
+    k: usize,
+}
 
 const F32: u8 = 0;
 const F16: u8 = 1;
 const BF16: u8 = 2;
 
-impl<S: Simd, const TYPE: u8> Values<S> for Plain<TYPE> {
+impl<const TYPE: u8> Plain<TYPE> {
     const BYTES: usize = if TYPE == F32 { 4 } else { 2 };
+}
+
+impl<S: Simd, const TYPE: u8> Values<S> for Plain<TYPE> {
+    const BYTES: usize = Self::BYTES;
+    type Unit = ();
 
     #[inline(always)]
-    unsafe fn load(&self, row: *const u8, l: usize) -> S::Floats {
+    unsafe fn row(&self, row: usize) -> *const u8 {
+        // SAFETY: the row exists.
+        unsafe { self.base.add(row * self.k * Self::BYTES) }
+    }
+    #[inline(always)]
+    unsafe fn unit(&self, _: usize, _: usize) {}
+    #[inline(always)]
+    unsafe fn load(&self, p: *const u8, l: usize, (): ()) -> S::Floats {
         // SAFETY: the values lie within the row; the caller runs on S's instruction set.
         unsafe {
             match TYPE {
-                F32 => S::load_floats(row.cast::<f32>().add(l)),
-                F16 => S::load_f16(row.cast::<u16>().add(l)),
-                _ => S::load_bf16(row.cast::<u16>().add(l)),
+                F32 => S::load_floats(p.cast::<f32>().add(l)),
+                F16 => S::load_f16(p.cast::<u16>().add(l)),
+                _ => S::load_bf16(p.cast::<u16>().add(l)),
             }
         }
     }
 }
 
-/// The one row of x of a job whose weights are plain: they go from memory into products without a stop. Bits are those of [`run`]'s general way.
+/// MLX mxfp8: E4M3 numbers, and a power of two for each unit of them.
+struct Mxfp8 {
+    packed: *const u8,
+    pitch: usize,
+    scales: *const u8,
+    groups: usize,
+}
+
+impl<S: Simd> Values<S> for Mxfp8 {
+    const BYTES: usize = 1;
+    type Unit = S::Floats;
+
+    #[inline(always)]
+    unsafe fn row(&self, row: usize) -> *const u8 {
+        // SAFETY: the row exists.
+        unsafe { self.packed.add(row * self.pitch) }
+    }
+    #[inline(always)]
+    unsafe fn unit(&self, row: usize, l: usize) -> S::Floats {
+        // SAFETY: a group for each unit exists; the caller runs on S's instruction set.
+        unsafe { S::splat(FpMode::Mxfp8.scale(*self.scales.add(row * self.groups + l / UNIT))) }
+    }
+    #[inline(always)]
+    unsafe fn load(&self, p: *const u8, l: usize, scale: S::Floats) -> S::Floats {
+        // SAFETY: the values lie within the row; the caller runs on S's instruction set.
+        unsafe { S::mul(S::load_e4m3(p.add(l)), scale) }
+    }
+}
+
+/// The one row of x of a job: weights go from memory into products without a stop. Bits are those of [`run`]'s general way.
 #[inline(always)]
-unsafe fn one<S: Simd, V: Values<S>>(job: &Job, values: V, base: *const u8, stride: usize) {
+unsafe fn one<S: Simd, V: Values<S>>(job: &Job, values: &V, stride: usize) {
     /// How far ahead of their use weights are asked for; see `tiles`.
     const AHEAD_BYTES: usize = 2048;
-    let (width, row_bytes) = (4 * S::LANES, job.k * V::BYTES);
+    let width = 4 * S::LANES;
     let whole = job.k / UNIT * UNIT;
     let count = job.n.len();
     let band = count.div_ceil(ROWS);
@@ -227,7 +277,7 @@ unsafe fn one<S: Simd, V: Values<S>>(job: &Job, values: V, base: *const u8, stri
         for t in 0..band {
             // The last band may be shorter: its row is then the last one once more.
             let index: [usize; ROWS] = four!(|r| job.n.start + (t + r * band).min(count - 1));
-            let rows: [*const u8; ROWS] = four!(|r| base.add(index[r] * row_bytes));
+            let rows: [*const u8; ROWS] = four!(|r| values.row(index[r]));
             let mut sum: [S::Floats; ROWS] = [S::splat(0.0); ROWS];
             for l in (0..whole).step_by(UNIT) {
                 for row in rows {
@@ -235,9 +285,10 @@ unsafe fn one<S: Simd, V: Values<S>>(job: &Job, values: V, base: *const u8, stri
                         S::prefetch_once(row.wrapping_add(l * V::BYTES + AHEAD_BYTES + line));
                     }
                 }
+                let units = four!(|r| values.unit(index[r], l));
                 for l in (l..l + UNIT).step_by(width) {
                     let x = S::load_floats(x.add(l));
-                    sum = four!(|r| S::mul_add(values.load(rows[r], l), x, sum[r]));
+                    sum = four!(|r| S::mul_add(values.load(rows[r], l, units[r]), x, sum[r]));
                 }
             }
             if whole < job.k {
@@ -259,7 +310,7 @@ unsafe fn one<S: Simd, V: Values<S>>(job: &Job, values: V, base: *const u8, stri
     }
 }
 
-/// Values that [`one`] takes at once: whole vectors of every set.
+/// Values that [`one`] takes at once: whole vectors of every set, and a group of mxfp8.
 const UNIT: usize = 32;
 
 /// A whole job.
@@ -267,15 +318,25 @@ const UNIT: usize = 32;
 unsafe fn run<S: Simd>(job: &Job) {
     let Layout::Floats { row: stride, .. } = job.layout else { return };
     let width = 4 * S::LANES;
-    if job.rows.len() == 1
-        && let Weight::Ggml { ty, blocks } = *job.weight
-    {
+    if job.rows.len() == 1 {
+        let k = job.k;
         // SAFETY: the caller's promise is the same.
         unsafe {
-            match ty {
-                GgmlType::F32 => return one::<S, _>(job, Plain::<F32>, blocks.as_ptr(), stride),
-                GgmlType::F16 => return one::<S, _>(job, Plain::<F16>, blocks.as_ptr(), stride),
-                GgmlType::BF16 => return one::<S, _>(job, Plain::<BF16>, blocks.as_ptr(), stride),
+            match *job.weight {
+                Weight::Ggml { ty: GgmlType::F32, blocks } => {
+                    return one::<S, _>(job, &Plain::<F32> { base: blocks.as_ptr(), k }, stride);
+                }
+                Weight::Ggml { ty: GgmlType::F16, blocks } => {
+                    return one::<S, _>(job, &Plain::<F16> { base: blocks.as_ptr(), k }, stride);
+                }
+                Weight::Ggml { ty: GgmlType::BF16, blocks } => {
+                    return one::<S, _>(job, &Plain::<BF16> { base: blocks.as_ptr(), k }, stride);
+                }
+                Weight::Fp { mode: mode @ FpMode::Mxfp8, packed, scales } => {
+                    let (pitch, groups) = (mode.row_bytes(k).unwrap_or(0), mode.groups(k));
+                    let values = Mxfp8 { packed: packed.as_ptr(), pitch, scales: scales.as_ptr(), groups };
+                    return one::<S, _>(job, &values, stride);
+                }
                 _ => {}
             }
         }

@@ -130,11 +130,11 @@ static HALF_BYTES: [u8; 64] = {
 /// E4M3 numbers. With the exponent moved from four bits to the five of f16 they are 2⁸ times too small, subnormal ones included.
 #[inline(always)]
 unsafe fn e4m3(bytes: __m128i) -> __m512 {
-    let v = _mm256_cvtepu8_epi16(bytes);
-    let magnitude = _mm256_and_si256(v, _mm256_set1_epi16(0x7F));
-    let sign = _mm256_slli_epi16::<8>(_mm256_and_si256(v, _mm256_set1_epi16(0x80)));
-    let not_a_number = _mm256_cmpeq_epi16_mask(magnitude, _mm256_set1_epi16(0x7F));
-    let half = _mm256_or_si256(sign, _mm256_slli_epi16::<7>(magnitude));
+    // Extending the sign puts it where f16 has it, and once more where the fifth bit of the exponent is.
+    let moved = _mm256_slli_epi16::<7>(_mm256_cvtepi8_epi16(bytes));
+    let half = _mm256_and_si256(moved, _mm256_set1_epi16(0xBFFFu16 as i16));
+    let ones = _mm256_set1_epi16(0x3F80);
+    let not_a_number = _mm256_cmpeq_epi16_mask(_mm256_and_si256(half, ones), ones);
     let half = _mm256_mask_mov_epi16(half, not_a_number, _mm256_set1_epi16(0x7E00));
     _mm512_mul_ps(_mm512_cvtph_ps(half), _mm512_set1_ps(256.0))
 }
