@@ -274,3 +274,38 @@ fn a_layer_gives_what_its_operations_give_alone() {
         }
     }
 }
+
+/// Rows that several blocks share: two with two units of 256 values a warp, four with one.
+#[test]
+fn rows_of_any_length_are_summed() {
+    let Some(device) = device(DeviceOptions::default()) else { return };
+    let reference = MlxDevice::reference().unwrap();
+    let n = 200;
+    for (m, k) in [(1, 8448), (1, 14336), (3, 14336), (8, 14336), (4, 16384), (1, 28672), (1, 40960)] {
+        let product = |device: &MlxDevice| {
+            let mut state = k as u32;
+            let mut next = || {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                state >> 16
+            };
+            let mut blocks = device.alloc_buffer(n * k / 32 * 18, DType::U8, vec![n, k / 32, 18]).unwrap();
+            for block in blocks.as_mut_slice::<u8>().unwrap().chunks_mut(18) {
+                block.iter_mut().for_each(|byte| *byte = next() as u8);
+                block[..2].copy_from_slice(&[0x00, 0x1c]);
+            }
+            let weight = Weight::ggml(GgmlType::Q4_0, n, k, blocks).unwrap();
+            let mut x = device.alloc_buffer(m * k * 4, DType::F32, vec![m, k]).unwrap();
+            x.as_mut_slice::<f32>().unwrap().iter_mut().for_each(|x| *x = next() as f32 / 65536.0 - 0.5);
+            let mut y = device.alloc_buffer(m * n * 4, DType::F32, vec![m, n]).unwrap();
+            let mut encoder = device.command_encoder().unwrap();
+            encoder.matmul(&x, &weight, &mut y).unwrap();
+            encoder.commit_and_wait().unwrap();
+            y.as_slice::<f32>().unwrap().to_vec()
+        };
+        let (found, expected) = (product(&device), product(&reference));
+        let errors: f64 = found.iter().zip(&expected).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+        let energy: f64 = expected.iter().map(|b| f64::from(*b).powi(2)).sum();
+        let bound = if m > 4 { 1e-6 } else { 1e-10 };
+        assert!(errors / energy < bound, "m = {m}, k = {k}: {}", errors / energy);
+    }
+}

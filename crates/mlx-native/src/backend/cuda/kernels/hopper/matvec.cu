@@ -136,13 +136,16 @@ DI void matvec(const Matrices& matrices, const void* input, const TensorMap* sca
                 if (issued >= a.stages) barrier_wait(empty(slot), phase);
                 const u32 inside = unit * F::UNIT, at = shared + slot * a.stage_bytes, bar = full(slot);
                 const u32 length = (u32)min((u64)(min((int)a.span, units - unit) * F::UNIT), a.w_row - inside);
-                u32 total = 0;
-                for (int r = lane; r < height; r += 32) {
-                    const u32 past = RAGGED ? (u32)((u64)matrix.weights + min((u32)(group * height + r), matrix.n - 1) * a.w_row + inside) & 15 : 0;
-                    total += (past + length + 15) & ~15u;
-                }
+                u32 total = height * ((length + 15) & ~15u);
+                if constexpr (RAGGED) {
+                    total = 0;
+                    for (int r = lane; r < height; r += 32) {
+                        const u32 past = (u32)((u64)matrix.weights + min((u32)(group * height + r), matrix.n - 1) * a.w_row + inside) & 15;
+                        total += (past + length + 15) & ~15u;
+                    }
 #pragma unroll
-                for (int o = 16; o; o >>= 1) total += __shfl_xor_sync(~0u, total, o);
+                    for (int o = 16; o; o >>= 1) total += __shfl_xor_sync(~0u, total, o);
+                }
                 if (lane == 0) {
                     barrier_expect(bar, total + 2 * (F::AFFINE ? height * a.side_pitch : 0));
                     if constexpr (F::AFFINE) {
@@ -365,6 +368,7 @@ DI void matvec(const Matrices& matrices, const void* input, const TensorMap* sca
         const Matrix matrix = matrices.of(group, height, 0);
         auto row = [&](u32 o) { return (begin + o / (height * a.m)) * height + o % height; };
         auto index = [&](u32 o) { return (u64)(a.first + o / height % a.m) * matrix.n + min(row(o), matrix.n - 1); };
+        wait_for_predecessor(); // the warps that copy have not waited
         const float held = first < all ? matrices.before(index(first)) : 0.f;
         __syncthreads();
         cluster_sync();

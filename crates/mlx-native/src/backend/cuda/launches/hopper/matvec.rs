@@ -19,6 +19,8 @@ const MOST_STAGES: usize = 12;
 const MOST_OWN: usize = 4;
 /// Buffers for the sums of warps, `MOST_SUMS` in units.cu, and fewer.
 const SUMS: [usize; 2] = [4, 3];
+/// Blocks of a cluster at most.
+const MOST_BLOCKS: usize = 8;
 /// Units of which a warp holds the input's operands.
 const MOST_UNITS: usize = 2;
 /// Rows of one launch: with operands as good as f32, which the blocks make, and as halves, which a kernel prepares.
@@ -48,19 +50,28 @@ struct Geometry {
     shared_bytes: usize,
 }
 
+/// Blocks that share a row of so many units, and the units of each but the last, a multiple of `whole`; none where a cluster has too few. Where they are
+/// several anyway, a warp has one unit rather than two, whose operands take half as long to make, if most warps then have one.
+fn slices(units: usize, whole: usize) -> Option<(usize, usize)> {
+    let fewest = units.div_ceil(WARPS * MOST_UNITS).next_power_of_two();
+    let slice = |blocks: usize| units.div_ceil(blocks).next_multiple_of(whole);
+    // Every block has some.
+    let suits = |blocks: usize| blocks <= MOST_BLOCKS && slice(blocks) * (blocks - 1) < units;
+    let twice = 2 * fewest;
+    let busy = fewest > 1 && units.div_ceil(twice) * 5 >= WARPS * 4;
+    let blocks = if busy && suits(twice) { twice } else { fewest };
+    suits(blocks).then(|| (blocks, slice(blocks)))
+}
+
 /// The geometry that keeps most warps busy, the longer rows of a stage first. None where a row does not fit.
 fn geometry(product: &Product<'_>, m: usize, prepared: bool) -> Option<Geometry> {
     let (format, ragged) = (product.format, !product.aligned());
-    let cluster = product.units().div_ceil(WARPS * MOST_UNITS).next_power_of_two();
-    if cluster > 8 {
-        return None;
-    }
     let processors = product.info.processors as usize;
-    // Clusters of more than two do not fit into every part of the GPU.
-    let grid = (if cluster > 2 { processors * 15 / 16 } else { processors }) / cluster * cluster;
     // Segments start at multiples of 16 bytes where rows do.
     let whole = (0..5).map(|i| 1 << i).find(|count| ragged || (count * format.unit).is_multiple_of(16)).unwrap_or(16);
-    let slice = product.units().div_ceil(cluster).next_multiple_of(whole);
+    let (cluster, slice) = slices(product.units(), whole)?;
+    // Clusters of more than two do not fit into every part of the GPU.
+    let grid = (if cluster > 2 { processors * 15 / 16 } else { processors }) / cluster * cluster;
     let mut best: Option<(f64, Geometry)> = None;
     // Of equals the one whose warps have less to convert.
     for units in [1, 2] {
@@ -315,5 +326,23 @@ impl Group<'_> {
             self.norm.is_some()
         );
         Ok(Some(launch_of(function, bindings, &geometry, products.len())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_rows_are_shared_by_blocks_that_all_have_some() {
+        let found = [1, 32, 33, 56, 64, 112, 128, 256, 257].map(|units| slices(units, 1));
+        let expected = [(1, 1), (1, 32), (2, 17), (4, 14), (4, 16), (8, 14), (8, 16), (8, 32)];
+        assert_eq!(found[..8], expected.map(Some));
+        assert_eq!(found[8], None);
+        for (units, whole) in (1..=256).flat_map(|units| [1, 2, 4, 8].map(|whole| (units, whole))) {
+            if let Some((blocks, slice)) = slices(units, whole) {
+                assert!(slice * (blocks - 1) < units && slice * blocks >= units, "{units}, {whole}");
+            }
+        }
     }
 }

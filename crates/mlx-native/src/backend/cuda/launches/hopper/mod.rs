@@ -272,6 +272,7 @@ pub(crate) fn pipelines() -> Vec<PipelineKey> {
             "2, true, false, false, false",
             "1, false, false, true, true",
             "2, false, true, false, false",
+            "1, false, true, false, false",
         ] {
             keys.push(key(format!("{mv}<{name}, {geometry}>")));
         }
