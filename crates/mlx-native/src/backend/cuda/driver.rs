@@ -490,7 +490,7 @@ impl Drop for Graph {
 /// How a tensor map cuts a matrix into boxes, see `cuTensorMapEncodeTiled`; sizes from the fastest dimension on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct TensorMap {
-    /// Bytes of an element: 1 or 2.
+    /// Bytes of an element: 1, 2 or 8.
     pub element_bytes: u32,
     pub dims: Vec<u64>,
     /// Bytes from one element to the next, of each dimension but the first; multiples of 16.
@@ -513,10 +513,10 @@ impl TensorMap {
         if rank == 0 || rank > 5 || self.strides.len() + 1 != rank || self.tile.len() != rank {
             return Err(MlxError::CommandBufferError(format!("cuda: a tensor map of these dimensions: {self:?}")));
         }
-        let element = if self.element_bytes == 1 {
-            Type::CU_TENSOR_MAP_DATA_TYPE_UINT8
-        } else {
-            Type::CU_TENSOR_MAP_DATA_TYPE_UINT16
+        let element = match self.element_bytes {
+            1 => Type::CU_TENSOR_MAP_DATA_TYPE_UINT8,
+            8 => Type::CU_TENSOR_MAP_DATA_TYPE_UINT64,
+            _ => Type::CU_TENSOR_MAP_DATA_TYPE_UINT16,
         };
         let swizzle = if self.swizzled {
             sys::CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_128B

@@ -68,8 +68,8 @@ impl Route {
         let routes = [Route::Rows, Route::Tiles, Route::ExactTiles];
         routes.into_iter().find(|route| route.name(routed) == name).ok_or_else(|| {
             MlxError::KernelNotFound(format!(
-                "`{name}`: the CUDA backend has mv, mm, mm_exact and, routed, mv_id, mm_id, mm_id_exact; on Hopper, where they take the product, hopper_mv, hopper_mm and \
-                 hopper_mm_id"
+                "`{name}`: the CUDA backend has mv, mm, mm_exact and, routed, mv_id, mm_id, mm_id_exact; on Hopper, where they take the product, hopper_mv, hopper_mm, \
+                 hopper_mv_id and hopper_mm_id"
             ))
         })
     }
@@ -338,7 +338,7 @@ pub(super) fn matmul_id(op: &MatmulId, planner: &Planner<'_>) -> Result<Plan> {
         Route::ExactTiles => tile_rows(64, route, planner),
         _ => 64,
     };
-    let Experts { n_tiles, tiles, lists } = map_experts(op, &args, rows, &mut plan)?;
+    let Experts { n_tiles, tiles, lists, .. } = map_experts(op, &args, rows, &mut plan)?;
     bindings.extend(stage(&op.input, op.n_tokens, &args, route, &mut plan)?);
     bindings.extend([y, Bound::value(&args), lists, tiles]);
     let grid = [u32_of("n", op.n.div_ceil(TILE_COLUMNS))?, n_tiles, 1];
@@ -354,8 +354,9 @@ pub(super) struct Experts {
     pub n_tiles: u32,
     /// Which slots of which expert a tile has.
     pub tiles: Bound,
-    /// The slots, expert after expert.
+    /// The slots, expert after expert, and where each slot is in them.
     pub lists: Bound,
+    pub places: Bound,
 }
 
 /// Appends the launch that lists the slots by expert and cuts the lists into tiles of `rows`.
@@ -370,10 +371,12 @@ pub(super) fn map_experts(op: &MatmulId, args: &ProductArgs, rows: usize, plan: 
         Some(views) => views.clone().map(Bound::View),
         None => [plan.scratch(op.n_experts * 4), plan.scratch(slots * 4)],
     };
+    let places = plan.scratch(slots * 4);
     let bindings = vec![
         Bound::view(&op.ids),
         counts,
         lists.clone(),
+        places.clone(),
         tiles.clone(),
         Bound::view(&op.output),
         Bound::value(args),
@@ -382,8 +385,10 @@ pub(super) fn map_experts(op: &MatmulId, args: &ProductArgs, rows: usize, plan: 
         Bound::Fault,
     ];
     let pipeline = PipelineKey::new(Library::MapExperts, "map_experts<>");
-    plan.launches.push(Launch::new(pipeline, bindings, [1, 1, 1], 1024));
-    Ok(Experts { n_tiles, tiles, lists })
+    // A word for each warp and expert, `MAP_WARPS` and `RANGE` in map_experts.cu.
+    let shared_bytes = 32 * 4 * op.n_experts.min(512);
+    plan.launches.push(Launch { shared_bytes, ..Launch::new(pipeline, bindings, [1, 1, 1], 1024) });
+    Ok(Experts { n_tiles, tiles, lists, places })
 }
 
 /// output[t] = scale · weight[ids[t]]

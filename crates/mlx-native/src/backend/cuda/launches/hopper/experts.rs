@@ -1,7 +1,7 @@
-//! Expert-routed products: tiles of the tokens of one expert each.
+//! Expert-routed products: which kernel, and tiles of the tokens of one expert each.
 
 use super::matmul::{Tile, layout};
-use super::{HopperTileArgs, Product, ROUTED_TILES, Rows, key};
+use super::{HopperTileArgs, Product, ROUTED_ROWS, ROUTED_TILES, Rows, key, route};
 use crate::backend::cuda::launches::args::ProductArgs;
 use crate::backend::cuda::launches::matmul::{Experts, map_experts};
 use crate::backend::cuda::launches::{Bound, Launch, Plan, Planner};
@@ -17,33 +17,40 @@ pub(in crate::backend::cuda) fn matmul_id(
     args: &ProductArgs,
 ) -> Result<Option<Plan>> {
     let slots = op.n_tokens * op.top_k;
-    let many = op.n_tokens > MM_ID_ROUTING_THRESHOLD as usize && planner.options.activations != Activations::Exact;
-    match planner.forced {
-        Some(ROUTED_TILES) => {}
+    let few = op.n_tokens <= MM_ID_ROUTING_THRESHOLD as usize;
+    let by_rows = match planner.forced {
+        Some(ROUTED_ROWS) => true,
+        Some(ROUTED_TILES) => false,
         Some(_) => return Ok(None),
-        None if !many => return Ok(None),
-        None => {}
-    }
+        None if !few && planner.options.activations == Activations::Exact => return Ok(None),
+        None => few,
+    };
     let dims = [op.n_tokens, op.n, op.k];
     let Some(product) = Product::new(&op.weight, dims, planner.info, planner.options) else {
         return Ok(None);
     };
+    if by_rows {
+        return route::rows(op, &product, planner, args);
+    }
     let strides_aligned = op.weight.strides.iter().all(|stride| stride.is_multiple_of(16));
-    if !product.suits_tiles() || !strides_aligned {
+    if !product.suits_tiles() || !product.aligned() || !strides_aligned {
         return Ok(None);
     }
-    // About so many slots an expert has.
+    // About so many slots an expert has, and few experts more than that by two and a half times its square root.
     let each = slots.div_ceil(op.n_experts.min(slots));
+    // MXFP4 keeps references: two warpgroups have the registers.
+    let (groups, sets) = if product.format.name == "MXFP4" { (2, 2) } else { (4, 1) };
     let tile = match each {
-        ..=24 => Tile { groups: 4, sets: 1, rows: 32, cluster: 1 },
-        25..=96 => Tile { groups: 4, sets: 1, rows: 64, cluster: 1 },
+        ..=20 => Tile { groups, sets, rows: 32, cluster: 1 },
+        21..=33 => Tile { groups, sets, rows: 48, cluster: 1 },
+        34..=96 => Tile { groups, sets, rows: 64, cluster: 1 },
         _ => Tile { groups: 2, sets: 2, rows: 128, cluster: 1 },
     };
     let (_, _, shared_bytes) = layout(product.format, tile);
     let fault = Fault { ids: op.ids.clone(), limit: Some(op.n_experts), words: ["matmul_id", "slot", "expert"] };
     let mut plan = Plan { fault: Some(fault), ..Plan::default() };
     let input = Rows::of(&op.input, op.n_tokens, args, &mut plan)?;
-    let Experts { n_tiles, tiles, lists } = map_experts(op, args, tile.rows, &mut plan)?;
+    let Experts { n_tiles, tiles, lists, places } = map_experts(op, args, tile.rows, &mut plan)?;
     let y = Bound::view(&op.output);
     let args = HopperTileArgs { m: u32_of("slots", slots)?, ..product.tile_args(&input)? };
     let prepared = plan.scratch(product.prepared_bytes(slots));
@@ -51,12 +58,12 @@ pub(in crate::backend::cuda) fn matmul_id(
     let blocks = planner.info.processors as usize;
     let held = plan.scratch(blocks * tile.features() * tile.rows * 4);
     let top_k = u32_of("top_k", op.top_k)?;
-    let bindings =
-        vec![input.at, prepared.clone(), inverse.clone(), Bound::value(&args), lists.clone(), Bound::value(&top_k)];
+    let bindings = vec![input.at, prepared.clone(), inverse.clone(), Bound::value(&args), places, Bound::value(&top_k)];
     let function = format!("hopper_prepare_id<{}>", product.format.name);
-    let prepare = Launch::new(key(function), bindings, [args.m, 1, 1], 512);
+    let prepare = Launch::new(key(function), bindings, [u32_of("tokens", op.n_tokens)?, 1, 1], 512);
     plan.launches.push(Launch { shared_bytes: product.prepared_bytes(1), ..prepare });
-    let [w, scales, biases] = product.weight_maps(tile, Some((op.n_experts, op.weight.strides)));
+    let data = (Bound::view(&op.weight.data), product.w_row);
+    let [w, scales, biases] = product.weight_maps(tile, data, Some((op.n_experts, op.weight.strides)));
     let x = product.input_map(slots, tile, prepared);
     let bindings =
         vec![w, x, scales, biases, inverse, y, held, Bound::value(&args), tiles, lists, Bound::value(&n_tiles)];

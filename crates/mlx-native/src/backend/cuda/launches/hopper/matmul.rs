@@ -11,6 +11,7 @@ use crate::ops::Matmul;
 use crate::{DType, MM_ROUTING_THRESHOLD, Result};
 
 const PREPARE_THREADS: u32 = 512;
+const ALIGN_THREADS: u32 = 128;
 
 /// A block's tile: `groups` warpgroups with 64 `sets` weight rows each, `rows` of the input, blocks that share the input.
 #[derive(Clone, Copy, Debug)]
@@ -75,16 +76,35 @@ const SHARED_LIMIT: usize = 232_448;
 impl Product<'_> {
     /// Whether the tile kernel takes the product. Not so few features that the rounding of halves does not average out.
     pub(super) fn suits_tiles(&self) -> bool {
-        self.aligned() && self.n >= 64
+        self.n >= 64
+    }
+
+    /// The weight as tensor copies take it: where it lies, and bytes of a row. Rows that are no multiple of 16 bytes are moved apart first.
+    fn aligned_weight(&self, plan: &mut Plan) -> Result<(Bound, usize)> {
+        if self.aligned() {
+            return Ok((Bound::view(&self.weight.data), self.w_row));
+        }
+        let pitch = self.w_row.next_multiple_of(16);
+        let target = plan.scratch(self.n * pitch);
+        let bytes = [self.w_row as u64, pitch as u64].map(|bytes| Bound::value(&bytes));
+        let bindings = [vec![Bound::view(&self.weight.data), target.clone()], bytes.to_vec()].concat();
+        let grid = [u32_of("n", self.n)?, 1, 1];
+        plan.launches.push(Launch::new(key("hopper_align<>".into()), bindings, grid, ALIGN_THREADS));
+        Ok((target, pitch))
     }
 
     /// The maps of the weight, its scales and its biases, boxes of a tile's rows. Formats without sides bind the weight, which nobody reads there.
-    pub(super) fn weight_maps(&self, tile: Tile, matrices: Option<(usize, [usize; 3])>) -> [Bound; 3] {
+    pub(super) fn weight_maps(
+        &self,
+        tile: Tile,
+        (data, w_row): (Bound, usize),
+        matrices: Option<(usize, [usize; 3])>,
+    ) -> [Bound; 3] {
         let (pitch, side_pitch, _) = layout(self.format, tile);
-        let views = [Some(&self.weight.data), self.weight.scales.as_ref(), self.weight.biases.as_ref()];
+        let sides = [None, self.weight.scales.as_ref(), self.weight.biases.as_ref()];
         [0, 1, 2].map(|i| {
-            let (row, box_bytes) =
-                if i == 0 || self.format.side == 0 { (self.w_row, pitch) } else { (self.side_row, side_pitch) };
+            let side = sides[i].filter(|_| self.format.side > 0);
+            let (row, box_bytes) = if side.is_none() { (w_row, pitch) } else { (self.side_row, side_pitch) };
             let mut map = TensorMap {
                 element_bytes: 2,
                 dims: vec![row as u64 / 2, self.n as u64],
@@ -97,8 +117,7 @@ impl Product<'_> {
                 map.strides.push(strides[if self.format.side == 0 { 0 } else { i }] as u64);
                 map.tile.push(1);
             }
-            let view = if self.format.side == 0 { &self.weight.data } else { views[i].unwrap_or(&self.weight.data) };
-            Bound::Tensor(map, Box::new(Bound::view(view)))
+            Bound::Tensor(map, Box::new(side.map_or_else(|| data.clone(), Bound::view)))
         })
     }
 
@@ -122,6 +141,8 @@ impl Product<'_> {
             n: u32_of("n", self.n)?,
             k: u32_of("k", self.k)?,
             units: u32_of("units", self.units())?,
+            moved: u32::from(!self.aligned()),
+            pad: 0,
         })
     }
 
@@ -196,7 +217,8 @@ fn tiles(
     let prepare = Launch::new(key(format!("hopper_prepare<{name}>")), bindings, [args.m, 1, 1], PREPARE_THREADS);
     plan.launches.push(Launch { shared_bytes: product.units() * UNIT * 2, ..prepare });
     for (product, output) in products.iter().zip(outputs) {
-        let [w, scales, biases] = product.weight_maps(tile, None);
+        let data = product.aligned_weight(plan)?;
+        let [w, scales, biases] = product.weight_maps(tile, data, None);
         let x = product.input_map(m, tile, prepared.clone());
         let args = Bound::value(&product.tile_args(input)?);
         let bindings = vec![w, x, scales, biases, inverse.clone(), Bound::view(output), held.clone(), args];

@@ -1,7 +1,6 @@
 //! The geometry of the kernel for few rows.
 
-use super::ahead;
-use super::{HopperRowArgs, MATRICES, Product, Rows, UNIT, key, pitch_of};
+use super::{HopperRowArgs, MATRICES, Product, Rows, UNIT, ahead, key, pitch_of, route};
 use crate::Result;
 use crate::backend::cuda::driver::TensorMap;
 use crate::backend::cuda::launches::{Bound, Launch, Plan};
@@ -226,6 +225,14 @@ pub(super) fn launch(
     residual: Option<Residual<'_>>,
 ) -> Result<Option<Launch>> {
     let Some(geometry) = geometry(product, part.m, !part.exact) else { return Ok(None) };
+    // A few units more than a block's leave half the warps of a cluster idle.
+    if geometry.cluster > 1
+        && !product.aligned()
+        && residual.is_none()
+        && let Some(launch) = route::long_rows(product, input, output, part)?
+    {
+        return Ok(Some(launch));
+    }
     let format = product.format;
     let args = args(product, &geometry, input.stride, [part.first, part.m])?;
     let mut bindings =

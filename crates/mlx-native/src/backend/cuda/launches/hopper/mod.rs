@@ -6,6 +6,7 @@ mod chain;
 mod experts;
 mod matmul;
 mod matvec;
+mod route;
 
 pub(super) use ahead::look;
 pub(super) use chain::Chain;
@@ -29,6 +30,7 @@ pub(super) const MATRICES: usize = 3;
 /// The names of the kernels in reports.
 pub(super) const ROWS: &str = "hopper_mv";
 pub(super) const TILES: &str = "hopper_mm";
+pub(super) const ROUTED_ROWS: &str = "hopper_mv_id";
 pub(super) const ROUTED_TILES: &str = "hopper_mm_id";
 
 args! {
@@ -71,6 +73,34 @@ args! {
         k: u32,
         /// k / 256, rounded up.
         units: u32,
+        /// Whether a launch before moves the weights.
+        moved: u32,
+        pad: u32,
+    }
+}
+
+args! {
+    /// Few tokens with experts of their own.
+    HopperExpertArgs {
+        /// Bytes of a weight row, from one matrix to the next, floats from one input row to the next.
+        w_row: u64,
+        w_matrix: u64,
+        x_row: u64,
+        /// Tokens of the launch, and the first of them.
+        m: u32,
+        first: u32,
+        n: u32,
+        k: u32,
+        n_experts: u32,
+        top_k: u32,
+        /// Warps that share a strip, and units of a stage.
+        span: u32,
+        piece: u32,
+        /// Bytes from one row of a stage to the next: blocks or packed values, scales or biases.
+        pitch: u32,
+        side_pitch: u32,
+        stage_bytes: u32,
+        stages: u32,
     }
 }
 
@@ -217,15 +247,19 @@ impl<'a> Product<'a> {
 
 /// The kernel that runs a product, if one of these does.
 pub(crate) fn kernel_for(query: &CapabilityQuery, info: &DeviceInfo, options: &DeviceOptions) -> Option<&'static str> {
-    Format::of(query.format)?;
+    let format = Format::of(query.format)?;
     if info.arch != 90 || options.batch_invariant || !query.k.is_multiple_of(32) {
         return None;
     }
-    let tiles = options.activations != Activations::Exact && query.format.row_bytes(query.k).ok()?.is_multiple_of(16);
+    let tiles = options.activations != Activations::Exact && query.n >= 64;
+    let aligned = query.format.row_bytes(query.k).ok()?.is_multiple_of(16);
     match query.op {
         OpKind::Matmul | OpKind::MatmulPerm021 if query.m <= MM_ROUTING_THRESHOLD as usize => Some(ROWS),
         OpKind::Matmul | OpKind::MatmulPerm021 if tiles => Some(TILES),
-        OpKind::MatmulId if tiles && query.m > MM_ID_ROUTING_THRESHOLD as usize => Some(ROUTED_TILES),
+        OpKind::MatmulId if query.m <= MM_ID_ROUTING_THRESHOLD as usize => {
+            route::fits(format, query.k, info, [1, 1]).then_some(ROUTED_ROWS)
+        }
+        OpKind::MatmulId if tiles && aligned && query.m > MM_ID_ROUTING_THRESHOLD as usize => Some(ROUTED_TILES),
         _ => None,
     }
 }
@@ -246,11 +280,13 @@ pub(crate) fn text() -> String {
         include_str!("../../kernels/hopper/ptx.cu"),
         &HopperRowArgs::render(),
         &HopperTileArgs::render(),
+        &HopperExpertArgs::render(),
         &ahead::text(),
         include_str!("../../kernels/hopper/async.cu"),
         include_str!("../../kernels/hopper/formats.cu"),
         include_str!("../../kernels/hopper/units.cu"),
         include_str!("../../kernels/hopper/matvec.cu"),
+        include_str!("../../kernels/hopper/experts.cu"),
         include_str!("../../kernels/hopper/wgmma.cu"),
         include_str!("../../kernels/hopper/matmul.cu"),
     ]
@@ -264,7 +300,7 @@ pub(crate) fn pipelines() -> Vec<PipelineKey> {
     let affine =
         [4, 8].map(|bits| WeightFormat::Affine(AffineFormat { bits, group_size: 64, scale_dtype: DType::BF16 }));
     let formats = GgmlType::all().map(WeightFormat::Ggml).chain(affine).filter_map(Format::of);
-    let mut keys = Vec::new();
+    let mut keys = vec![key("hopper_align<>".into())];
     for format in formats {
         let (name, mv) = (format.name, if format.side > 0 { "hopper_mv_affine" } else { "hopper_mv" });
         for geometry in [
@@ -280,11 +316,16 @@ pub(crate) fn pipelines() -> Vec<PipelineKey> {
             keys.push(key(format!("hopper_mv_group<{name}, 1, false, false, false, true>")));
             keys.push(key(format!("hopper_mv_gated<{name}, 2, false, false, false, true>")));
         }
+        for geometry in ["1, false, false", "2, false, false", "1, true, true"] {
+            keys.push(key(format!("hopper_mv_id<{name}, {geometry}>")));
+        }
         for tile in ["2, 1, 256, 2", "2, 2, 128, 1", "4, 1, 64, 2"] {
             keys.push(key(format!("hopper_mm<{name}, {tile}>")));
         }
-        keys.push(key(format!("hopper_mm_id<{name}, 4, 1, 32>")));
-        keys.push(key(format!("hopper_mm_id<{name}, 4, 1, 64>")));
+        let groups = if name == "MXFP4" { "2, 2" } else { "4, 1" };
+        for rows in [32, 48, 64] {
+            keys.push(key(format!("hopper_mm_id<{name}, {groups}, {rows}>")));
+        }
         keys.push(key(format!("hopper_prepare<{name}>")));
         keys.push(key(format!("hopper_prepare_rows<{name}>")));
         keys.push(key(format!("hopper_prepare_id<{name}>")));

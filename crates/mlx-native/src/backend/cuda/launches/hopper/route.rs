@@ -1,0 +1,295 @@
+//! Expert-routed products of few tokens: the geometry and the launches of `hopper_mv_id`.
+
+use super::matvec::{EXACT_ROWS, Part};
+use super::{Format, HopperExpertArgs, Product, Rows, UNIT, key, pitch_of};
+use crate::Result;
+use crate::backend::cuda::driver::{DeviceInfo, TensorMap};
+use crate::backend::cuda::launches::args::ProductArgs;
+use crate::backend::cuda::launches::{Bound, Launch, Plan, Planner};
+use crate::backend::gpu::{Fault, u32_of};
+use crate::buffer::View;
+use crate::device::Activations;
+use crate::ops::MatmulId;
+
+/// Warps that multiply; the first of 4 more issues copies, or all of them.
+const WARPS: usize = 16;
+const THREADS: u32 = (WARPS as u32 + 4) * 32;
+/// `MOST_ROUTED_STAGES`, `MOST_PENDING` and `MOST_ROUTED_SLOTS` of experts.cu, and what one word for each of them takes.
+const MOST_STAGES: usize = 24;
+const MOST_PENDING: usize = 128;
+const MOST_SLOTS: usize = 256;
+const FIXED: usize = 8 * MOST_PENDING + 8 * MOST_STAGES + 4 * MOST_PENDING + 2 * 4 * MOST_SLOTS;
+/// A word of shared memory each.
+const MOST_EXPERTS: usize = 1024;
+/// Tokens of one launch.
+const TOKENS: usize = 8;
+/// Weight rows of a stage.
+const STRIP: usize = 16;
+/// Stages at least.
+const LEAST_STAGES: usize = 3;
+/// As many stages keep the memory busy; units of a piece that a warp has at least, so that its sums and its turn cost little beside them.
+const ENOUGH_STAGES: usize = 6;
+const UNITS_OF_A_WARP: usize = 2;
+
+/// How a launch cuts the matrices.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Geometry {
+    /// Units of a stage, and warps that share it.
+    piece: usize,
+    span: usize,
+    pitch: usize,
+    side_pitch: usize,
+    stage_bytes: usize,
+    stages: usize,
+    shared_bytes: usize,
+}
+
+/// What the geometry depends on.
+#[derive(Clone, Copy)]
+struct Shape {
+    format: Format,
+    k: usize,
+    shared_bytes: usize,
+    tokens: usize,
+    exact: bool,
+    n_experts: usize,
+    /// Whether rows of weights do not all start at multiples of 16 bytes.
+    ragged: bool,
+}
+
+/// The geometry with stages enough and the fewest pieces. None where k is too long.
+fn geometry(shape: Shape) -> Option<Geometry> {
+    let (format, units) = (shape.format, shape.k.div_ceil(UNIT));
+    let whole =
+        (0..5).map(|i| 1 << i).find(|count| shape.ragged || (count * format.unit).is_multiple_of(16)).unwrap_or(16);
+    let columns = shape.tokens * if shape.exact { 2 } else { 1 };
+    // Operands, sums of the input, what undoes its scaling, two strips' sums of every warp, a word for each expert.
+    let sums = if format.sums { units * (UNIT / format.sub) * 32 } else { 0 };
+    let fixed = FIXED + units * 512 * columns + sums + units * 32 + WARPS * 128 * shape.tokens + 4 * shape.n_experts;
+    let room = shape.shared_bytes.checked_sub(fixed)?;
+    let mut best: Option<Geometry> = None;
+    for pieces in [1, 2, 3, 4, 6, 8, 12, 16] {
+        let piece = units.div_ceil(pieces).next_multiple_of(whole);
+        if pieces > 1 && piece >= units {
+            continue;
+        }
+        let span = (0..5).map(|i| 1 << i).rev().find(|span| span * UNITS_OF_A_WARP <= piece).unwrap_or(1);
+        let pitch = pitch_of(piece * format.unit + if shape.ragged { 16 } else { 0 });
+        let sides = piece * format.side;
+        let side_pitch = match sides {
+            0 => 0,
+            _ => pitch_of(if sides.is_multiple_of(16) { sides } else { sides + 8 }),
+        };
+        // A box has 256 elements at most: of eight bytes, of two for scales.
+        if (!shape.ragged && pitch > 2048) || side_pitch > 512 {
+            continue;
+        }
+        let stage_bytes = (STRIP * (pitch + 2 * side_pitch)).next_multiple_of(128);
+        let stages = (room / stage_bytes).min(MOST_STAGES);
+        let (teams, pieces) = (WARPS / span, units.div_ceil(piece));
+        // As the kernel counts the barriers of a team.
+        let pending = teams * (stages.div_ceil(teams).next_multiple_of(pieces) + pieces);
+        if stages < LEAST_STAGES || pending > MOST_PENDING {
+            continue;
+        }
+        if best.is_none_or(|best| stages.min(ENOUGH_STAGES) > best.stages.min(ENOUGH_STAGES)) {
+            let shared_bytes = fixed + stages * stage_bytes;
+            best = Some(Geometry { piece, span, pitch, side_pitch, stage_bytes, stages, shared_bytes });
+        }
+    }
+    best
+}
+
+/// Whether the kernel takes products with k inputs, so many experts and slots of a token.
+pub(super) fn fits(format: Format, k: usize, info: &DeviceInfo, [n_experts, top_k]: [usize; 2]) -> bool {
+    let shared_bytes = info.shared_bytes;
+    let shape = |tokens, exact| Shape { format, k, shared_bytes, tokens, exact, n_experts, ragged: true };
+    n_experts <= MOST_EXPERTS
+        && top_k <= MOST_SLOTS / TOKENS
+        && [shape(TOKENS, false), shape(EXACT_ROWS, true)].iter().all(|shape| geometry(*shape).is_some())
+}
+
+/// Where a launch's operands are.
+struct Operands<'a> {
+    input: &'a Rows,
+    output: &'a View,
+    ids: Option<&'a View>,
+    /// Matrices, bytes from one to the next of data, scales and biases, and how many of them a token has.
+    n_experts: usize,
+    strides: [usize; 3],
+    top_k: usize,
+}
+
+/// A launch for a part of the tokens. None where it does not fit, or has fewer stages.
+fn launch(product: &Product<'_>, operands: &Operands<'_>, part: Part, stages: usize) -> Result<Option<Launch>> {
+    let Operands { input, output, ids, n_experts, strides, top_k } = operands;
+    let (format, shared_bytes) = (product.format, product.info.shared_bytes);
+    let aligned = product.aligned() && strides[0].is_multiple_of(16);
+    let sides_aligned = format.side == 0 || strides[1..].iter().all(|stride| stride.is_multiple_of(16));
+    let (k, tokens, exact, n_experts) = (product.k, part.m, part.exact, *n_experts);
+    // Rows are copied one by one where they must, or where whole strips would be too large.
+    let mut ways = [false, true].into_iter().filter(|ragged| *ragged || aligned);
+    let found = ways.find_map(|ragged| {
+        geometry(Shape { format, k, shared_bytes, tokens, exact, n_experts, ragged }).map(|found| (ragged, found))
+    });
+    let Some((ragged, geometry)) = found.filter(|(_, geometry)| geometry.stages >= stages && sides_aligned) else {
+        return Ok(None);
+    };
+    let args = HopperExpertArgs {
+        w_row: product.w_row as u64,
+        w_matrix: strides[0] as u64,
+        x_row: input.stride,
+        m: u32_of("tokens", part.m)?,
+        first: u32_of("first", part.first)?,
+        n: u32_of("n", product.n)?,
+        k: u32_of("k", product.k)?,
+        n_experts: u32_of("n_experts", n_experts)?,
+        top_k: u32_of("top_k", *top_k)?,
+        span: geometry.span as u32,
+        piece: geometry.piece as u32,
+        pitch: geometry.pitch as u32,
+        side_pitch: geometry.side_pitch as u32,
+        stage_bytes: geometry.stage_bytes as u32,
+        stages: geometry.stages as u32,
+    };
+    let map = |view: Option<&View>, i: usize, element_bytes: usize, row: usize, pitch: usize| {
+        // A map that nobody reads is none.
+        let Some(view) = view else { return Bound::value(&[0u64; 16]) };
+        let map = TensorMap {
+            element_bytes: element_bytes as u32,
+            dims: vec![(row / element_bytes) as u64, product.n as u64, n_experts as u64],
+            strides: vec![row as u64, strides[i] as u64],
+            tile: vec![(pitch / element_bytes) as u32, STRIP as u32, 1],
+            swizzled: false,
+        };
+        Bound::Tensor(map, Box::new(Bound::view(view)))
+    };
+    let weight = product.weight;
+    let sides = [&weight.scales, &weight.biases].map(|side| side.as_ref().filter(|_| format.side > 0));
+    let mut bindings = vec![Bound::view(&weight.data), input.at.clone(), Bound::view(output), Bound::value(&args)];
+    bindings.extend(match ids {
+        Some(ids) => [Bound::view(ids), Bound::Fault],
+        None => [Bound::value(&0u64), Bound::value(&0u64)],
+    });
+    bindings.extend([
+        map(Some(&weight.data).filter(|_| !ragged), 0, 8, product.w_row, geometry.pitch),
+        map(sides[0], 1, 2, product.side_row, geometry.side_pitch),
+        map(sides[1], 2, 2, product.side_row, geometry.side_pitch),
+    ]);
+    let parts = if part.exact { 2 } else { 1 };
+    let (name, tail) = (format.name, !product.k.is_multiple_of(UNIT));
+    let function = format!("hopper_mv_id<{name}, {parts}, {tail}, {ragged}>");
+    let launch = Launch::new(key(function), bindings, [product.info.processors, 1, 1], THREADS);
+    Ok(Some(Launch { shared_bytes: geometry.shared_bytes, ..launch }))
+}
+
+/// The launches of a routed product, up to eight tokens each. None where it does not fit.
+pub(super) fn rows(
+    op: &MatmulId,
+    product: &Product<'_>,
+    planner: &Planner<'_>,
+    args: &ProductArgs,
+) -> Result<Option<Plan>> {
+    if !fits(product.format, op.k, product.info, [op.n_experts, op.top_k]) {
+        return Ok(None);
+    }
+    let fault = Fault { ids: op.ids.clone(), limit: Some(op.n_experts), words: ["matmul_id", "slot", "expert"] };
+    let mut plan = Plan { fault: Some(fault), ..Plan::default() };
+    let input = Rows::of(&op.input, op.n_tokens, args, &mut plan)?;
+    let operands = Operands {
+        input: &input,
+        output: &op.output,
+        ids: Some(&op.ids),
+        n_experts: op.n_experts,
+        strides: op.weight.strides,
+        top_k: op.top_k,
+    };
+    let exact = op.n_tokens <= EXACT_ROWS || planner.options.activations == Activations::Exact;
+    let most = if exact { EXACT_ROWS } else { TOKENS };
+    for first in (0..op.n_tokens).step_by(most) {
+        let part = Part { first, m: most.min(op.n_tokens - first), exact };
+        let Some(launch) = launch(product, &operands, part, LEAST_STAGES)? else { return Ok(None) };
+        plan.launches.push(launch);
+    }
+    Ok(Some(plan))
+}
+
+/// A launch for a product whose rows are too long for one block's registers, as that of a single expert: its operands lie in shared memory. None where that leaves
+/// too little for weights.
+pub(super) fn long_rows(product: &Product<'_>, input: &Rows, output: &View, part: Part) -> Result<Option<Launch>> {
+    if !part.exact {
+        return Ok(None);
+    }
+    let strides = [product.w_row, product.side_row, product.side_row].map(|row| (row * product.n).next_multiple_of(16));
+    let operands = Operands { input, output, ids: None, n_experts: 1, strides, top_k: 1 };
+    launch(product, &operands, part, ENOUGH_STAGES)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::cuda::launches::plan;
+    use crate::device::DeviceOptions;
+    use crate::{DType, GgmlType, MlxDevice, Weight};
+
+    fn info() -> DeviceInfo {
+        DeviceInfo { name: String::new(), arch: 90, processors: 132, shared_bytes: 227 << 10 }
+    }
+
+    #[test]
+    fn geometries_fit_the_block() {
+        let info = info();
+        for ty in [GgmlType::Q4_0, GgmlType::Q8_0, GgmlType::MXFP4, GgmlType::Q2_K, GgmlType::Q3_K, GgmlType::Q6_K] {
+            let format = Format::of(crate::format::WeightFormat::Ggml(ty)).unwrap();
+            for k in (256..=8192).step_by(256) {
+                assert!(fits(format, k, &info, [256, 8]), "{} {k}", ty.name());
+                for (tokens, exact, ragged) in [(8, false, false), (8, false, true), (4, true, true), (1, true, false)]
+                {
+                    let shape =
+                        Shape { format, k, shared_bytes: info.shared_bytes, tokens, exact, n_experts: 128, ragged };
+                    // Strips of long rows may be too large for tensor copies.
+                    let Some(found) = geometry(shape) else {
+                        assert!(!ragged && k > 4096, "{} {k}", ty.name());
+                        continue;
+                    };
+                    let fits = found.shared_bytes <= info.shared_bytes && found.stages >= LEAST_STAGES;
+                    assert!(fits, "{} {k}: {found:?}", ty.name());
+                    assert!(WARPS.is_multiple_of(found.span) && found.span <= found.piece);
+                    assert!(ragged || (found.piece * format.unit).is_multiple_of(16) || found.piece * UNIT >= k);
+                }
+            }
+            assert!(!fits(format, 1 << 20, &info, [256, 8]));
+        }
+    }
+
+    /// The kernels of a product of tokens with two of four experts each.
+    fn kernels(tokens: usize, options: &DeviceOptions, forced: Option<&str>) -> Vec<String> {
+        let device = MlxDevice::reference().unwrap();
+        let buffer = |bytes: usize, dtype| device.alloc_buffer(bytes, dtype, vec![]).unwrap();
+        let (n, k) = (128, 256);
+        let weight =
+            Weight::stack(GgmlType::Q4_0.into(), 4, n, k, buffer(4 * n * k / 32 * 18, DType::U8), None, None).unwrap();
+        let (x, ids) = (buffer(tokens * k * 4, DType::F32), buffer(tokens * 2 * 4, DType::U32));
+        let mut y = buffer(tokens * 2 * n * 4, DType::F32);
+        let mut encoder = device.command_encoder().unwrap();
+        encoder.matmul_id(&x, &weight, &ids, &mut y, None).unwrap();
+        let op = encoder.ops().next().unwrap().clone();
+        let plan = plan(&op, &Planner { info: &info(), options, forced }).unwrap();
+        assert!(plan.fault.is_some());
+        plan.launches.into_iter().map(|launch| launch.pipeline.function).collect()
+    }
+
+    #[test]
+    fn few_tokens_are_columns_of_one_launch() {
+        let options = DeviceOptions::default();
+        let exact = DeviceOptions { activations: Activations::Exact, ..options };
+        assert_eq!(kernels(1, &options, None), ["hopper_mv_id<Q4_0, 2, false, false>"]);
+        assert_eq!(kernels(8, &options, None), ["hopper_mv_id<Q4_0, 1, false, false>"]);
+        assert_eq!(kernels(8, &exact, None), ["hopper_mv_id<Q4_0, 2, false, false>"; 2]);
+        assert_eq!(kernels(9, &options, None).len(), 3);
+        assert_eq!(kernels(9, &options, Some("hopper_mv_id")).len(), 2);
+        assert!(kernels(1, &options, Some("mv_id"))[0].starts_with("mv_id"));
+        let invariant = DeviceOptions { batch_invariant: true, ..options };
+        assert!(kernels(1, &invariant, None)[0].starts_with("mv_id"));
+    }
+}
