@@ -5,7 +5,6 @@ mod cases;
 
 use half::{bf16, f16};
 
-use super::SharedAngles;
 use super::kernel;
 use crate::backend::cpu::isa::Isa;
 use crate::backend::cpu::kernel::{Faults, Resolver, Share};
@@ -83,10 +82,9 @@ fn run_kernel(
     let mut encoder = device.command_encoder().unwrap();
     record(&mut encoder, &mut buffers).unwrap();
     let mut resolver = Resolver::default();
-    let mut angles = SharedAngles::default();
     let faults = Faults::default();
     for (index, op) in encoder.ops().enumerate() {
-        let kernel = kernel(op, index, &mut resolver, &mut angles, (isa, options)).unwrap();
+        let kernel = kernel(op, index, &mut resolver, isa, options).unwrap();
         for phase in 0..kernel.phases() {
             for part in 0..parts {
                 kernel.run(phase, &Share { part, parts, faults: &faults });
@@ -94,7 +92,7 @@ fn run_kernel(
         }
     }
     drop(encoder);
-    (buffers, faults.result())
+    (buffers, faults.into_result())
 }
 
 /// Every set and number of shares gives `operands[output]` within `bound` (NMSE) of the reference, and with the same faults;
