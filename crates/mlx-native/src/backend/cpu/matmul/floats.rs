@@ -6,6 +6,7 @@
 use super::prepare::{FLOAT_PAD, Layout};
 use super::simd::{MAX_LANES, Simd, array, four};
 use super::source::Choice;
+use super::tiles::AHEAD_BYTES_ONE;
 use super::{Config, Job, Weight};
 use crate::backend::cpu::isa::Isa;
 use crate::format::{FpMode, GgmlType, dequantize_row};
@@ -264,8 +265,6 @@ impl<S: Simd> Values<S> for Mxfp8 {
 /// The one row of x of a job: weights go from memory into products without a stop. Bits are those of [`run`]'s general way.
 #[inline(always)]
 unsafe fn one<S: Simd, V: Values<S>>(job: &Job, values: &V, stride: usize) {
-    /// How far ahead of their use weights are asked for; see `tiles`.
-    const AHEAD_BYTES: usize = 2048;
     let width = 4 * S::LANES;
     let whole = job.k / UNIT * UNIT;
     let count = job.n.len();
@@ -282,7 +281,7 @@ unsafe fn one<S: Simd, V: Values<S>>(job: &Job, values: &V, stride: usize) {
             for l in (0..whole).step_by(UNIT) {
                 for row in rows {
                     for line in (0..UNIT * V::BYTES).step_by(64) {
-                        S::prefetch_once(row.wrapping_add(l * V::BYTES + AHEAD_BYTES + line));
+                        S::prefetch_once(row.wrapping_add(l * V::BYTES + AHEAD_BYTES_ONE + line));
                     }
                 }
                 let units = four!(|r| values.unit(index[r], l));

@@ -26,7 +26,7 @@ pub(super) const MAX_GROUPS: usize = 2;
 
 /// How far ahead of their use the weights of each row are asked for: the processor's own prefetching stops at every page, and four rows or more are many
 /// streams for it. One column waits for memory alone; with several, the multiplications leave memory more time for each byte.
-const AHEAD_BYTES_ONE: usize = 2048;
+pub(super) const AHEAD_BYTES_ONE: usize = 2048;
 const AHEAD_BYTES_FEW: usize = 512;
 
 /// `AHEAD_BYTES` in steps.
