@@ -1,10 +1,11 @@
 //! The CUDA backend on the conformance table, where there is a GPU, and what it says where there is none.
 #![cfg(feature = "cuda")]
 
+use conformance::generate::{Scales, WeightData, normal, rng};
 use conformance::{Outcome, Reference, Selection, Verdict, cases, run};
 use mlx_native::{
     Activation, Activations, AttentionParams, Binary, CommandEncoder, DType, DeviceOptions, GgmlType, KvCacheParams,
-    MlxBuffer, MlxDevice, MlxError, RmsNormParams, RopeParams, RopeStyle, Weight,
+    MlxBuffer, MlxDevice, MlxError, RmsNormParams, RopeParams, RopeStyle, Weight, WeightFormat,
 };
 
 /// The device, unless this machine has none.
@@ -307,5 +308,85 @@ fn rows_of_any_length_are_summed() {
         let energy: f64 = expected.iter().map(|b| f64::from(*b).powi(2)).sum();
         let bound = if m > 4 { 1e-6 } else { 1e-10 };
         assert!(errors / energy < bound, "m = {m}, k = {k}: {}", errors / energy);
+    }
+}
+
+/// The products of the rows `x` with each weight, `[m, n]`, recorded one after the other in one list.
+fn products(device: &MlxDevice, x: &[f32], weights: &[&WeightData]) -> Vec<Vec<f32>> {
+    let filled = |values: &[f32]| {
+        let mut buffer = device.alloc_buffer(4 * values.len(), DType::F32, vec![values.len()]).unwrap();
+        buffer.as_mut_slice::<f32>().unwrap().copy_from_slice(values);
+        buffer
+    };
+    let input = filled(x);
+    let uploaded: Vec<Weight> = weights.iter().map(|weight| weight.upload(device).unwrap()).collect();
+    // What no kernel writes stays NaN.
+    let mut outputs: Vec<_> = weights.iter().map(|w| filled(&vec![f32::NAN; x.len() / w.k * w.n])).collect();
+    let mut encoder = device.command_encoder().unwrap();
+    for (weight, output) in uploaded.iter().zip(&mut outputs) {
+        encoder.matmul(&input, weight, output).unwrap();
+    }
+    encoder.commit_and_wait().unwrap();
+    outputs.iter().map(|output| output.as_slice::<f32>().unwrap().to_vec()).collect()
+}
+
+/// The error's share of the energy of `x` times the weight, decoded; NaN where something was not written.
+fn error_share(found: &[f32], x: &[f32], weight: &WeightData) -> f64 {
+    let values = weight.decode().unwrap();
+    let rows = x.chunks(weight.k).flat_map(|row| values.chunks(weight.k).map(move |w| (row, w)));
+    let (mut errors, mut energy) = (0.0, 0.0);
+    for ((row, w), found) in rows.zip(found) {
+        let y: f64 = row.iter().zip(w).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+        errors += (y - f64::from(*found)).powi(2);
+        energy += y * y;
+    }
+    errors / energy
+}
+
+/// Products of one input, which may run as one launch, in formats and widths whose rows begin at any multiple of two bytes. Some values of a row are
+/// hundreds of times as large as the others, as a model's are.
+#[test]
+fn products_of_one_input_are_those_of_the_decoded_weights() {
+    use GgmlType::{IQ4_NL, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q6_K, Q8_0};
+    let Some(device) = device(DeviceOptions::default()) else { return };
+    for (ty, k) in
+        [(Q4_0, 640), (Q4_1, 576), (Q5_0, 640), (Q5_1, 1024), (Q8_0, 640), (IQ4_NL, 576), (Q4_K, 768), (Q6_K, 2048)]
+    {
+        for ns in [&[1024, 256, 200][..], &[640, 640]] {
+            for m in [1, 2, 4, 6] {
+                let mut rng = rng(1, &format!("{ty:?} {ns:?} {m}"));
+                let size = |i: usize| if i % 97 == 13 { 300.0 } else { 1.0 };
+                let x: Vec<f32> = (0..m * k).map(|i| normal(&mut rng) * size(i)).collect();
+                let mut weight = |n| WeightData::random(WeightFormat::Ggml(ty), 1, n, k, Scales::Ordinary, &mut rng);
+                let weights: Vec<WeightData> = ns.iter().map(|&n| weight(n).unwrap()).collect();
+                let found = products(&device, &x, &weights.iter().collect::<Vec<_>>());
+                for (i, (found, weight)) in found.iter().zip(&weights).enumerate() {
+                    let share = error_share(found, &x, weight);
+                    // Up to four rows are as good as f32, but for the smallest of their values.
+                    assert!(share < if m > 4 { 1e-6 } else { 1e-9 }, "{ty:?}, k {k}, {i} of {ns:?}, m {m}: {share}");
+                }
+            }
+        }
+    }
+}
+
+/// More rows than blocks begin with, so that they draw the rest: the output heads of models. Before it the same kernel runs for a few rows, of which
+/// nothing is drawn.
+#[test]
+fn every_row_of_a_tall_matrix_is_computed() {
+    use GgmlType::{Q4_0, Q4_K, Q6_K, Q8_0};
+    let Some(device) = device(DeviceOptions::default()) else { return };
+    for (ty, n, k) in [(Q8_0, 262_144, 640), (Q4_0, 49_152, 576), (Q4_K, 60_000, 1024), (Q6_K, 128_256, 256)] {
+        for m in [1, 6] {
+            let mut rng = rng(1, &format!("{ty:?} {n} {k} {m}"));
+            let x: Vec<f32> = (0..m * k).map(|_| normal(&mut rng)).collect();
+            let mut weight = |n| WeightData::random(WeightFormat::Ggml(ty), 1, n, k, Scales::Ordinary, &mut rng);
+            let [few, many] = [200, n].map(|n| weight(n).unwrap());
+            let found = products(&device, &x, &[&few, &few, &many]);
+            for (found, weight) in found.iter().zip([&few, &few, &many]) {
+                let share = error_share(found, &x, weight);
+                assert!(share < if m > 4 { 1e-6 } else { 1e-9 }, "{ty:?} [{n}, {k}], m {m}: {share}");
+            }
+        }
     }
 }

@@ -171,7 +171,7 @@ DI void matvec(const Matrices& matrices, const void* input, const TensorMap* sca
                 const int group = next;
                 if (CLUSTERED) next = group + 1;
                 else if (i + 1 < a.own) next = group + gridDim.x;
-                else if (i + 1 > a.own && lane == 0) next = draw(); // asked for early enough to have arrived
+                else if (drawn && i + 1 > a.own && lane == 0) next = draw(); // asked for early enough to have arrived
                 if (!CLUSTERED && lane == 0) ring[i & 15] = group;
                 if (group >= (CLUSTERED ? end : groups)) break;
 #pragma unroll 1
