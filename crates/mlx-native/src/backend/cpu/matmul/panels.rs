@@ -11,6 +11,7 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
+use super::prepare::record_bytes;
 use super::simd::{MAX_LANES, Simd, array, four};
 use super::source::{Scales, Source};
 use super::tiles::{aligned, column, neighbours, transposed};
@@ -175,7 +176,6 @@ pub(crate) struct Columns<'a> {
     panel: *mut u8,
     /// Blocks of 32 values.
     blocks: usize,
-    record_bytes: usize,
     /// From a column's first record to that of the panel's first step.
     offset: usize,
     /// The columns' first records; a multiple of the tile's columns, whose last may stand there more than once.
@@ -209,6 +209,7 @@ unsafe fn tile<S: Simd, K: Kind, const R: usize, const C: usize>(
     sums: *mut f32,
 ) {
     let panel = Panel::<S, R> { base: job.panel, set: PhantomData };
+    let record_bytes = record_bytes(S::LANES, K::HALVES);
     // SAFETY: the panel has that many blocks, each column a record for each LANES of them, and `sums` a vector for each lane.
     unsafe {
         for lane in 0..S::LANES {
@@ -219,11 +220,11 @@ unsafe fn tile<S: Simd, K: Kind, const R: usize, const C: usize>(
             }
             // Of a panel that ends within a step, the last lanes have a block less.
             for (step, block) in (lane..job.blocks).step_by(S::LANES).enumerate() {
-                let offset = job.offset + step * job.record_bytes;
+                let offset = job.offset + step * record_bytes;
                 // A lane's share of the lines of the next columns: all at once they would hold up the loads that are needed now.
-                for next in next {
-                    for line in (64 * lane..job.record_bytes).step_by(64 * S::LANES) {
-                        S::prefetch(next.wrapping_add(offset + line));
+                if 64 * lane < record_bytes {
+                    for next in next {
+                        S::prefetch(next.wrapping_add(offset + 64 * lane));
                     }
                 }
                 let codes: [*const u8; C] = array!(C, |c| records[c].add(offset + 16 * lane));
@@ -422,7 +423,7 @@ pub(super) fn task_rows(n: usize, threads: usize) -> usize {
 #[inline(always)]
 pub(super) unsafe fn many<S: Simd, F: Source<S>, const R: usize>(job: &Job) {
     let (planes, count) = (job.layout.planes(), job.rows.len() * job.layout.planes());
-    let (steps, record_bytes) = (job.layout.steps(), job.layout.record_bytes());
+    let steps = job.layout.steps();
     let fits = steps * 32 * S::LANES <= K_BLOCK && F::STEPS == 1;
     let block = if fits { steps } else { K_PART / (32 * S::LANES) };
     let tile_rows = R * 4 * S::LANES;
@@ -453,8 +454,7 @@ pub(super) unsafe fn many<S: Simd, F: Source<S>, const R: usize>(job: &Job) {
                         let columns = Columns {
                             panel: panel.base,
                             blocks: (job.k.div_ceil(32) - k0 * S::LANES).min((k1 - k0) * S::LANES),
-                            record_bytes,
-                            offset: k0 * record_bytes,
+                            offset: k0 * job.layout.record_bytes(),
                             records: &records[..padded],
                             tiles: 0..padded / S::TILE_COLUMNS[F::HALVES as usize],
                             sums: sums.add(g * group_sums),

@@ -25,6 +25,11 @@ pub(super) enum Sums {
     Plain,
 }
 
+/// Bytes of a record.
+pub(super) const fn record_bytes(lanes: usize, halves: bool) -> usize {
+    (40 + 4 * halves as usize) * lanes
+}
+
 /// How prepared x lies in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Layout {
@@ -80,7 +85,7 @@ impl Layout {
     pub(super) fn record_bytes(&self) -> usize {
         match *self {
             Layout::Floats { .. } => 0,
-            Layout::Codes { lanes, halves, .. } => (40 + if halves { 4 } else { 0 }) * lanes,
+            Layout::Codes { lanes, halves, .. } => record_bytes(lanes, halves),
         }
     }
 
