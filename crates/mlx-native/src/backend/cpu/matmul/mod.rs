@@ -9,8 +9,8 @@
 //! *columns*, the second and third holding what the one before has left over, which keeps 23 bits; small weights get two columns for
 //! [`Precision::Q8`]. All other weights go through f32 ([`floats`]).
 //!
-//! A sum over 16 or 32 values is exact in i32, and the f32 operations on these sums are the same ones in the same order for every m, so a
-//! row's bits depend on that row alone: batch invariance costs nothing here.
+//! A sum over 16 or 32 values is exact in i32, and the f32 operations on these sums come in one of two orders: that of few columns, which
+//! batch-invariant products keep for every m, so that a row's bits depend on that row alone, and that of [`panels`], which has fewer sums to keep.
 
 mod floats;
 mod panels;
@@ -148,6 +148,7 @@ struct Job<'a> {
     y: YRows,
     n: Range<usize>,
     scratch: *mut u8,
+    batch_invariant: bool,
 }
 
 /// A kernel: computes a [`Job`]. Unsafe for the reasons of [`Plan::run`], and because it needs its instruction set.
@@ -161,6 +162,7 @@ pub(crate) struct Plan {
     k: usize,
     isa: Isa,
     layout: prepare::Layout,
+    batch_invariant: bool,
     kernel: Kernel,
     name: &'static str,
 }
@@ -170,7 +172,16 @@ impl Plan {
     pub(crate) fn new(config: Config, format: WeightFormat, m: usize, n: usize, k: usize) -> Plan {
         let choice = source::choose(config, format, n, k);
         let layout = choice.layout;
-        Plan { m, n, k, isa: config.isa, layout, kernel: choice.kernel, name: choice.name }
+        Plan {
+            m,
+            n,
+            k,
+            isa: config.isa,
+            layout,
+            batch_invariant: config.batch_invariant,
+            kernel: choice.kernel,
+            name: choice.name,
+        }
     }
 
     /// Bytes of prepared x for all m rows; 64-byte alignment is best.
@@ -243,7 +254,8 @@ impl Plan {
         if n.is_empty() || rows.len() == 0 {
             return;
         }
-        let job = Job { weight, k: self.k, layout: self.layout, prepared, rows, y, n, scratch };
+        let Plan { k, layout, batch_invariant, .. } = *self;
+        let job = Job { weight, k, layout, prepared, rows, y, n, scratch, batch_invariant };
         // SAFETY: the kernel belongs to an instruction set that the plan's maker found available; the rest is the caller's promise.
         unsafe { (self.kernel)(&job) }
     }

@@ -1,8 +1,9 @@
 //! The integer kernel for many columns: weights are unpacked once into a panel of codes, and tiles of rows × columns run over it.
 //!
 //! Here a vector's places are 4·LANES weight rows, all at the same block of 32 values: a dword of codes for each row meets the same dword of x, which a load
-//! broadcasts. That takes no shuffle of x, and a tile's sums stay in registers over a run of steps. To give the bits that [`tiles`](super::tiles) gives, where
-//! a place belongs to a (lane, row) pair, blocks are summed up lane by lane, and the lanes' sums are added at the end in the order of [`Simd::fold`].
+//! broadcasts. That takes no shuffle of x, and a tile's sums stay in registers over a run of steps, block after block. To give the bits that
+//! [`tiles`](super::tiles) gives, where a place belongs to a (lane, row) pair, batch-invariant products are summed up lane by lane instead, and the lanes'
+//! sums are added at the end in the order of [`Simd::fold`]: four times as many sums, which come from and go to the second-level cache.
 //!
 //! The loop over a panel depends on a [`Kind`] of format alone, not on the format: a few versions of it serve all of them.
 
@@ -182,27 +183,29 @@ pub(crate) struct Columns<'a> {
     records: &'a [*const u8],
     /// Which of the tiles are to be run.
     tiles: Range<usize>,
-    /// Partial sums by column, vector of rows and lane.
+    /// Partial sums by column and vector of rows, and by lane where they are kept apart.
     sums: *mut f32,
     /// The panel is the first of its rows: there are no partial sums yet.
     first: bool,
+    /// Each lane of the records' steps has sums of its own.
+    apart: bool,
 }
 
-/// Runs the tiles of C columns.
+/// Runs the tiles of C columns. CHAINS: how many sums an output has, one or one for each lane.
 #[inline(always)]
-unsafe fn tiles<S: Simd, K: Kind, const R: usize, const C: usize>(job: &Columns) {
+unsafe fn tiles<S: Simd, K: Kind, const R: usize, const C: usize, const CHAINS: usize>(job: &Columns) {
     let (groups, _) = job.records.as_chunks::<C>();
     for (i, records) in groups.iter().enumerate().take(job.tiles.end).skip(job.tiles.start) {
         // The next columns are fetched while these are computed.
         let next = groups.get(i + 1).unwrap_or(records);
         // SAFETY: the caller's promise.
-        unsafe { tile::<S, K, R, C>(job, records, next, job.sums.add(i * C * R * S::LANES * 4 * S::LANES)) };
+        unsafe { tile::<S, K, R, C, CHAINS>(job, records, next, job.sums.add(i * C * R * CHAINS * 4 * S::LANES)) };
     }
 }
 
 /// R vectors of rows × C columns over all blocks of the panel.
 #[inline(always)]
-unsafe fn tile<S: Simd, K: Kind, const R: usize, const C: usize>(
+unsafe fn tile<S: Simd, K: Kind, const R: usize, const C: usize, const CHAINS: usize>(
     job: &Columns,
     records: &[*const u8; C],
     next: &[*const u8; C],
@@ -210,16 +213,17 @@ unsafe fn tile<S: Simd, K: Kind, const R: usize, const C: usize>(
 ) {
     let panel = Panel::<S, R> { base: job.panel, set: PhantomData };
     let record_bytes = record_bytes(S::LANES, K::HALVES);
-    // SAFETY: the panel has that many blocks, each column a record for each LANES of them, and `sums` a vector for each lane.
+    // SAFETY: the panel has that many blocks, each column a record for each LANES of them, and `sums` a vector for each chain.
     unsafe {
-        for lane in 0..S::LANES {
-            let place = |c: usize, r: usize| sums.add(((c * R + r) * S::LANES + lane) * 4 * S::LANES);
+        for chain in 0..CHAINS {
+            let place = |c: usize, r: usize| sums.add(((c * R + r) * CHAINS + chain) * 4 * S::LANES);
             let mut total: [[S::Floats; R]; C] = [[S::splat(0.0); R]; C];
             if !job.first {
                 total = array!(C, |c| array!(R, |r| S::load_floats(place(c, r))));
             }
             // Of a panel that ends within a step, the last lanes have a block less.
-            for (step, block) in (lane..job.blocks).step_by(S::LANES).enumerate() {
+            for block in (chain..job.blocks).step_by(CHAINS) {
+                let (step, lane) = (block / S::LANES, block % S::LANES);
                 let offset = job.offset + step * record_bytes;
                 // A lane's share of the lines of the next columns: all at once they would hold up the loads that are needed now.
                 if 64 * lane < record_bytes {
@@ -314,12 +318,14 @@ pub(super) mod isa {
             pub(in super::super) unsafe fn $name<K: Kind>(job: &Columns) {
                 const ROWS: usize = <$set as Simd>::ROW_VECTORS;
                 const COLUMNS: [usize; 2] = <$set as Simd>::TILE_COLUMNS;
+                const LANES: usize = <$set as Simd>::LANES;
                 // SAFETY: the caller's promise is the same.
                 unsafe {
-                    if K::HALVES {
-                        tiles::<$set, K, ROWS, { COLUMNS[1] }>(job)
-                    } else {
-                        tiles::<$set, K, ROWS, { COLUMNS[0] }>(job)
+                    match (K::HALVES, job.apart) {
+                        (false, false) => tiles::<$set, K, ROWS, { COLUMNS[0] }, 1>(job),
+                        (false, true) => tiles::<$set, K, ROWS, { COLUMNS[0] }, LANES>(job),
+                        (true, false) => tiles::<$set, K, ROWS, { COLUMNS[1] }, 1>(job),
+                        (true, true) => tiles::<$set, K, ROWS, { COLUMNS[1] }, LANES>(job),
                     }
                 }
             }
@@ -427,6 +433,7 @@ pub(super) unsafe fn many<S: Simd, F: Source<S>, const R: usize>(job: &Job) {
     let fits = steps * 32 * S::LANES <= K_BLOCK && F::STEPS == 1;
     let block = if fits { steps } else { K_PART / (32 * S::LANES) };
     let tile_rows = R * 4 * S::LANES;
+    let chains = if job.batch_invariant { S::LANES } else { 1 };
     // Unpacking is shared evenly: 512 columns are 264 and 248 of them, not 264 and 264 and a rest.
     let width = count.div_ceil(count.div_ceil(COLUMNS)).next_multiple_of(COLUMN_UNIT);
     // SAFETY: the caller's promise: rows below n.end exist in the weight, columns in the prepared x; the panel and the sums have the sizes that SCRATCH_BYTES
@@ -442,7 +449,7 @@ pub(super) unsafe fn many<S: Simd, F: Source<S>, const R: usize>(job: &Job) {
                 let columns = (count - c0).min(width);
                 // Columns behind the last one repeat it, and their sums are not used.
                 let padded = columns.next_multiple_of(S::TILE_COLUMNS[F::HALVES as usize]);
-                let group_sums = padded * tile_rows * S::LANES;
+                let group_sums = padded * tile_rows * chains;
                 let mut records = [std::ptr::null(); COLUMNS];
                 for (c, place) in records[..padded].iter_mut().enumerate() {
                     *place = column(job, c0 + c.min(columns - 1));
@@ -459,6 +466,7 @@ pub(super) unsafe fn many<S: Simd, F: Source<S>, const R: usize>(job: &Job) {
                             tiles: 0..padded / S::TILE_COLUMNS[F::HALVES as usize],
                             sums: sums.add(g * group_sums),
                             first: k0 == 0,
+                            apart: job.batch_invariant,
                         };
                         let next = if g + 1 < groups {
                             Some(Span { first: first + (g + 1) * tile_rows, k0, k1 })
@@ -478,6 +486,7 @@ pub(super) unsafe fn many<S: Simd, F: Source<S>, const R: usize>(job: &Job) {
                         y: job.y,
                         features: first + g * tile_rows..job.n.end,
                         sums: sums.add(g * group_sums),
+                        apart: job.batch_invariant,
                     });
                 }
             }
@@ -495,14 +504,17 @@ pub(crate) struct Outputs<'a> {
     y: YRows,
     /// The first weight row, and where the job ends.
     features: Range<usize>,
-    /// By column, vector of rows and lane.
+    /// By column and vector of rows, and by lane where they are kept apart.
     sums: *const f32,
+    /// See [`Columns`].
+    apart: bool,
 }
 
 /// Adds up partial sums of R vectors of weight rows and writes the outputs.
 #[inline(always)]
 unsafe fn outputs<S: Simd, const R: usize, const PLANES: usize>(job: &Outputs) {
     let vector = 4 * S::LANES;
+    let chains = if job.apart { S::LANES } else { 1 };
     for (i, x_row) in job.x_rows.clone().enumerate() {
         let (_, y_row) = job.rows.get(x_row);
         for r in 0..R {
@@ -512,23 +524,24 @@ unsafe fn outputs<S: Simd, const R: usize, const PLANES: usize>(job: &Outputs) {
             }
             // SAFETY: partial sums exist for all columns; the output row has places up to the last feature.
             unsafe {
-                let sums = job.sums.add((i * PLANES * R + r) * S::LANES * vector);
-                // The smallest plane first.
-                let by_lane = four!(|g| {
-                    let at = |plane: usize| S::load_floats(sums.add((plane * R * S::LANES + g % S::LANES) * vector));
+                let sums = job.sums.add((i * PLANES * R + r) * chains * vector);
+                let by_chain = four!(|g| {
+                    let at = |plane: usize| S::load_floats(sums.add((plane * R * chains + g % chains) * vector));
+                    // The smallest plane first.
                     let mut sum = at(PLANES - 1);
                     for plane in (0..PLANES - 1).rev() {
                         sum = S::add(sum, at(plane));
                     }
                     sum
                 });
+                let values = if job.apart { S::fold_lanes(by_chain) } else { by_chain[0] };
                 let y = job.y.data.add(y_row * job.y.stride + feature);
                 if feature + vector <= job.features.end {
-                    S::store_floats(y, S::fold_lanes(by_lane));
+                    S::store_floats(y, values);
                 } else {
-                    let mut values = [0f32; 4 * MAX_LANES];
-                    S::store_floats(values.as_mut_ptr(), S::fold_lanes(by_lane));
-                    y.copy_from_nonoverlapping(values.as_ptr(), job.features.end - feature);
+                    let mut all = [0f32; 4 * MAX_LANES];
+                    S::store_floats(all.as_mut_ptr(), values);
+                    y.copy_from_nonoverlapping(all.as_ptr(), job.features.end - feature);
                 }
             }
         }
