@@ -113,8 +113,10 @@ impl CommandEncoder {
     ///
     /// Those of the wait.
     pub fn commit_and_wait(&mut self) -> Result<()> {
-        self.commit();
-        self.wait_until_completed()
+        self.since_barrier = 0;
+        let list = std::mem::take(&mut self.list);
+        let last = if list.ops().is_empty() { Ok(()) } else { self.device.backend().run(list) };
+        self.wait_until_completed().and(last)
     }
 }
 

@@ -37,6 +37,11 @@ pub(crate) trait Backend: Send + Sync {
     /// Runs the list, or starts to. The list keeps the host away from the storages until it is dropped.
     fn submit(&self, list: CommandList) -> Box<dyn Submission>;
 
+    /// Runs the list and waits for it.
+    fn run(&self, list: CommandList) -> Result<()> {
+        self.submit(list).wait()
+    }
+
     fn pace(&self) -> Pace {
         Pace::HOST
     }

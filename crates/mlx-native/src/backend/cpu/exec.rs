@@ -3,15 +3,15 @@
 //! Planning resolves views, chooses kernels and places barriers; it touches no data. Rows of x that several products read (query, key and value; gate and
 //! up) are brought into the kernels' form once.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::isa::Isa;
 use super::kernel::{Faults, Kernel, Resolver, Share, Streams};
 use super::matmul::{Config, Precision, XKey};
-use super::pool::Pool;
+use super::pool::{Job, Pool, Team, Ticket};
 use super::products::{self, Operand, Prepare};
-use super::vector;
-use crate::backend::CommandList;
+use super::vector::{self, SharedAngles};
+use crate::backend::{CommandList, Completed, Submission};
 use crate::buffer::View;
 use crate::device::{Activations, DeviceOptions};
 use crate::memory::{HostMemory, Memory};
@@ -25,7 +25,7 @@ const SLOTS: usize = 2;
 pub(crate) struct Executor {
     pub isa: Isa,
     pub options: DeviceOptions,
-    pub pool: Pool,
+    pub pool: Arc<Pool>,
     arena: Mutex<Arena>,
 }
 
@@ -47,10 +47,108 @@ fn grow(memory: &mut Option<HostMemory>, bytes: usize, retired: &mut Vec<HostMem
     }
 }
 
-/// A kernel to run, after a barrier or at once.
-struct Step {
-    barrier: bool,
-    kernel: Box<dyn Kernel>,
+/// What runs between two barriers: phases of steps that one thread is enough for, in their order, and after them the phases that all threads share.
+///
+/// The last thread that comes to the barrier runs the former while the others still wait there, so that they cost no barriers of their own.
+#[derive(Clone, Copy)]
+struct Section {
+    /// Where its phases begin in the list's.
+    first: usize,
+    /// Where those for all threads begin.
+    together: usize,
+}
+
+/// A phase of a step.
+#[derive(Clone, Copy)]
+struct StepPhase {
+    step: usize,
+    phase: usize,
+}
+
+/// Kernels in order, and when their phases run.
+#[derive(Default)]
+struct Schedule {
+    steps: Vec<Box<dyn Kernel>>,
+    phases: Vec<StepPhase>,
+    sections: Vec<Section>,
+}
+
+impl Schedule {
+    /// Appends a kernel; with `barrier`, everything before it ends first.
+    fn push(&mut self, barrier: bool, kernel: Box<dyn Kernel>) {
+        let step = self.steps.len();
+        for phase in 0..kernel.phases() {
+            let (wait, alone) = (barrier || phase > 0, kernel.shares(phase) == 1);
+            let end = self.phases.len();
+            match self.sections.last_mut() {
+                // The thread that is alone runs one after the other, and the rest begins after it.
+                Some(section) if section.together == end => section.together += usize::from(alone),
+                Some(_) if !wait => {}
+                _ => self.sections.push(Section { first: end, together: end + usize::from(alone) }),
+            }
+            self.phases.push(StepPhase { step, phase });
+        }
+        self.steps.push(kernel);
+    }
+
+    fn run(&self, phases: std::ops::Range<usize>, share: &Share<'_>) {
+        for &StepPhase { step, phase } in &self.phases[phases] {
+            self.steps[step].run(phase, share);
+        }
+    }
+
+    /// One thread's way through the sections. From 1 on, `from` is the number of the section whose barrier the thread has joined the others at, plus 1.
+    fn walk(&self, team: &Team<'_>, from: usize, isa: Isa, faults: &Faults) {
+        let mut ahead = Ahead::default();
+        for (index, &Section { first, together }) in self.sections.iter().enumerate().skip(from.saturating_sub(1)) {
+            let end = self.sections.get(index + 1).map_or(self.phases.len(), |next| next.first);
+            let step = self.phases[first].step;
+            // Nothing comes before the first section.
+            if index + 1 > from && (index > 0 || first < together) {
+                let share = Share { part: team.thread, parts: team.threads(), faults };
+                let alone = || self.run(first..together, &Share { part: 0, parts: 1, faults });
+                team.barrier(index + 1, alone, || ahead.ask(isa, &self.steps, step, &share));
+            }
+            self.run(together..end, &Share { part: team.thread, parts: team.threads(), faults });
+        }
+    }
+}
+
+/// A list that was planned, and all that it uses until it has ended.
+struct Planned {
+    schedule: Schedule,
+    isa: Isa,
+    faults: Faults,
+    _resolver: Resolver,
+    _retired: Vec<HostMemory>,
+    _list: CommandList,
+}
+
+impl Job for Planned {
+    fn run(&self, team: &Team<'_>, from: usize) {
+        self.schedule.walk(team, from, self.isa, &self.faults);
+    }
+}
+
+/// A list that the pool's threads run.
+struct Running {
+    planned: Arc<Planned>,
+    ticket: Ticket,
+    pool: Arc<Pool>,
+}
+
+impl Submission for Running {
+    fn wait(self: Box<Self>) -> Result<()> {
+        self.pool.wait(&self.ticket)?;
+        self.planned.faults.result()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // What the threads use must not go before they have ended; there is nobody to tell how.
+        let _ = self.pool.wait(&self.ticket);
+    }
 }
 
 /// How many bytes of each stream a waiting thread asks for: they have to stay in the second-level cache until they are used.
@@ -72,7 +170,7 @@ struct Ahead {
 
 impl Ahead {
     /// Asks for a line of each stream of a step from `step` on, and says whether there was one.
-    fn ask(&mut self, isa: Isa, steps: &[Step], step: usize, share: &Share<'_>) -> bool {
+    fn ask(&mut self, isa: Isa, steps: &[Box<dyn Kernel>], step: usize, share: &Share<'_>) -> bool {
         if self.next <= step {
             *self = Ahead { next: step, ..Ahead::default() };
         }
@@ -89,7 +187,7 @@ impl Ahead {
             if self.next >= steps.len().min(step + AHEAD_STEPS) {
                 return false;
             }
-            *self = Ahead { streams: steps[self.next].kernel.streams(share), asked: 0, next: self.next + 1 };
+            *self = Ahead { streams: steps[self.next].streams(share), asked: 0, next: self.next + 1 };
         }
     }
 }
@@ -137,7 +235,8 @@ pub(crate) struct PreparedRows {
 pub(crate) struct Planner<'a> {
     pub executor: &'a Executor,
     pub resolver: Resolver,
-    steps: Vec<Step>,
+    angles: SharedAngles,
+    schedule: Schedule,
     /// Barriers so far; steps of one epoch may run at the same time. Starts at 1, so that 0 is before everything.
     epoch: usize,
     slots: [Slot; SLOTS],
@@ -147,7 +246,7 @@ pub(crate) struct Planner<'a> {
 
 impl Executor {
     pub(crate) fn new(isa: Isa, options: DeviceOptions) -> Result<Executor> {
-        Ok(Executor { isa, options, pool: Pool::new(options.threads)?, arena: Mutex::default() })
+        Ok(Executor { isa, options, pool: Arc::new(Pool::new(options.threads)?), arena: Mutex::default() })
     }
 
     /// The kernels' configuration.
@@ -156,52 +255,71 @@ impl Executor {
     }
 
     /// Runs the list to its end.
-    pub(crate) fn run(&self, list: &CommandList) -> Result<()> {
-        // Held for the whole run: the arena belongs to one list at a time.
+    pub(crate) fn run(&self, list: CommandList) -> Result<()> {
+        // Until it has ended: see `plan`.
         let mut arena = self.arena.lock().unwrap_or_else(PoisonError::into_inner);
+        let planned = self.plan(list, &mut arena)?;
+        self.pool.run(&planned)?;
+        drop(arena);
+        planned.faults.result()
+    }
+
+    /// Leaves the list to the other threads; who waits for it joins them.
+    pub(crate) fn submit(&self, list: CommandList) -> Box<dyn Submission> {
+        let mut arena = self.arena.lock().unwrap_or_else(PoisonError::into_inner);
+        let planned = match self.plan(list, &mut arena) {
+            Ok(planned) => Arc::new(planned),
+            Err(error) => return Box::new(Completed(Err(error))),
+        };
+        // SAFETY: `Running` keeps it until the pool has run it.
+        let ticket = unsafe { self.pool.post(&*planned) };
+        Box::new(Running { planned, ticket, pool: Arc::clone(&self.pool) })
+    }
+
+    /// Makes steps of a list. It must be posted before the arena is given to the next one: lists then run in the order in which they were planned, so that no
+    /// two use the arena's memory at once, and what the arena grows out of, which this list keeps, outlives all that were planned before.
+    fn plan(&self, list: CommandList, arena: &mut Arena) -> Result<Planned> {
         let mut planner = Planner {
             executor: self,
             resolver: Resolver::default(),
-            steps: Vec::with_capacity(list.ops().len() + list.ops().len() / 2),
+            angles: SharedAngles::default(),
+            schedule: Schedule::default(),
             epoch: 1,
             slots: Default::default(),
-            arena: &mut arena,
+            arena,
             retired: Vec::new(),
         };
+        if let Err(error) = self.steps(&mut planner, &list) {
+            self.pool.settle();
+            return Err(error);
+        }
+        let Planner { schedule, resolver, retired, .. } = planner;
+        let faults = Faults::default();
+        Ok(Planned { schedule, isa: self.isa, faults, _resolver: resolver, _retired: retired, _list: list })
+    }
+
+    fn steps(&self, planner: &mut Planner<'_>, list: &CommandList) -> Result<()> {
         for (index, recorded) in list.ops().iter().enumerate() {
             let barrier = recorded.barrier;
             match (&recorded.op, &recorded.kernel) {
-                (Op::Matmul(op), forced) => products::plan_matmul(&mut planner, op, barrier, forced.as_deref())?,
-                (Op::MatmulId(op), forced) => {
-                    products::plan_matmul_id(&mut planner, op, index, barrier, forced.as_deref())?
-                }
+                (Op::Matmul(op), forced) => products::plan_matmul(planner, op, barrier, forced.as_deref())?,
+                (Op::MatmulId(op), forced) => products::plan_matmul_id(planner, op, index, barrier, forced.as_deref())?,
                 (_, Some(name)) => return Err(MlxError::KernelNotFound(format!("{name} for {}", recorded.op.name()))),
                 (op, None) => {
-                    let kernel = vector::kernel(op, index, &mut planner.resolver, self.isa, &self.options)?;
+                    let kernel = vector::kernel(
+                        op,
+                        index,
+                        &mut planner.resolver,
+                        &mut planner.angles,
+                        (self.isa, &self.options),
+                    )?;
                     planner.push(barrier, kernel);
                 }
             }
             planner.forget_written(&recorded.op);
+            planner.angles.forget_written(&recorded.op);
         }
-        let Planner { steps, resolver, retired, .. } = planner;
-        let faults = Faults::default();
-        self.pool.run(&|team| {
-            let share = Share { part: team.thread, parts: team.threads, faults: &faults };
-            let mut ahead = Ahead::default();
-            for (index, step) in steps.iter().enumerate() {
-                if step.barrier {
-                    team.barrier(|| ahead.ask(self.isa, &steps, index, &share));
-                }
-                for phase in 0..step.kernel.phases() {
-                    if phase > 0 {
-                        team.barrier(|| ahead.ask(self.isa, &steps, index + 1, &share));
-                    }
-                    step.kernel.run(phase, &share);
-                }
-            }
-        })?;
-        drop((steps, resolver, retired));
-        faults.into_result()
+        Ok(())
     }
 }
 
@@ -218,7 +336,7 @@ impl Planner<'_> {
     /// Appends a step; with `barrier`, everything before it ends first.
     pub(crate) fn push(&mut self, barrier: bool, kernel: Box<dyn Kernel>) {
         self.epoch += usize::from(barrier) + kernel.phases() - 1;
-        self.steps.push(Step { barrier, kernel });
+        self.schedule.push(barrier, kernel);
     }
 
     /// Scratch memory for each thread: the first thread's, and the bytes from one thread's to the next.
@@ -269,6 +387,52 @@ impl Planner<'_> {
             if slot.content.as_ref().is_some_and(stale) {
                 slot.content = None;
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{DType, MlxDevice, RopeParams, RopeStyle};
+
+    /// Rotations of one list share their angles until something writes the positions.
+    #[test]
+    fn angles_follow_their_positions() {
+        let rotated = |device: MlxDevice| {
+            let (n_tokens, head_dim) = (3, 8);
+            let x: Vec<f32> = (0..n_tokens * head_dim).map(|i| 0.1 * i as f32 - 1.0).collect();
+            let x = device.buffer_from_slice(&x, DType::F32, vec![n_tokens, head_dim]).unwrap();
+            let positions = device.buffer_from_slice(&[1u32, 2, 3], DType::U32, vec![n_tokens]).unwrap();
+            let mut written = positions.clone();
+            let logits =
+                device.buffer_from_slice(&[0.0f32, 1.0, 2.0, 5.0, 4.0, 3.0, 1.0, 7.0, 0.0], DType::F32, vec![3, 3]);
+            let bytes = 4 * n_tokens * head_dim;
+            let mut turned: Vec<_> =
+                (0..3).map(|_| device.alloc_buffer(bytes, DType::F32, vec![n_tokens, head_dim]).unwrap()).collect();
+            let mut encoder = device.command_encoder().unwrap();
+            for (i, output) in turned.iter_mut().enumerate() {
+                let params = RopeParams {
+                    n_tokens,
+                    n_heads: 1,
+                    head_dim,
+                    n_rot: head_dim,
+                    base: 100.0,
+                    frequency_scale: 1.0,
+                    style: RopeStyle::NeoX,
+                };
+                encoder.rope(&x, &positions, None, output, &params).unwrap();
+                if i == 1 {
+                    encoder.argmax(logits.as_ref().unwrap(), &mut written, 3).unwrap();
+                }
+            }
+            encoder.commit_and_wait().unwrap();
+            turned.iter().flat_map(|turned| turned.as_slice::<f32>().unwrap().to_vec()).collect::<Vec<f32>>()
+        };
+        let (found, expected) = (rotated(MlxDevice::cpu().unwrap()), rotated(MlxDevice::reference().unwrap()));
+        assert_eq!(expected[..24], expected[24..48]);
+        assert_ne!(expected[..24], expected[48..]);
+        for (found, expected) in found.iter().zip(expected) {
+            assert!((found - expected).abs() < 1e-5, "{found}, not {expected}");
         }
     }
 }

@@ -7,11 +7,16 @@ use crate::{MlxError, Result};
 
 /// An operation with its memory resolved to pointers, ready to run on a team of threads.
 ///
-/// The executor runs the phases in order, with a barrier between them, and every phase as `parts` shares that may run at the same time.
+/// The executor runs the phases in order, each after all shares of the one before, and every phase as `parts` shares that may run at the same time.
 pub(crate) trait Kernel: Send + Sync {
     /// Phases; at least 1.
     fn phases(&self) -> usize {
         1
+    }
+
+    /// The most shares of a phase that have work. A phase with one is left to one thread, which runs such phases one after the other.
+    fn shares(&self, _phase: usize) -> usize {
+        usize::MAX
     }
 
     /// Runs one share of one phase. Results must not depend on `parts`.
@@ -66,9 +71,9 @@ impl Faults {
         }
     }
 
-    /// The first fault as the error of the list.
-    pub(crate) fn into_result(self) -> Result<()> {
-        match self.first.into_inner().unwrap_or_else(PoisonError::into_inner) {
+    /// The first fault as the error of the list, which is told once.
+    pub(crate) fn result(&self) -> Result<()> {
+        match self.first.lock().unwrap_or_else(PoisonError::into_inner).take() {
             None => Ok(()),
             Some((_, message)) => Err(MlxError::CommandBufferError(message)),
         }

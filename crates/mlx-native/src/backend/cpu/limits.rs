@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::time::Instant;
 
 use super::isa::Isa;
-use super::pool::Pool;
+use super::pool::{Job, Pool, Team};
 use crate::limits::Limits;
 use crate::{MlxError, Result};
 
@@ -172,21 +172,31 @@ fn loops(isa: Isa) -> &'static Loops {
     }
 }
 
-/// Seconds until all threads have done their part.
-fn time(pool: &Pool, part: &(dyn Fn(usize) + Sync)) -> Result<f64> {
-    let seconds = Mutex::new(0.0);
-    pool.run(&|team| {
-        team.barrier(|| false);
+/// A part for each thread, and the seconds until all have done theirs.
+struct Timed<'a> {
+    part: &'a (dyn Fn(usize) + Sync),
+    seconds: Mutex<f64>,
+}
+
+impl Job for Timed<'_> {
+    fn run(&self, team: &Team<'_>, _from: usize) {
+        team.barrier(1, || (), || false);
         let start = Instant::now();
-        part(team.thread);
-        team.barrier(|| false);
+        (self.part)(team.thread);
+        team.barrier(1, || (), || false);
         if team.thread == 0
-            && let Ok(mut seconds) = seconds.lock()
+            && let Ok(mut seconds) = self.seconds.lock()
         {
             *seconds = start.elapsed().as_secs_f64();
         }
-    })?;
-    seconds.into_inner().map_err(|_| MlxError::CommandBufferError("measuring the processor failed".into()))
+    }
+}
+
+/// Seconds until all threads have done their part.
+fn time(pool: &Pool, part: &(dyn Fn(usize) + Sync)) -> Result<f64> {
+    let timed = Timed { part, seconds: Mutex::new(0.0) };
+    pool.run(&timed)?;
+    timed.seconds.into_inner().map_err(|_| MlxError::CommandBufferError("measuring the processor failed".into()))
 }
 
 /// One sample of what `pool`'s threads reach with the instruction set, reading all of `memory`.

@@ -15,8 +15,8 @@ use std::sync::{Mutex, PoisonError};
 use exec::Executor;
 pub(crate) use isa::Isa;
 
-use super::{Backend, Capability, CapabilityQuery, CommandList, Completed, OpKind, Submission};
-use crate::device::{DeviceKind, DeviceOptions};
+use super::{Backend, Capability, CapabilityQuery, CommandList, OpKind, Submission};
+use crate::device::{DeviceKind, DeviceOptions, Pace};
 use crate::format::WeightFormat;
 use crate::limits::Limits;
 use crate::{MlxError, Result};
@@ -53,7 +53,15 @@ impl Backend for CpuBackend {
     }
 
     fn submit(&self, list: CommandList) -> Box<dyn Submission> {
-        Box::new(Completed(self.executor.run(&list)))
+        self.executor.submit(list)
+    }
+
+    fn run(&self, list: CommandList) -> Result<()> {
+        self.executor.run(list)
+    }
+
+    fn pace(&self) -> Pace {
+        Pace { runs_ahead: self.executor.pool.threads() > 1, ..Pace::HOST }
     }
 
     fn capability(&self, query: &CapabilityQuery) -> Capability {

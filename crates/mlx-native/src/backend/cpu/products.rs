@@ -9,6 +9,7 @@ use half::bf16;
 use super::exec::Planner;
 use super::kernel::{Kernel, Share, Streams};
 use super::matmul::{Plan, RowMap, Weight, XRows, YRows};
+use super::vector::GRAIN;
 use crate::format::{WeightFormat, WeightRow};
 use crate::ops::{Input, InputLayout, Matmul, MatmulId, WeightView, fault};
 use crate::{DType, GgmlType, MlxError, Result};
@@ -49,6 +50,7 @@ pub(crate) struct Prepare {
     plan: Plan,
     x: XRows,
     prepared: *mut u8,
+    elements: usize,
 }
 
 // SAFETY: the pointers are to memory that the running list owns (see Planner); shares write disjoint parts of it.
@@ -72,11 +74,15 @@ impl Prepare {
                 XRows { data: x, dtype: input.dtype, row_stride: head_dim, head_dim, head_stride: operand.m * head_dim }
             }
         };
-        Prepare { plan: operand.plan, x, prepared }
+        Prepare { plan: operand.plan, x, prepared, elements: operand.m * operand.k }
     }
 }
 
 impl Kernel for Prepare {
+    fn shares(&self, _phase: usize) -> usize {
+        self.elements.div_ceil(GRAIN)
+    }
+
     fn run(&self, _phase: usize, share: &Share<'_>) {
         // SAFETY: ops/ has checked that the view holds m rows of k values in this layout; `prepared` has x_bytes; the executor runs each part once.
         unsafe { self.plan.prepare(self.x, self.prepared, share.part, share.parts) }
@@ -148,8 +154,12 @@ impl WeightBytes {
 struct Tasks {
     count: usize,
     /// The next task of each thread's band.
-    next: Box<[AtomicUsize]>,
+    next: Box<[Counter]>,
 }
+
+/// A number in a cache line of its own.
+#[repr(align(64))]
+struct Counter(AtomicUsize);
 
 /// Where the band of a thread begins, and that of the thread before it ends.
 fn first_task(count: usize, thread: usize, threads: usize) -> usize {
@@ -158,7 +168,8 @@ fn first_task(count: usize, thread: usize, threads: usize) -> usize {
 
 impl Tasks {
     fn new(count: usize, threads: usize) -> Tasks {
-        Tasks { count, next: (0..threads).map(|thread| AtomicUsize::new(first_task(count, thread, threads))).collect() }
+        let first = |thread| Counter(AtomicUsize::new(first_task(count, thread, threads)));
+        Tasks { count, next: (0..threads).map(first).collect() }
     }
 
     /// The task that a thread begins with.
@@ -171,12 +182,13 @@ impl Tasks {
         for turn in 0..threads {
             let band = (thread + turn) % threads;
             let end = self.first(band + 1);
-            loop {
-                let task = self.next[band].fetch_add(1, Ordering::Relaxed);
-                if task >= end {
-                    break;
+            let next = &self.next[band].0;
+            // Looking first leaves the line with the thread that counts.
+            while next.load(Ordering::Relaxed) < end {
+                let task = next.fetch_add(1, Ordering::Relaxed);
+                if task < end {
+                    run(task);
                 }
-                run(task);
             }
         }
     }
@@ -450,6 +462,10 @@ impl Routed {
 impl Kernel for Routed {
     fn phases(&self) -> usize {
         2
+    }
+
+    fn shares(&self, phase: usize) -> usize {
+        if phase == 0 { 1 } else { usize::MAX }
     }
 
     fn run(&self, phase: usize, share: &Share<'_>) {

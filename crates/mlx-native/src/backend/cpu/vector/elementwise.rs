@@ -103,6 +103,10 @@ impl Lanewise for CastTask {
 }
 
 impl Task for CastTask {
+    fn shares(&self, _phase: usize) -> usize {
+        self.len.div_ceil(GRAIN)
+    }
+
     #[inline(always)]
     unsafe fn run<S: Simd>(&self, s: S, _phase: usize, share: &Share<'_>) {
         unsafe { run_lanewise(s, self, self.len, share) }
@@ -151,6 +155,10 @@ impl BinaryTask {
 }
 
 impl Task for BinaryTask {
+    fn shares(&self, _phase: usize) -> usize {
+        self.len.div_ceil(GRAIN)
+    }
+
     #[inline(always)]
     unsafe fn run<S: Simd>(&self, s: S, _phase: usize, share: &Share<'_>) {
         let range = share.range(self.len, GRAIN);
@@ -202,6 +210,10 @@ impl Lanewise for GatedTask {
 }
 
 impl Task for GatedTask {
+    fn shares(&self, _phase: usize) -> usize {
+        self.len.div_ceil(GRAIN)
+    }
+
     #[inline(always)]
     unsafe fn run<S: Simd>(&self, s: S, _phase: usize, share: &Share<'_>) {
         unsafe { run_lanewise(s, self, self.len, share) }
@@ -235,6 +247,10 @@ impl Lanewise for SoftCapTask {
 }
 
 impl Task for SoftCapTask {
+    fn shares(&self, _phase: usize) -> usize {
+        self.len.div_ceil(GRAIN)
+    }
+
     #[inline(always)]
     unsafe fn run<S: Simd>(&self, s: S, _phase: usize, share: &Share<'_>) {
         unsafe { run_lanewise(s, self, self.len, share) }

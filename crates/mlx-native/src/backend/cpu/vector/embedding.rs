@@ -130,6 +130,10 @@ impl EmbeddingTask {
 }
 
 impl Task for EmbeddingTask {
+    fn shares(&self, _phase: usize) -> usize {
+        self.n_tokens
+    }
+
     #[inline(always)]
     unsafe fn run<S: Simd>(&self, _s: S, _phase: usize, share: &Share<'_>) {
         let mut row = vec![0.0f32; self.k];

@@ -45,6 +45,10 @@ impl ExpertGateTask {
 }
 
 impl Task for ExpertGateTask {
+    fn shares(&self, _phase: usize) -> usize {
+        self.params.n_tokens.div_ceil((GRAIN / 4).div_ceil(self.params.n_experts))
+    }
+
     #[inline(always)]
     unsafe fn run<S: Simd>(&self, s: S, _phase: usize, share: &Share<'_>) {
         let ExpertGateParams { n_tokens, n_experts, top_k, normalize } = self.params;
@@ -97,6 +101,10 @@ impl ExpertSumTask {
 }
 
 impl Task for ExpertSumTask {
+    fn shares(&self, _phase: usize) -> usize {
+        (self.n_tokens * self.n).div_ceil(GRAIN / 2)
+    }
+
     #[inline(always)]
     unsafe fn run<S: Simd>(&self, s: S, _phase: usize, share: &Share<'_>) {
         let (n, top_k) = (self.n, self.top_k);

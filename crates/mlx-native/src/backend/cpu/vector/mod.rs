@@ -21,6 +21,7 @@ mod math;
 mod norm;
 mod rope;
 mod sampling;
+mod scratch;
 mod simd;
 mod store_kv;
 
@@ -30,10 +31,11 @@ use crate::buffer::View;
 use crate::device::DeviceOptions;
 use crate::ops::Op;
 use crate::{MlxError, Result};
+pub(crate) use rope::SharedAngles;
 use simd::Simd;
 
 /// Elements below which a second thread costs more than it saves: a few microseconds of work.
-const GRAIN: usize = 4096;
+pub(super) const GRAIN: usize = 4096;
 
 /// An operand's memory. See the module's text for what makes its use sound.
 #[derive(Debug)]
@@ -91,6 +93,11 @@ trait Task: Send + Sync {
         1
     }
 
+    /// As [`Kernel::shares`]; usually the pieces that [`Share::range`] deals out.
+    fn shares(&self, _phase: usize) -> usize {
+        usize::MAX
+    }
+
     /// As [`Kernel::run`]. Implementations are `#[inline(always)]`, so that they are compiled for the set of `s`.
     ///
     /// # Safety
@@ -107,6 +114,10 @@ struct OnIsa<T> {
 impl<T: Task> Kernel for OnIsa<T> {
     fn phases(&self) -> usize {
         self.task.phases()
+    }
+
+    fn shares(&self, phase: usize) -> usize {
+        self.task.shares(phase)
     }
 
     fn run(&self, phase: usize, share: &Share<'_>) {
@@ -153,7 +164,8 @@ unsafe fn run_neon<T: Task>(task: &T, phase: usize, share: &Share<'_>) {
     unsafe { task.run(simd::Neon::new(), phase, share) }
 }
 
-/// The kernel of an operation that is no matrix product. `index` is the operation's position in its list, for faults.
+/// The kernel of an operation that is no matrix product. `index` is the operation's position in its list, for faults; `angles` are those of the list's
+/// rotations before it.
 ///
 /// # Errors
 ///
@@ -162,8 +174,8 @@ pub(crate) fn kernel(
     op: &Op,
     index: usize,
     resolver: &mut Resolver,
-    isa: Isa,
-    options: &DeviceOptions,
+    angles: &mut SharedAngles,
+    (isa, options): (Isa, &DeviceOptions),
 ) -> Result<Box<dyn Kernel>> {
     if !isa.is_available() {
         return Err(MlxError::DeviceNotFound(format!("cpu: this machine has no {}", isa.name())));
@@ -177,7 +189,7 @@ pub(crate) fn kernel(
         Op::GatedActivation(op) => boxed(isa, elementwise::GatedTask::new(op, resolver)?),
         Op::SoftCap(op) => boxed(isa, elementwise::SoftCapTask::new(op, resolver)?),
         Op::RmsNorm(op) => boxed(isa, norm::RmsNormTask::new(op, resolver)?),
-        Op::Rope(op) => boxed(isa, rope::RopeTask::new(op, resolver)?),
+        Op::Rope(op) => boxed(isa, rope::RopeTask::new(op, resolver, angles)?),
         Op::Embedding(op) => boxed(isa, embedding::EmbeddingTask::new(op, index, resolver)?),
         Op::Softmax(op) => boxed(isa, norm::SoftmaxTask::new(op, resolver)?),
         Op::StoreKv(op) => boxed(isa, store_kv::StoreKvTask::new(op, resolver)?),

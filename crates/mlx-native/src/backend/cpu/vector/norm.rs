@@ -119,10 +119,21 @@ impl RmsNormTask {
 }
 
 impl Task for RmsNormTask {
+    fn shares(&self, _phase: usize) -> usize {
+        self.params.rows.div_ceil(GRAIN.div_ceil(self.params.dim))
+    }
+
     #[inline(always)]
     unsafe fn run<S: Simd>(&self, s: S, _phase: usize, share: &Share<'_>) {
         let RmsNormParams { rows, dim, .. } = self.params;
-        for row in share.range(rows, GRAIN.div_ceil(dim)) {
+        let range = share.range(rows, GRAIN.div_ceil(dim));
+        if !range.is_empty() {
+            // It is read last, and often from memory.
+            for i in (0..dim).step_by(16) {
+                s.prefetch(unsafe { self.weight.at(i) }.cast());
+            }
+        }
+        for row in range {
             unsafe { self.row(s, row * dim) };
         }
     }
@@ -201,6 +212,10 @@ pub(super) unsafe fn softmax_row<S: Simd>(s: S, input: *const f32, output: *mut 
 }
 
 impl Task for SoftmaxTask {
+    fn shares(&self, _phase: usize) -> usize {
+        self.rows.div_ceil(GRAIN.div_ceil(self.dim))
+    }
+
     #[inline(always)]
     unsafe fn run<S: Simd>(&self, s: S, _phase: usize, share: &Share<'_>) {
         for row in share.range(self.rows, GRAIN.div_ceil(self.dim)) {

@@ -84,6 +84,10 @@ impl Task for ArgMaxTask {
         2
     }
 
+    fn shares(&self, phase: usize) -> usize {
+        if phase == 1 { self.best.len().div_ceil(GRAIN) } else { usize::MAX }
+    }
+
     #[inline(always)]
     unsafe fn run<S: Simd>(&self, s: S, phase: usize, share: &Share<'_>) {
         if phase == 1 {
@@ -297,6 +301,10 @@ fn keep_largest(keys: &mut Vec<u64>, count: usize) {
 }
 
 impl Task for SampleTask {
+    fn shares(&self, _phase: usize) -> usize {
+        1
+    }
+
     #[inline(always)]
     unsafe fn run<S: Simd>(&self, s: S, _phase: usize, share: &Share<'_>) {
         if share.part != 0 {

@@ -31,6 +31,10 @@ impl StoreKvTask {
 }
 
 impl Task for StoreKvTask {
+    fn shares(&self, _phase: usize) -> usize {
+        (self.n_tokens * self.shape.n_kv_heads).div_ceil(GRAIN.div_ceil(self.shape.head_dim))
+    }
+
     #[inline(always)]
     unsafe fn run<S: Simd>(&self, s: S, _phase: usize, share: &Share<'_>) {
         let KvCacheParams { n_kv_heads, capacity, head_dim } = self.shape;

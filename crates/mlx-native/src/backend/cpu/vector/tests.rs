@@ -5,6 +5,7 @@ mod cases;
 
 use half::{bf16, f16};
 
+use super::SharedAngles;
 use super::kernel;
 use crate::backend::cpu::isa::Isa;
 use crate::backend::cpu::kernel::{Faults, Resolver, Share};
@@ -82,9 +83,10 @@ fn run_kernel(
     let mut encoder = device.command_encoder().unwrap();
     record(&mut encoder, &mut buffers).unwrap();
     let mut resolver = Resolver::default();
+    let mut angles = SharedAngles::default();
     let faults = Faults::default();
     for (index, op) in encoder.ops().enumerate() {
-        let kernel = kernel(op, index, &mut resolver, isa, options).unwrap();
+        let kernel = kernel(op, index, &mut resolver, &mut angles, (isa, options)).unwrap();
         for phase in 0..kernel.phases() {
             for part in 0..parts {
                 kernel.run(phase, &Share { part, parts, faults: &faults });
@@ -92,7 +94,7 @@ fn run_kernel(
         }
     }
     drop(encoder);
-    (buffers, faults.into_result())
+    (buffers, faults.result())
 }
 
 /// Every set and number of shares gives `operands[output]` within `bound` (NMSE) of the reference, and with the same faults;

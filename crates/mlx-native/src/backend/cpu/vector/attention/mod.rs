@@ -1,6 +1,6 @@
 //! Attention over a key-value cache.
 //!
-//! The positions are cut into chunks at multiples of [`CHUNK`], whatever the number of threads. A chunk of a row gives a [partial result](Partial): the
+//! The positions are cut into chunks of at most [`CHUNK`], whatever the number of threads. A chunk of a row gives a [partial result](Partial): the
 //! largest score, the sum of the exponentials, and the sum of the values that they weigh; partial results are merged in the order of
 //! the chunks. So chunks can be shared between threads, and the result does not depend on how.
 // SAFETY of every unsafe block here: the rules of `vector`; positions are below the cache's capacity, and scratch is written by one unit of work.
@@ -9,22 +9,25 @@
 mod rows;
 mod tile;
 
-use std::cell::UnsafeCell;
-use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::elementwise::{load, store};
+use super::scratch::Scratch;
 use super::simd::Simd;
-use super::{Mem, Task, math};
+use super::{GRAIN, Mem, Task, math};
 use crate::backend::cpu::isa::Isa;
 use crate::backend::cpu::kernel::{Resolver, Share};
 use crate::device::DeviceOptions;
 use crate::ops::{Attention, AttentionParams};
-use crate::{DType, MlxError, Result};
+use crate::{DType, Result};
 
-/// Positions of a chunk.
+/// The most positions of a chunk; tiles always have this many.
 const CHUNK: usize = 256;
+/// The fewest.
+const MIN_CHUNK: usize = 32;
+/// Units of work that few positions are cut into, so that threads end together.
+const UNITS: usize = 16;
 
 /// Element of a cache.
 trait Cached: Copy {
@@ -80,6 +83,8 @@ pub(super) struct AttentionTask {
     params: AttentionParams,
     /// Query heads of a cache head.
     group: usize,
+    /// Positions of a chunk.
+    chunk: usize,
     /// Chunks that some token sees.
     chunks: Range<usize>,
     way: Way,
@@ -110,7 +115,6 @@ impl AttentionTask {
         let params = op.params;
         let (heads, head_dim) = (params.cache.n_kv_heads, params.cache.head_dim);
         let group = params.n_heads / heads;
-        let chunks = visible(&params, 0).start / CHUNK..(params.start + params.n_tokens).div_ceil(CHUNK);
         let rows = params.n_tokens * group;
         // The way must not depend on the other rows if the results must not.
         let way = if rows >= TILE_FROM || options.batch_invariant {
@@ -119,6 +123,12 @@ impl AttentionTask {
         } else {
             Way::Rows
         };
+        let (first, end) = (visible(&params, 0).start, params.start + params.n_tokens);
+        let chunk = match way {
+            Way::Rows => (heads * (end - first) / UNITS).next_power_of_two().clamp(MIN_CHUNK, CHUNK),
+            Way::Tiles { .. } => CHUNK,
+        };
+        let chunks = first / chunk..end.div_ceil(chunk);
         let partials = (rows * heads).saturating_mul(chunks.len()).saturating_mul(head_dim + 2);
         let split = chunks.len() > 1
             && match way {
@@ -133,6 +143,7 @@ impl AttentionTask {
             f16: op.k_cache.dtype == DType::F16,
             params,
             group,
+            chunk,
             chunks,
             way,
             split,
@@ -176,7 +187,7 @@ impl AttentionTask {
     unsafe fn merge<S: Simd>(&self, s: S, row: usize) {
         let head_dim = self.params.cache.head_dim;
         let sees = visible(&self.params, row / self.params.n_heads);
-        let chunks = sees.start / CHUNK..sees.end.div_ceil(CHUNK);
+        let chunks = sees.start / self.chunk..sees.end.div_ceil(self.chunk);
         unsafe {
             let output = self.output.at(row * head_dim);
             let first = self.partial(row, chunks.start);
@@ -221,19 +232,19 @@ unsafe fn scale<S: Simd>(s: S, p: *mut f32, len: usize, factor: f32) {
 
 impl Task for AttentionTask {
     fn phases(&self) -> usize {
-        2
+        if self.split { 2 } else { 1 }
+    }
+
+    fn shares(&self, phase: usize) -> usize {
+        let merged = self.params.n_tokens * self.params.n_heads * self.chunks.len() * self.params.cache.head_dim;
+        if phase == 1 { merged.div_ceil(4 * GRAIN) } else { usize::MAX }
     }
 
     #[inline(always)]
     unsafe fn run<S: Simd>(&self, s: S, phase: usize, share: &Share<'_>) {
         if phase == 1 {
-            if share.part == 0 {
-                self.next.store(0, Ordering::Relaxed);
-            }
-            if self.split {
-                for row in share.range(self.params.n_tokens * self.params.n_heads, 1) {
-                    unsafe { self.merge(s, row) };
-                }
+            for row in share.range(self.params.n_tokens * self.params.n_heads, 1) {
+                unsafe { self.merge(s, row) };
             }
             return;
         }
@@ -266,28 +277,5 @@ impl Partial {
             self.values.add(self.head_dim).write(max);
             self.values.add(self.head_dim + 1).write(sum);
         }
-    }
-}
-
-/// f32 values that the shares of a phase write, each its own.
-struct Scratch(Vec<UnsafeCell<MaybeUninit<f32>>>);
-// SAFETY: shares write disjoint values, and read them after the phase.
-unsafe impl Sync for Scratch {}
-
-impl Scratch {
-    /// `len` values that nobody has written yet.
-    fn new(len: usize) -> Result<Scratch> {
-        let mut values = Vec::new();
-        values.try_reserve_exact(len).map_err(|_| MlxError::BufferAllocationError { bytes: len.saturating_mul(4) })?;
-        // SAFETY: the capacity is there, and MaybeUninit needs no value.
-        unsafe { values.set_len(len) };
-        Ok(Scratch(values))
-    }
-
-    /// # Safety
-    /// Value `i` or its end is inside.
-    #[inline(always)]
-    unsafe fn at(&self, i: usize) -> *mut f32 {
-        unsafe { UnsafeCell::raw_get(self.0.as_ptr().add(i)).cast() }
     }
 }

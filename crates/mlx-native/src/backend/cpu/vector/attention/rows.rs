@@ -13,6 +13,11 @@ use super::{AttentionTask, CHUNK, Cached, Partial, visible};
 /// processor reads ahead.
 const STEP: usize = 32;
 
+/// How far ahead of their use keys are asked for: a head's positions are a short stream, which ends before a processor reads ahead of it.
+const AHEAD_BYTES: usize = 2048;
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
 /// Scores of a chunk, then their exponentials; room for whole vectors.
 type Scores = [f32; CHUNK + MAX_LANES];
 
@@ -36,8 +41,8 @@ impl AttentionTask {
         let head_dim = params.cache.head_dim;
         for token in 0..params.n_tokens {
             let sees = visible(params, token);
-            let from = sees.start.max(chunk * CHUNK);
-            let to = sees.end.min((chunk + 1) * CHUNK);
+            let from = sees.start.max(chunk * self.chunk);
+            let to = sees.end.min((chunk + 1) * self.chunk);
             if from >= to {
                 continue;
             }
@@ -166,8 +171,20 @@ impl<C: Cached> Rows<C> {
     /// scores[r][p] = q[r] · k[p]
     #[inline(always)]
     unsafe fn scores<S: Simd, const R: usize>(&self, s: S, scores: &mut [Scores; R]) {
+        let row_bytes = self.head_dim * size_of::<C>();
+        let ask = |rows: *const C, from: usize, to: usize| {
+            for at in (from..to).step_by(LINE) {
+                s.prefetch(rows.cast::<u8>().wrapping_add(at));
+            }
+        };
+        let end = self.len * row_bytes;
+        ask(self.k, 0, AHEAD_BYTES.min(end));
         let mut p = 0;
         while p + 4 <= self.len {
+            // The values are read next.
+            let at = p * row_bytes;
+            ask(self.k, (at + AHEAD_BYTES).min(end), (at + AHEAD_BYTES + 4 * row_bytes).min(end));
+            ask(self.v, at, at + 4 * row_bytes);
             let products = unsafe { self.products::<S, R, 4>(s, p) };
             for r in 0..R {
                 scores[r][p..p + 4].copy_from_slice(&s.sum4(products[r]));

@@ -25,6 +25,11 @@ impl Simd for Avx512 {
     type F = __m512;
 
     #[inline(always)]
+    fn prefetch(self, p: *const u8) {
+        // SAFETY: every x86-64 processor has the instruction, and it faults at no address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+    #[inline(always)]
     fn splat(self, v: f32) -> __m512 {
         unsafe { _mm512_set1_ps(v) }
     }

@@ -33,6 +33,9 @@ pub(super) trait Simd: Copy + Send + Sync + 'static {
     /// A vector.
     type F: Copy;
 
+    /// Asks for the cache line of an address that will be read soon; any address may be named.
+    #[inline(always)]
+    fn prefetch(self, _p: *const u8) {}
     /// `v` in every place.
     fn splat(self, v: f32) -> Self::F;
     /// The vector at `p`.
