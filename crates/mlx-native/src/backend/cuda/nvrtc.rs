@@ -26,7 +26,7 @@ pub(super) struct Binary {
     /// The kernel's symbol in it.
     pub symbol: String,
     /// What the assembler says of registers and spills; empty when the code comes from the cache.
-    #[cfg_attr(not(test), allow(dead_code))]
+    #[cfg_attr(not(test), allow(dead_code))] // Tests alone look for spills.
     pub log: String,
 }
 

@@ -37,8 +37,8 @@ macro_rules! args {
         }
 
         impl $name {
-            /// The struct as source text; not every backend's kernels take every struct.
-            #[allow(dead_code)]
+            /// The struct as source text.
+            #[allow(dead_code)] // Not every backend's kernels take every struct.
             pub(crate) fn render() -> String {
                 render_struct(
                     stringify!($name),

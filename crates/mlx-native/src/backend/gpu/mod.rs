@@ -28,8 +28,9 @@ impl From<WeightFormat> for WeightText {
 /// What only the data can tell: an index in `ids` that is out of range, or a value that is no number.
 #[derive(Clone, Debug)]
 pub(crate) struct Fault {
-    /// The ids, u32, or the values, f32. A kernel of CUDA reports the bad id itself.
+    /// The ids, u32, or the values, f32.
     #[cfg_attr(not(any(feature = "metal-host", target_os = "macos")), allow(dead_code))]
+    // A kernel of CUDA reports the bad id itself.
     pub ids: View,
     /// Ids below this are good; none where NaN is bad.
     pub limit: Option<usize>,
