@@ -90,7 +90,7 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn lookup(v: __m256i, table: &[u8; 16]) -> __m256i {
-        _mm256_shuffle_epi8(Self::repeat(table.as_ptr()), v)
+        _mm256_shuffle_epi8(Self::repeat(table.as_ptr()), Self::and(v, 15))
     }
     #[inline(always)]
     unsafe fn pick(v: __m256i, mask: [u8; MAX_LANES], value: u8) -> __m256i {
@@ -150,6 +150,10 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn zip(lo: __m256i, hi: __m256i) -> [__m256i; 2] {
         [_mm256_unpacklo_epi64(lo, hi), _mm256_unpackhi_epi64(lo, hi)]
+    }
+    #[inline(always)]
+    unsafe fn zip_bytes(v: __m256i, w: __m256i) -> [__m256i; 2] {
+        [_mm256_unpacklo_epi8(v, w), _mm256_unpackhi_epi8(v, w)]
     }
     #[inline(always)]
     unsafe fn broadcast(p: *const u8) -> __m256i {

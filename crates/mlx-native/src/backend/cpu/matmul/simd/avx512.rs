@@ -127,6 +127,17 @@ static HALF_BYTES: [u8; 64] = {
     index
 };
 
+/// Where [`Simd::unsigned_e4m3`] finds its bytes: for each half, lane after lane, row after row.
+static PAIRS_OF_ROWS: [u8; 32] = {
+    let mut index = [0; 32];
+    let mut t = 0;
+    while t < 32 {
+        index[t] = (t % 4 * 8 + t % 16 / 4 * 2 + t / 16) as u8;
+        t += 1;
+    }
+    index
+};
+
 /// E4M3 numbers. With the exponent moved from four bits to the five of f16 they are 2⁸ times too small, subnormal ones included.
 #[inline(always)]
 unsafe fn e4m3(bytes: __m128i) -> __m512 {
@@ -247,6 +258,11 @@ impl Simd for Avx512 {
         _mm512_inserti32x4::<3>(v, low(p[3]))
     }
     #[inline(always)]
+    unsafe fn gather_pairs(p: [*const u8; 2]) -> __m512i {
+        let [a, b] = p.map(|p| _mm256_loadu_si256(p.cast()));
+        _mm512_inserti64x4::<1>(_mm512_castsi256_si512(a), b)
+    }
+    #[inline(always)]
     unsafe fn strided<const STRIDE: usize, const OFFSET: usize>(p: *const u8) -> __m512i {
         if STRIDE == 16 {
             return Self::load(p.add(OFFSET));
@@ -302,7 +318,8 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn lookup(v: __m512i, table: &[u8; 16]) -> __m512i {
-        _mm512_shuffle_epi8(Self::repeat(table.as_ptr()), v)
+        // Six bits of an index count here: the table is there four times.
+        _mm512_permutexvar_epi8(v, Self::repeat(table.as_ptr()))
     }
     #[inline(always)]
     unsafe fn pick(v: __m512i, mask: [u8; MAX_LANES], value: u8) -> __m512i {
@@ -352,6 +369,10 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn zip(lo: __m512i, hi: __m512i) -> [__m512i; 2] {
         [_mm512_unpacklo_epi64(lo, hi), _mm512_unpackhi_epi64(lo, hi)]
+    }
+    #[inline(always)]
+    unsafe fn zip_bytes(v: __m512i, w: __m512i) -> [__m512i; 2] {
+        [_mm512_unpacklo_epi8(v, w), _mm512_unpackhi_epi8(v, w)]
     }
     #[inline(always)]
     unsafe fn broadcast(p: *const u8) -> __m512i {
@@ -570,6 +591,23 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn half_e4m3(v: __m512i, s: usize, half: usize) -> __m512 {
         e4m3(half_step(v, s, half))
+    }
+    #[inline(always)]
+    unsafe fn unsigned_e4m3(rows: [u64; 4]) -> [__m512; 2] {
+        let [a, b, c, d] = four!(|r| rows[r] as i64);
+        let index = _mm256_loadu_si256(PAIRS_OF_ROWS.as_ptr().cast());
+        let bytes = _mm256_permutexvar_epi8(index, _mm256_set_epi64x(d, c, b, a));
+        let ones = _mm256_set1_epi8(0x7F);
+        let bytes = _mm256_and_si256(bytes, ones);
+        let bytes = _mm256_maskz_mov_epi8(_mm256_cmpneq_epu8_mask(bytes, ones), bytes);
+        // As in `e4m3`, with neither signs nor what is no number.
+        let moved = _mm512_slli_epi16::<7>(_mm512_cvtepu8_epi16(bytes));
+        let halved = _mm512_set1_ps(128.0);
+        let high = _mm512_extracti64x4_epi64::<1>(moved);
+        [
+            _mm512_mul_ps(_mm512_cvtph_ps(_mm512_castsi512_si256(moved)), halved),
+            _mm512_mul_ps(_mm512_cvtph_ps(high), halved),
+        ]
     }
     #[inline(always)]
     unsafe fn load_e4m3(p: *const u8) -> __m512 {

@@ -189,6 +189,12 @@ pub(super) trait Simd: Copy + 'static {
     unsafe fn store(p: *mut u8, v: Self::Bytes);
     /// Lane i: the 16 bytes at `p[i]`; entries from LANES on are not read.
     unsafe fn gather(p: [*const u8; MAX_LANES]) -> Self::Bytes;
+    /// Lanes 2i and 2i + 1: the 32 bytes at `p[i]`, for four lanes.
+    #[inline(always)]
+    unsafe fn gather_pairs(p: [*const u8; 2]) -> Self::Bytes {
+        // SAFETY: the caller's promise.
+        unsafe { Self::gather(four!(|i| p[i / 2].add(16 * (i % 2)))) }
+    }
     /// Lane i: the 16 bytes at `p + i·STRIDE + OFFSET`, a part of a block of STRIDE bytes. 16 ≤ STRIDE ≤ 40.
     unsafe fn strided<const STRIDE: usize, const OFFSET: usize>(p: *const u8) -> Self::Bytes;
     /// The first and the second sixteen bytes of the LANES times 32 bytes at `p`.
@@ -205,7 +211,7 @@ pub(super) trait Simd: Copy + 'static {
     unsafe fn shr(v: Self::Bytes, count: [u32; MAX_LANES]) -> Self::Bytes;
     /// Every byte's bits shifted left by 4; bits may come in from the byte below, so the upper four bits of `v` are 0.
     unsafe fn shl4(v: Self::Bytes) -> Self::Bytes;
-    /// `table[v]` for each byte; the upper four bits of `v` are 0.
+    /// `table[v & 15]` for each byte.
     unsafe fn lookup(v: Self::Bytes, table: &[u8; 16]) -> Self::Bytes;
     /// `value` in each byte of lane i that has a bit of `mask[i]`, else 0.
     unsafe fn pick(v: Self::Bytes, mask: [u8; MAX_LANES], value: u8) -> Self::Bytes;
@@ -223,6 +229,8 @@ pub(super) trait Simd: Copy + 'static {
     unsafe fn sum_each(v: [Self::Ints; 4]) -> Self::Ints;
     /// Lane by lane the first eight bytes of `lo` and of `hi`, and the last eight of both.
     unsafe fn zip(lo: Self::Bytes, hi: Self::Bytes) -> [Self::Bytes; 2];
+    /// Lane by lane the first eight bytes of `v` and of `w` in turn, and the last eight of both.
+    unsafe fn zip_bytes(v: Self::Bytes, w: Self::Bytes) -> [Self::Bytes; 2];
     /// Every dword: the one at `p`.
     unsafe fn broadcast(p: *const u8) -> Self::Bytes;
     /// Transposes lanes: lane j of result i is lane i of `v[j]`, for i, j < LANES.
@@ -332,6 +340,21 @@ pub(super) trait Simd: Copy + 'static {
     unsafe fn half_i8(v: Self::HalfBytes, s: usize, half: usize) -> Self::Floats;
     /// [`half_u8`](Simd::half_u8) of E4M3 numbers.
     unsafe fn half_e4m3(v: Self::HalfBytes, s: usize, half: usize) -> Self::Floats;
+    /// Place r of lane i of result h: half of the E4M3 number in byte 2i + h of `rows[r]`, its sign ignored and all ones being 0.
+    #[inline(always)]
+    unsafe fn unsigned_e4m3(rows: [u64; 4]) -> [Self::Floats; 2] {
+        let unsigned = |word: u64| {
+            let word = word & 0x7F7F_7F7F_7F7F_7F7F;
+            let ones = (word + 0x0101_0101_0101_0101) & 0x8080_8080_8080_8080;
+            word & !(ones - (ones >> 7))
+        };
+        // SAFETY: the caller runs on this instruction set.
+        unsafe {
+            let bytes = Self::half_bytes(four!(|r| [unsigned(rows[r]), 0]));
+            let half = Self::splat(0.5);
+            [Self::mul(Self::half_e4m3(bytes, 0, 0), half), Self::mul(Self::half_e4m3(bytes, 0, 1), half)]
+        }
+    }
     /// 4·LANES E4M3 numbers at `p`.
     #[inline(always)]
     unsafe fn load_e4m3(p: *const u8) -> Self::Floats {

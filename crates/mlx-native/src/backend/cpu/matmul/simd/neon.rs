@@ -102,7 +102,7 @@ impl Simd for Neon {
     }
     #[inline(always)]
     unsafe fn lookup(v: uint8x16_t, table: &[u8; 16]) -> uint8x16_t {
-        vqtbl1q_u8(vld1q_u8(table.as_ptr()), v)
+        vqtbl1q_u8(vld1q_u8(table.as_ptr()), Self::and(v, 15))
     }
     #[inline(always)]
     unsafe fn pick(v: uint8x16_t, mask: [u8; MAX_LANES], value: u8) -> uint8x16_t {
@@ -150,6 +150,10 @@ impl Simd for Neon {
     #[inline(always)]
     unsafe fn zip(lo: uint8x16_t, hi: uint8x16_t) -> [uint8x16_t; 2] {
         [vcombine_u8(vget_low_u8(lo), vget_low_u8(hi)), vcombine_u8(vget_high_u8(lo), vget_high_u8(hi))]
+    }
+    #[inline(always)]
+    unsafe fn zip_bytes(v: uint8x16_t, w: uint8x16_t) -> [uint8x16_t; 2] {
+        [vzip1q_u8(v, w), vzip2q_u8(v, w)]
     }
     #[inline(always)]
     unsafe fn broadcast(p: *const u8) -> uint8x16_t {

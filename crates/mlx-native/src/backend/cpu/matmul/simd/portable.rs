@@ -112,6 +112,10 @@ impl Simd for Portable {
         [0, 8].map(|first| std::array::from_fn(|i| if i < 8 { lo[first + i] } else { hi[first + i - 8] }))
     }
     #[inline(always)]
+    unsafe fn zip_bytes(v: [u8; 16], w: [u8; 16]) -> [[u8; 16]; 2] {
+        [0, 8].map(|first| std::array::from_fn(|i| if i % 2 == 0 { v[first + i / 2] } else { w[first + i / 2] }))
+    }
+    #[inline(always)]
     unsafe fn broadcast(p: *const u8) -> [u8; 16] {
         std::array::from_fn(|i| *p.add(i % 4))
     }

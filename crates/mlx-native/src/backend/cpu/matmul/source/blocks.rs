@@ -116,8 +116,7 @@ pub(super) unsafe fn nibbles<S: Simd>(v: S::Bytes) -> [S::Bytes; 2] {
 unsafe fn looked_up<S: Simd>(v: S::Bytes, table: &[u8; 16]) -> [S::Bytes; 2] {
     // SAFETY: the caller runs on S's instruction set.
     unsafe {
-        let [lo, hi] = nibbles::<S>(v);
-        [S::lookup(lo, table), S::lookup(hi, table)]
+        [S::lookup(v, table), S::lookup(S::shr(v, [4; MAX_LANES]), table)]
     }
 }
 
@@ -125,6 +124,13 @@ unsafe fn looked_up<S: Simd>(v: S::Bytes, table: &[u8; 16]) -> [S::Bytes; 2] {
 #[inline(always)]
 pub(super) fn joined(words: [u16; 4]) -> u64 {
     words[0] as u64 | ((words[1] as u64) << 16) | ((words[2] as u64) << 32) | ((words[3] as u64) << 48)
+}
+
+/// Four bytes as four u16.
+#[inline(always)]
+pub(super) fn widened(bytes: u64) -> u64 {
+    let pairs = (bytes | (bytes << 16)) & 0x0000_FFFF_0000_FFFF;
+    (pairs | (pairs << 8)) & 0x00FF_00FF_00FF_00FF
 }
 
 /// Sixteen signed values as wide codes of an instruction set.
@@ -363,6 +369,12 @@ fn nvfp4_scales(p: *const u8, j: usize) -> *const u8 {
     p.wrapping_add(j / 2 * 36 + j % 2 * 2)
 }
 
+/// Whether a stage is two stored blocks, all lanes within k.
+#[inline(always)]
+fn whole_pairs<S: Simd>(stage: &Stage) -> bool {
+    S::LANES == 4 && stage.blocks >= 4
+}
+
 /// The codes of block `j` of 32 values.
 #[inline(always)]
 fn nvfp4_codes(p: *const u8, j: usize) -> *const u8 {
@@ -386,19 +398,14 @@ impl<S: Simd> Source<S> for NVFP4 {
                     0
                 }
             };
-            let rows = four!(|r| pair(r, 0) | pair(r, 1) | pair(r, 2) | pair(r, 3));
-            // GGML ignores the sign, and all ones mean 0 instead of NaN.
-            let unsigned = |word: u64| {
-                let word = word & 0x7F7F_7F7F_7F7F_7F7F;
-                let ones = (word + 0x0101_0101_0101_0101) & 0x8080_8080_8080_8080;
-                word & !(ones - (ones >> 7))
+            let rows = if whole_pairs::<S>(stage) {
+                let four_scales = |r: usize, j: usize| nvfp4_scales(stage.p[r], j).cast::<u32>().read_unaligned() as u64;
+                four!(|r| four_scales(r, 0) | (four_scales(r, 2) << 32))
+            } else {
+                four!(|r| pair(r, 0) | pair(r, 1) | pair(r, 2) | pair(r, 3))
             };
-            let bytes = S::half_bytes(four!(|r| [unsigned(rows[r]), 0]));
-            let half = S::splat(0.5);
-            Scales {
-                scale: [S::mul(S::half_e4m3(bytes, 0, 0), half), S::mul(S::half_e4m3(bytes, 0, 1), half)],
-                min: [S::splat(0.0); 2],
-            }
+            // GGML ignores the sign, and all ones mean 0 instead of NaN. Codes are twice the values.
+            Scales { scale: S::unsigned_e4m3(rows), min: [S::splat(0.0); 2] }
         }
     }
     #[inline(always)]
@@ -408,7 +415,12 @@ impl<S: Simd> Source<S> for NVFP4 {
             let block = |i: usize| {
                 if i < S::LANES && i < stage.blocks { nvfp4_codes(stage.p[r], stage.first + i) } else { ZEROS.as_ptr() }
             };
-            let [lo, hi] = looked_up::<S>(S::gather(four!(|i| block(i))), &MXFP4_CODES);
+            let bytes = if whole_pairs::<S>(stage) {
+                S::gather_pairs([nvfp4_codes(stage.p[r], 0), nvfp4_codes(stage.p[r], 2)])
+            } else {
+                S::gather(four!(|i| block(i)))
+            };
+            let [lo, hi] = looked_up::<S>(bytes, &MXFP4_CODES);
             S::zip(lo, hi)
         }
     }

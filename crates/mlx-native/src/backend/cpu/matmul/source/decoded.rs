@@ -7,7 +7,7 @@
 
 use super::super::Weight;
 use super::super::simd::{Simd, both_halves, four};
-use super::blocks::{Rows, prefetch};
+use super::blocks::{Rows, prefetch, widened};
 use super::{Scales, Source};
 use crate::format::ggml::grids;
 use crate::format::ggml::{
@@ -193,13 +193,6 @@ const fn magnitudes(levels: [u8; 8]) -> [u8; 16] {
 const IQ2_CODES: [u8; 16] = magnitudes([8, 25, 43, 0, 0, 0, 0, 0]);
 /// 16 + 8·point ± 1 for points −1, 0, 1: an eighth of the scale makes point ± 1/8 of them.
 const IQ1_CODES: [u8; 16] = [9, 17, 25, 0, 0, 0, 0, 0, 7, 15, 23, 0, 0, 0, 0, 0];
-
-/// Four bytes as four u16.
-#[inline(always)]
-fn widened(bytes: u64) -> u64 {
-    let pairs = (bytes | (bytes << 16)) & 0x0000_FFFF_0000_FFFF;
-    (pairs | (pairs << 8)) & 0x00FF_00FF_00FF_00FF
-}
 
 /// Four 7-bit sign codes from the low bits of a word, each with an eighth bit that makes the number of signs even.
 #[inline(always)]

@@ -90,6 +90,10 @@ impl<const BITS: usize> Packed<BITS> {
         unsafe {
             if pairs {
                 nibbles::<S>(S::load(p))
+            } else if BITS == 4 {
+                let bytes = S::load(p);
+                let [lo, hi] = S::zip_bytes(bytes, S::shr(bytes, [4; MAX_LANES]));
+                [S::and(lo, 15), S::and(hi, 15)]
             } else if BITS == 8 {
                 S::block_halves(p)
             } else {

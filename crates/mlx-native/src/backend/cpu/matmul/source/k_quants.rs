@@ -4,7 +4,7 @@
 
 use super::super::Weight;
 use super::super::simd::{MAX_LANES, Simd, both_halves, four};
-use super::blocks::{Rows, iq4_codes, joined, prefetch};
+use super::blocks::{Rows, iq4_codes, joined, prefetch, widened};
 use super::{Scales, Source};
 
 /// Four rows at a block, with what is decoded for the block as a whole.
@@ -57,7 +57,7 @@ unsafe fn word(p: *const u8) -> u64 {
 
 /// The parts of [`Source`] that all formats of 256-value blocks share; `$decode` makes the stage's scales from pointers to the blocks.
 macro_rules! block_source {
-    ($name:ident, $bytes:literal, $scales:ty, $decode:expr) => {
+    ($name:ident, $bytes:literal, $scales:ty, |$p:ident| $decode:expr) => {
         const STEPS: usize = 8 / S::LANES;
         const STEP_BYTES: usize = $bytes * S::LANES / 8;
         const TAILS: bool = false;
@@ -82,8 +82,8 @@ macro_rules! block_source {
         unsafe fn stage<const FULL: bool>(&self, rows: &Self::Rows, step: usize) -> Self::Stage {
             // SAFETY: the block lies within the row, and `$decode` reads fields of it.
             unsafe {
-                let p = four!(|r| rows[r].add(step / (8 / S::LANES) * $bytes));
-                Stage { p, scales: $decode(p) }
+                let $p = four!(|r| rows[r].add(step / (8 / S::LANES) * $bytes));
+                Stage { p: $p, scales: $decode }
             }
         }
     };
@@ -126,7 +126,7 @@ unsafe fn two_bits<S: Simd>(p: *const u8, s: usize, half: usize) -> S::Bytes {
 
 impl<S: Simd> Source<S> for TQ2_0 {
     const OFFSET: i32 = 1;
-    block_source!(TQ2_0, 66, (), |_| ());
+    block_source!(TQ2_0, 66, (), |_p| ());
 
     #[inline(always)]
     unsafe fn scales(&self, stage: &Self::Stage, _: usize) -> Scales<S> {
@@ -168,6 +168,12 @@ impl<S: Simd> Source<S> for Q2_K {
     }
 }
 
+/// Subtracts 32 from each byte (0..=63): no borrow crosses a byte once its top bit is set.
+#[inline(always)]
+fn less_32(v: u64) -> u64 {
+    ((v | 0x8080_8080_8080_8080) - 0x2020_2020_2020_2020) ^ 0x8080_8080_8080_8080
+}
+
 /// Sixteen signed scales.
 #[inline(always)]
 unsafe fn q3_k_scales(p: *const u8) -> [u64; 2] {
@@ -177,15 +183,13 @@ unsafe fn q3_k_scales(p: *const u8) -> [u64; 2] {
     let bits = |shift: u32| (high >> shift) & 0x0303_0303;
     let first = (low & NIBBLES) | ((bits(0) | (bits(2) << 32)) << 4);
     let second = ((low >> 4) & NIBBLES) | ((bits(4) | (bits(6) << 32)) << 4);
-    // Subtracting 32 from each byte (0..=63): no borrow crosses a byte once its top bit is set.
-    let signed = |v: u64| ((v | 0x8080_8080_8080_8080) - 0x2020_2020_2020_2020) ^ 0x8080_8080_8080_8080;
-    [signed(first), signed(second)]
+    [less_32(first), less_32(second)]
 }
 
 impl<S: Simd> Source<S> for Q3_K {
     const HALVES: bool = true;
     const OFFSET: i32 = 4;
-    block_source!(Q3_K, 110, S::HalfBytes, |p: [*const u8; 4]| S::half_bytes(four!(|r| q3_k_scales(p[r]))));
+    block_source!(Q3_K, 110, S::HalfBytes, |p| S::half_bytes(four!(|r| q3_k_scales(p[r]))));
 
     #[inline(always)]
     unsafe fn scales(&self, stage: &Self::Stage, s: usize) -> Scales<S> {
@@ -248,7 +252,7 @@ unsafe fn q4_k_nibbles<S: Simd>(p: *const u8, s: usize, half: usize) -> S::Bytes
 
 impl<S: Simd> Source<S> for Q4_K {
     const MINS: bool = true;
-    block_source!(Q4_K, 144, Words<2>, |p: [*const u8; 4]| four!(|r| q4_k_scales(p[r])));
+    block_source!(Q4_K, 144, Words<2>, |p| four!(|r| q4_k_scales(p[r])));
 
     #[inline(always)]
     unsafe fn scales(&self, stage: &Self::Stage, s: usize) -> Scales<S> {
@@ -264,7 +268,7 @@ impl<S: Simd> Source<S> for Q4_K {
 
 impl<S: Simd> Source<S> for Q5_K {
     const MINS: bool = true;
-    block_source!(Q5_K, 176, Words<2>, |p: [*const u8; 4]| four!(|r| q4_k_scales(p[r])));
+    block_source!(Q5_K, 176, Words<2>, |p| four!(|r| q4_k_scales(p[r])));
 
     #[inline(always)]
     unsafe fn scales(&self, stage: &Self::Stage, s: usize) -> Scales<S> {
@@ -315,18 +319,17 @@ impl<S: Simd> Source<S> for Q6_K {
 unsafe fn iq4_xs_scales(p: *const u8) -> [u64; 1] {
     // SAFETY: two bytes of high bits and four bytes of nibbles stand at 2.
     let (high, low) = unsafe { (p.add(2).cast::<u16>().read_unaligned(), p.add(4).cast::<u32>().read_unaligned()) };
-    let mut scales = 0;
-    for j in 0..8 {
-        let four = (low >> (4 * j)) as u8 & 15;
-        let two = (high >> (2 * j)) as u8 & 3;
-        scales |= ((four | (two << 4)).wrapping_sub(32) as u64) << (8 * j);
-    }
-    [scales]
+    let nibbles = widened(low as u64);
+    let nibbles = (nibbles | (nibbles << 4)) & NIBBLES;
+    let pairs = (high as u64 | ((high as u64) << 24)) & 0x0000_00FF_0000_00FF;
+    let pairs = (pairs | (pairs << 12)) & 0x000F_000F_000F_000F;
+    let pairs = (pairs | (pairs << 6)) & 0x0303_0303_0303_0303;
+    [less_32(nibbles | (pairs << 4))]
 }
 
 impl<S: Simd> Source<S> for IQ4_XS {
     const WIDE: bool = true;
-    block_source!(IQ4_XS, 136, Words<1>, |p: [*const u8; 4]| four!(|r| iq4_xs_scales(p[r])));
+    block_source!(IQ4_XS, 136, Words<1>, |p| four!(|r| iq4_xs_scales(p[r])));
 
     #[inline(always)]
     unsafe fn scales(&self, stage: &Self::Stage, s: usize) -> Scales<S> {
