@@ -103,6 +103,17 @@ impl<const BITS: usize> UnpackIndex<BITS> {
         index
     };
 
+    /// For each half, the first bit of each byte's value within its block.
+    const OF_BLOCK: &'static [[u8; 64]; 2] = &{
+        let mut fields = [[0; 64]; 2];
+        let mut t = 0;
+        while t < 128 {
+            fields[t / 64][t % 64] = ((t / 64 * 16 + t % 16) * BITS) as u8;
+            t += 1;
+        }
+        fields
+    };
+
     /// The first bit of each byte's value within its qword.
     const FIELDS: &'static [u8; 64] = &{
         let mut fields = [0; 64];
@@ -313,6 +324,23 @@ impl Simd for Avx512 {
         _mm512_srlv_epi64(v, _mm512_set_epi64(d, d, c, c, b, b, a, a))
     }
     #[inline(always)]
+    unsafe fn fields(v: __m512i, _first: usize) -> __m512i {
+        // Codes have all eight bits here, and a scale of their own for each lane.
+        let [a, b, c, d] = [0x0303_0303_0303_0303i64, 0x0C0C_0C0C_0C0C_0C0C, 0x3030_3030_3030_3030, !0x3F3F_3F3F_3F3F_3F3F];
+        _mm512_and_si512(v, _mm512_set_epi64(d, d, c, c, b, b, a, a))
+    }
+    #[inline(always)]
+    unsafe fn per_field(scales: __m512) -> __m512 {
+        let [a, b, c, d] = [1.0, 1.0 / 4.0, 1.0 / 16.0, 1.0 / 64.0];
+        _mm512_mul_ps(scales, _mm512_set_ps(d, d, d, d, c, c, c, c, b, b, b, b, a, a, a, a))
+    }
+    #[inline(always)]
+    unsafe fn bit_to<const TO: usize>(v: __m512i, first: usize) -> __m512i {
+        // A bit stays within its byte, whatever turns up beside it.
+        let [a, b, c, d] = four!(|i| (first + i) as i64 - TO as i64);
+        Self::and(_mm512_rorv_epi64(v, _mm512_set_epi64(d, d, c, c, b, b, a, a)), 1 << TO)
+    }
+    #[inline(always)]
     unsafe fn shl4(v: __m512i) -> __m512i {
         _mm512_slli_epi16::<4>(v)
     }
@@ -331,6 +359,16 @@ impl Simd for Avx512 {
     unsafe fn spread(bits: [u16; MAX_LANES], value: u8) -> __m512i {
         let [a, b, c, d] = four!(|i| bits[i] as u64);
         _mm512_maskz_mov_epi8(a | (b << 16) | (c << 32) | (d << 48), _mm512_set1_epi8(value as i8))
+    }
+    #[inline(always)]
+    unsafe fn bit_blocks(p: *const u8, value: u8) -> [__m512i; 2] {
+        let p = p.cast::<u64>();
+        let (v, w) = (Self::spread_word(p.read_unaligned(), value), Self::spread_word(p.add(1).read_unaligned(), value));
+        [_mm512_shuffle_i32x4::<0x88>(v, w), _mm512_shuffle_i32x4::<0xDD>(v, w)]
+    }
+    #[inline(always)]
+    unsafe fn spread_word(bits: u64, value: u8) -> __m512i {
+        _mm512_maskz_mov_epi8(bits, _mm512_set1_epi8(value as i8))
     }
 
     #[inline(always)]
@@ -537,6 +575,16 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn unpack<const BITS: usize>(p: *const u8) -> [__m512i; 2] {
+        if BITS == 1 {
+            return Self::bit_blocks(p, 1);
+        }
+        if BITS == 2 {
+            // A block is a qword, which both qwords of its lane take their bits from.
+            let stream = _mm512_castsi256_si512(_mm256_loadu_si256(p.cast()));
+            let blocks = _mm512_permutexvar_epi64(_mm512_set_epi64(3, 3, 2, 2, 1, 1, 0, 0), stream);
+            let half = |fields: &[u8; 64]| Self::and(_mm512_multishift_epi64_epi8(Self::load(fields.as_ptr()), blocks), 3);
+            return [half(&UnpackIndex::<BITS>::OF_BLOCK[0]), half(&UnpackIndex::<BITS>::OF_BLOCK[1])];
+        }
         // The BITS bytes of eight values go to the bottom of each qword, where every byte of the result takes its bits.
         let bytes = 16 * BITS;
         let field = Self::load(UnpackIndex::<BITS>::FIELDS.as_ptr());
@@ -612,6 +660,19 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn load_e4m3(p: *const u8) -> __m512 {
         e4m3(low(p))
+    }
+    #[inline(always)]
+    unsafe fn load_small_e4m3(p: *const u8) -> __m512 {
+        // Exponent and mantissa where f32 has the ends of its own; numbers that are subnormal here are so there.
+        let moved = _mm512_slli_epi32::<20>(_mm512_cvtepi8_epi32(low(p)));
+        _mm512_castsi512_ps(_mm512_and_si512(moved, _mm512_set1_epi32(0x87F0_0000u32 as i32)))
+    }
+    #[inline(always)]
+    unsafe fn has_e4m3_nan(p: [*const u8; 4]) -> bool {
+        let ones = _mm256_set1_epi8(-1);
+        let [a, b, c, d] = four!(|r| _mm256_or_si256(_mm256_loadu_si256(p[r].cast()), _mm256_set1_epi8(-128)));
+        let largest = _mm256_max_epu8(_mm256_max_epu8(a, b), _mm256_max_epu8(c, d));
+        _mm256_cmpeq_epi8_mask(largest, ones) != 0
     }
     #[inline(always)]
     unsafe fn exp2_rows(rows: [u32; 4]) -> __m512 {

@@ -209,6 +209,24 @@ pub(super) trait Simd: Copy + 'static {
     unsafe fn xor(v: Self::Bytes, mask: u8) -> Self::Bytes;
     /// Bits of lane i shifted right by `count[i]` < 8; bits may come in from the byte above, so mask the result.
     unsafe fn shr(v: Self::Bytes, count: [u32; MAX_LANES]) -> Self::Bytes;
+    /// Lane i: bits 2f and 2f + 1 for f = (first + i) % 4 as codes, which may be left where they are, as 4ᶠ times the codes: see
+    /// [`per_field`](Simd::per_field).
+    #[inline(always)]
+    unsafe fn fields(v: Self::Bytes, first: usize) -> Self::Bytes {
+        // SAFETY: the caller runs on this instruction set.
+        unsafe { Self::and(Self::shr(v, four!(|i| 2 * ((first + i) % 4) as u32)), 3) }
+    }
+    /// Divides scales of codes by what [`fields`](Simd::fields) leaves in them; lane i belongs to field i.
+    #[inline(always)]
+    unsafe fn per_field(scales: Self::Floats) -> Self::Floats {
+        scales
+    }
+    /// Bit first + i of lane i moved to bit TO, all other bits 0.
+    #[inline(always)]
+    unsafe fn bit_to<const TO: usize>(v: Self::Bytes, first: usize) -> Self::Bytes {
+        // SAFETY: the caller runs on this instruction set.
+        unsafe { Self::pick(v, four!(|i| 1 << ((first + i) % 8)), 1 << TO) }
+    }
     /// Every byte's bits shifted left by 4; bits may come in from the byte below, so the upper four bits of `v` are 0.
     unsafe fn shl4(v: Self::Bytes) -> Self::Bytes;
     /// `table[v & 15]` for each byte.
@@ -217,6 +235,23 @@ pub(super) trait Simd: Copy + 'static {
     unsafe fn pick(v: Self::Bytes, mask: [u8; MAX_LANES], value: u8) -> Self::Bytes;
     /// Byte t of lane i: `value` if bit t of `bits[i]` is set, else 0.
     unsafe fn spread(bits: [u16; MAX_LANES], value: u8) -> Self::Bytes;
+
+    /// Lane i: `value` where a bit of u32 number i at `p` is set, for its first and its second sixteen bits.
+    #[inline(always)]
+    unsafe fn bit_blocks(p: *const u8, value: u8) -> [Self::Bytes; 2] {
+        // SAFETY: the caller's promise; lanes from LANES on are not read.
+        unsafe {
+            let word = |i: usize, h: usize| p.cast::<u16>().add(2 * i + h).read_unaligned();
+            let half = |h: usize| Self::spread(four!(|i| if i < Self::LANES { word(i, h) } else { 0 }), value);
+            [half(0), half(1)]
+        }
+    }
+    /// [`spread`](Simd::spread) of the u16 of a word, the lowest first.
+    #[inline(always)]
+    unsafe fn spread_word(bits: u64, value: u8) -> Self::Bytes {
+        // SAFETY: the caller runs on this instruction set.
+        unsafe { Self::spread(four!(|i| (bits >> (16 * i)) as u16), value) }
+    }
 
     /// Adds to each i32 the products of its four codes with its four activations. `wide` says that codes use all
     /// 256 values (signed + [`WIDE_OFFSET`](Simd::WIDE_OFFSET)), otherwise they are 0..=127. Activations are −127..=127.
@@ -366,6 +401,18 @@ pub(super) trait Simd: Copy + 'static {
             }
             Self::load_floats(values.as_ptr())
         }
+    }
+    /// [`load_e4m3`](Simd::load_e4m3) times 2⁻¹²⁰, none of the numbers being a NaN.
+    #[inline(always)]
+    unsafe fn load_small_e4m3(p: *const u8) -> Self::Floats {
+        // SAFETY: the caller's promise.
+        unsafe { Self::mul(Self::load_e4m3(p), Self::splat(f32::from_bits((127 - 120) << 23))) }
+    }
+    /// Whether one of the 32 E4M3 numbers at each of `p` is a NaN.
+    #[inline(always)]
+    unsafe fn has_e4m3_nan(p: [*const u8; 4]) -> bool {
+        // SAFETY: the caller's promise.
+        unsafe { (0..128).any(|i| *p[i / 32].add(i % 32) & 0x7F == 0x7F) }
     }
     /// Place r of lane i: 2 to the power of byte i of `rows[r]` − 128.
     #[inline(always)]

@@ -440,14 +440,6 @@ impl<S: Simd> Source<S> for Q1_0 {
     #[inline(always)]
     unsafe fn codes(&self, stage: &Stage, r: usize, _: usize) -> [S::Bytes; 2] {
         // SAFETY: the staged block exists.
-        unsafe {
-            both_halves!(|half| S::spread(
-                four!(|i| {
-                    let j = (stage.first + i) % 4;
-                    stage.p[r].add(2 + 4 * j + half / 8).cast::<u16>().read_unaligned()
-                }),
-                2
-            ))
-        }
+        unsafe { S::bit_blocks(stage.p[r].add(2 + 4 * stage.first), 2) }
     }
 }

@@ -18,8 +18,8 @@ pub(in super::super) struct Packed<const BITS: usize> {
 #[derive(Clone, Copy)]
 pub(in super::super) struct Rows {
     packed: [*const u8; 4],
-    /// Their first groups, counted from the first row's.
-    groups: [usize; 4],
+    /// Bytes from the first row's first scale to theirs.
+    side: [usize; 4],
 }
 
 /// Four packed rows at a step.
@@ -31,8 +31,8 @@ pub(in super::super) struct Stage {
     block: usize,
     /// Blocks that begin within k, at most LANES.
     blocks: usize,
-    /// The rows' first groups.
-    groups: [usize; 4],
+    /// See [`Rows`].
+    side: [usize; 4],
 }
 
 /// Bytes of a step of the widest format.
@@ -44,11 +44,11 @@ impl<const BITS: usize> Packed<BITS> {
         Packed { base: packed.as_ptr(), pitch, k }
     }
 
-    /// Rows of `groups` groups.
+    /// Rows whose scales take `side` bytes.
     #[inline(always)]
-    unsafe fn rows(&self, rows: [usize; 4], groups: usize) -> Rows {
+    unsafe fn rows(&self, rows: [usize; 4], side: usize) -> Rows {
         // SAFETY: the rows exist.
-        unsafe { Rows { packed: four!(|r| self.base.add(rows[r] * self.pitch)), groups: four!(|r| rows[r] * groups) } }
+        unsafe { Rows { packed: four!(|r| self.base.add(rows[r] * self.pitch)), side: four!(|r| rows[r] * side) } }
     }
 
     #[inline(always)]
@@ -59,7 +59,7 @@ impl<const BITS: usize> Packed<BITS> {
         let p = unsafe { four!(|r| rows.packed[r].add(at)) };
         let bytes = if FULL { step_bytes } else { (self.pitch - at).min(step_bytes) };
         let blocks = if FULL { S::LANES } else { (self.k.div_ceil(32) - block).min(S::LANES) };
-        Stage { p, bytes, block, blocks, groups: rows.groups }
+        Stage { p, bytes, block, blocks, side: rows.side }
     }
 
     #[inline(always)]
@@ -104,13 +104,14 @@ impl<const BITS: usize> Packed<BITS> {
 }
 
 /// Asks for four rows' cache lines behind the one with byte `at` of their scales, when a step of `step_bytes` begins a line there. A line is first used by a
-/// step before the one that begins in it, so what is asked for lies a line ahead. A group has `size` bytes.
+/// step before the one that begins in it, so what is asked for lies a line ahead.
 #[inline(always)]
-unsafe fn prefetch_side<S: Simd>(base: *const u8, size: usize, rows: &Rows, at: usize, step_bytes: usize) {
+unsafe fn prefetch_side<S: Simd>(base: *const u8, rows: &Rows, at: usize, step_bytes: usize) {
     if at % 64 < step_bytes.max(1) {
-        for first in rows.groups {
+        let base = base.wrapping_add(at + 64);
+        for first in rows.side {
             // SAFETY: any address may be prefetched; the caller runs on S's instruction set.
-            unsafe { S::prefetch_once(base.wrapping_add(first * size + at + 64)) };
+            unsafe { S::prefetch_once(base.wrapping_add(first)) };
         }
     }
 }
@@ -127,11 +128,11 @@ pub(in super::super) struct Affine<const BITS: usize> {
     shift: u32,
 }
 
-/// Four numbers of four rows' groups, at `values` of type T each.
+/// A T at each of four places.
 #[inline(always)]
 unsafe fn words<T: Copy + Into<u64>>(values: *const u8, at: [usize; 4]) -> [u64; 4] {
     // SAFETY: the groups exist.
-    unsafe { four!(|r| values.cast::<u16>().add(at[r]).cast::<T>().read_unaligned().into()) }
+    unsafe { four!(|r| values.add(at[r]).cast::<T>().read_unaligned().into()) }
 }
 
 impl<const BITS: usize> Affine<BITS> {
@@ -142,16 +143,17 @@ impl<const BITS: usize> Affine<BITS> {
         unsafe {
             if self.dtype == DType::F32 {
                 // Not the stage itself: what a function sees has to be in memory, in every step.
-                let of = |values| self.f32_values(stage.groups, stage.block, stage.blocks.min(S::LANES), values);
+                let of = |values| self.f32_values(stage.side, stage.block, stage.blocks.min(S::LANES), values);
                 return [of(self.scales), of(self.biases)].map(|values| S::load_floats(values.as_ptr()));
             }
             if S::LANES == 4 && stage.blocks == 4 {
                 // The groups of a step, one behind the other.
-                let at = four!(|r| stage.groups[r] + (stage.block >> self.shift));
+                let at = 2 * (stage.block >> self.shift);
+                let (scales, biases) = (self.scales.add(at), self.biases.add(at));
                 let [scales, biases] = match self.shift {
-                    0 => [words::<u64>(self.scales, at), words::<u64>(self.biases, at)],
-                    1 => [words::<u32>(self.scales, at), words::<u32>(self.biases, at)],
-                    _ => [words::<u16>(self.scales, at), words::<u16>(self.biases, at)],
+                    0 => [words::<u64>(scales, stage.side), words::<u64>(biases, stage.side)],
+                    1 => [words::<u32>(scales, stage.side), words::<u32>(biases, stage.side)],
+                    _ => [words::<u16>(scales, stage.side), words::<u16>(biases, stage.side)],
                 };
                 return if self.dtype == DType::F16 {
                     [S::f16_groups(scales, self.shift), S::f16_groups(biases, self.shift)]
@@ -161,8 +163,8 @@ impl<const BITS: usize> Affine<BITS> {
             }
             let lanes = |values: *const u8| {
                 let word = |r: usize, i: usize| {
-                    let at = stage.groups[r] + ((stage.block + i) >> self.shift);
-                    if i < S::LANES && i < stage.blocks { values.cast::<u16>().add(at).read_unaligned() } else { 0 }
+                    let at = stage.side[r] + 2 * ((stage.block + i) >> self.shift);
+                    if i < S::LANES && i < stage.blocks { values.add(at).cast::<u16>().read_unaligned() } else { 0 }
                 };
                 four!(|i| joined(four!(|r| word(r, i))))
             };
@@ -179,17 +181,17 @@ impl<const BITS: usize> Affine<BITS> {
     #[inline(never)]
     unsafe fn f32_values(
         &self,
-        groups: [usize; 4],
+        side: [usize; 4],
         block: usize,
         lanes: usize,
         values: *const u8,
     ) -> [f32; 4 * MAX_LANES] {
         let mut floats = [0.0; 4 * MAX_LANES];
         for i in 0..lanes {
-            for (r, first) in groups.iter().enumerate() {
-                let at = first + ((block + i) >> self.shift);
+            for (r, first) in side.iter().enumerate() {
+                let at = first + 4 * ((block + i) >> self.shift);
                 // SAFETY: a block that begins within k has a group.
-                floats[4 * i + r] = unsafe { values.cast::<f32>().add(at).read_unaligned() };
+                floats[4 * i + r] = unsafe { values.add(at).cast::<f32>().read_unaligned() };
             }
         }
         floats
@@ -220,7 +222,7 @@ impl<S: Simd, const BITS: usize> Source<S> for Affine<BITS> {
     #[inline(always)]
     unsafe fn rows(&self, rows: [usize; 4]) -> Rows {
         // SAFETY: the caller's promise.
-        unsafe { self.packed.rows(rows, self.groups) }
+        unsafe { self.packed.rows(rows, self.groups * self.dtype.size_of()) }
     }
     #[inline(always)]
     unsafe fn prefetch(&self, rows: &Rows, step: usize) {
@@ -231,8 +233,8 @@ impl<S: Simd, const BITS: usize> Source<S> for Affine<BITS> {
             if (step * S::LANES) & ((1 << self.shift) - 1) < S::LANES {
                 let size = self.dtype.size_of();
                 let (at, step_bytes) = (((step * S::LANES) >> self.shift) * size, (S::LANES >> self.shift) * size);
-                prefetch_side::<S>(self.scales, size, rows, at, step_bytes);
-                prefetch_side::<S>(self.biases, size, rows, at, step_bytes);
+                prefetch_side::<S>(self.scales, rows, at, step_bytes);
+                prefetch_side::<S>(self.biases, rows, at, step_bytes);
             }
         }
     }
@@ -300,7 +302,7 @@ impl<S: Simd, const HALF: bool> Source<S> for Fp4<HALF> {
         unsafe {
             Packed::<4>::prefetch::<S>(rows, step);
             let parts = 1 + HALF as usize;
-            prefetch_side::<S>(self.scales, 1, rows, step * S::LANES * parts, S::LANES * parts);
+            prefetch_side::<S>(self.scales, rows, step * S::LANES * parts, S::LANES * parts);
         }
     }
     #[inline(always)]
@@ -313,7 +315,7 @@ impl<S: Simd, const HALF: bool> Source<S> for Fp4<HALF> {
         if !HALF && stage.blocks >= S::LANES {
             // SAFETY: the groups exist.
             let bytes = |r: usize| unsafe {
-                let p = self.scales.add(stage.groups[r] + stage.block);
+                let p = self.scales.add(stage.side[r] + stage.block);
                 if S::LANES == 4 {
                     p.cast::<u32>().read_unaligned()
                 } else {
@@ -331,7 +333,7 @@ impl<S: Simd, const HALF: bool> Source<S> for Fp4<HALF> {
         if HALF && S::LANES == 4 && stage.blocks == 4 && stage.block + 4 <= self.groups / 2 {
             // SAFETY: two groups for each of four blocks exist; the caller runs on S's instruction set.
             unsafe {
-                let eight = |r: usize| self.scales.add(stage.groups[r] + 2 * stage.block).cast::<u64>();
+                let eight = |r: usize| self.scales.add(stage.side[r] + 2 * stage.block).cast::<u64>();
                 let bytes = S::half_bytes(four!(|r| [eight(r).read_unaligned(), 0]));
                 let half = S::splat(0.5);
                 return Scales {
@@ -343,7 +345,7 @@ impl<S: Simd, const HALF: bool> Source<S> for Fp4<HALF> {
         let parts = 1 + HALF as usize;
         let mut scales = [[0.0; 4 * MAX_LANES]; 2];
         for i in 0..S::LANES.min(stage.blocks) {
-            for (r, first) in stage.groups.iter().enumerate() {
+            for (r, first) in stage.side.iter().enumerate() {
                 for (h, scales) in scales.iter_mut().enumerate().take(parts) {
                     let group = (stage.block + i) * parts + h;
                     if group < self.groups {

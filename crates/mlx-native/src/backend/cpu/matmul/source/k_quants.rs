@@ -149,7 +149,7 @@ impl<S: Simd> Source<S> for Q2_K {
     unsafe fn scales(&self, stage: &Self::Stage, s: usize) -> Scales<S> {
         // SAFETY: the staged blocks exist.
         unsafe {
-            let (d, min) = (block_scale::<S>(&stage.p, 80), block_scale::<S>(&stage.p, 82));
+            let (d, min) = (S::per_field(block_scale::<S>(&stage.p, 80)), block_scale::<S>(&stage.p, 82));
             let min = S::mul(min, S::splat(-1.0));
             let (low, high) = S::half_nibbles(stage.scales);
             Scales {
@@ -162,8 +162,8 @@ impl<S: Simd> Source<S> for Q2_K {
     unsafe fn codes(&self, stage: &Self::Stage, r: usize, s: usize) -> [S::Bytes; 2] {
         // SAFETY: the staged blocks exist.
         unsafe {
-            let p = stage.p[r].add(16);
-            both_halves!(|half| two_bits::<S>(p, s, half))
+            let p = stage.p[r].add(16 + s * S::LANES / 4 * 32);
+            both_halves!(|half| S::fields(S::repeat(p.add(half)), s * S::LANES))
         }
     }
 }
@@ -207,7 +207,7 @@ impl<S: Simd> Source<S> for Q3_K {
             let p = stage.p[r];
             both_halves!(|half| {
                 let low = two_bits::<S>(p.add(32), s, half);
-                let high = S::pick(S::repeat(p.add(half)), per_lane::<S, _>(s, |j| 1 << j), 4);
+                let high = S::bit_to::<2>(S::repeat(p.add(half)), s * S::LANES % 8);
                 S::or(low, high)
             })
         }
@@ -280,7 +280,7 @@ impl<S: Simd> Source<S> for Q5_K {
         // SAFETY: the staged blocks exist.
         both_halves!(|half| unsafe {
             let low = q4_k_nibbles::<S>(stage.p[r].add(48), s, half);
-            let high = S::pick(S::repeat(stage.p[r].add(16 + half)), per_lane::<S, _>(s, |j| 1 << j), 16);
+            let high = S::bit_to::<4>(S::repeat(stage.p[r].add(16 + half)), s * S::LANES % 8);
             S::or(low, high)
         })
     }
