@@ -7,7 +7,8 @@ use std::arch::x86_64::*;
 use super::super::panels::{self, Columns, Kind, Outputs};
 use super::super::source::{self, Decode, Decoded};
 use super::super::tiles::{self, Step};
-use super::{MAX_LANES, Simd, four, half_bytes_as_words};
+use super::as_bytes::{half_bytes_as_words, levels_as_bytes};
+use super::{MAX_LANES, Simd, four};
 
 /// See the module's comment.
 #[derive(Clone, Copy)]
@@ -32,6 +33,7 @@ impl Simd for Avx2 {
     type Ints = __m256i;
     type Floats = __m256;
     half_bytes_as_words!();
+    levels_as_bytes!();
 
     #[inline(always)]
     unsafe fn prefetch(p: *const u8) {
@@ -180,8 +182,8 @@ impl Simd for Avx2 {
         panels::finish::avx2(job)
     }
     #[inline(always)]
-    unsafe fn decode<B: Decode>(rows: &[*const u8; 4], block: usize, decoded: &mut Decoded) {
-        source::decode::avx2::<B>(rows, block, decoded)
+    unsafe fn decode<B: Decode>(rows: &[*const u8; 4], block: usize) -> Decoded<Self> {
+        source::decode::avx2::<B>(rows, block)
     }
     #[inline(always)]
     unsafe fn step<K: Kind, const T: usize>(step: &Step<Self, T>) {

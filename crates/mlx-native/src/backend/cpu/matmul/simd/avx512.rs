@@ -1,130 +1,24 @@
 //! AVX-512 with VNNI and VBMI: four lanes. Codes are unsigned (`vpdpbusd`).
 #![allow(unsafe_op_in_unsafe_fn)] // The contract of all of them stands at `simd`.
 
+mod e4m3;
+mod levels;
 mod record;
+mod strided;
+mod unpack;
 
 use std::arch::x86_64::*;
 
 use super::super::panels::{self, Columns, Kind, Outputs};
 use super::super::prepare::Sums;
-use super::super::source::{self, Decode, Decoded};
+use super::super::source::{self, Codes, Decode, Decoded, Levels};
 use super::super::tiles::{self, Step};
 use super::{MAX_LANES, Simd, four};
+use strided::Strided;
 
 /// See the module's comment.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512;
-
-/// Where the parts of four blocks of STRIDE bytes at OFFSET lie in two vectors, whose places are chosen so that different parts of a block share loads: the
-/// compiler loads the same place once.
-struct Strided<const STRIDE: usize, const OFFSET: usize>;
-
-impl<const STRIDE: usize, const OFFSET: usize> Strided<STRIDE, OFFSET> {
-    /// Bytes of a part's lane 0 to the end of lane `lane`.
-    const fn reach(lane: usize, bytes: usize) -> usize {
-        lane * STRIDE + OFFSET + bytes
-    }
-
-    /// Whether a vector from the first byte of the blocks on has lanes 0 to 2 of 16 bytes.
-    const THREE: bool = Self::reach(2, 16) <= 64;
-
-    /// Where a vector begins that has lanes 0 and 1 of so many bytes: at the first block's first byte if possible.
-    const fn first(bytes: usize) -> usize {
-        Self::reach(1, bytes).saturating_sub(64)
-    }
-
-    /// Where a vector begins that has lanes 2 and 3 of so many bytes, and nothing behind the last block: 64 bytes on if possible.
-    const fn second(bytes: usize) -> usize {
-        let last = 4 * STRIDE - 64;
-        if last >= 64 && Self::reach(2, 0) >= 64 && Self::reach(3, bytes) <= 128 { 64 } else { last }
-    }
-
-    /// Byte `byte` of `lane`, of parts of `bytes` bytes, in the two vectors.
-    const fn place(lane: usize, byte: usize, bytes: usize) -> usize {
-        let at = Self::reach(lane, byte);
-        if lane < 2 { at - Self::first(bytes) } else { 64 + at - Self::second(bytes) }
-    }
-
-    /// Sixteen bytes of each lane in one vector with [`THREE`](Self::THREE), where lane 3 comes from elsewhere, otherwise in two.
-    const BYTES: &'static [u8; 64] = &{
-        let mut index = [0; 64];
-        let mut t = 0;
-        while t < 64 {
-            index[t] =
-                if Self::THREE { Self::reach(t / 16, t % 16) % 64 } else { Self::place(t / 16, t % 16, 16) } as u8;
-            t += 1;
-        }
-        index
-    };
-
-    /// A word of each lane.
-    const WORDS: &'static [u16; 32] = &{
-        let mut index = [0; 32];
-        let mut i = 0;
-        while i < 4 {
-            index[i] = (Self::place(i, 0, 2) / 2) as u16;
-            i += 1;
-        }
-        index
-    };
-
-    /// For each of sixteen bytes of a lane, which byte of its word has its bit.
-    const BITS: &'static [u8; 64] = &{
-        let mut index = [0; 64];
-        let mut t = 0;
-        while t < 64 {
-            index[t] = Self::place(t / 16, t % 16 / 8, 2) as u8;
-            t += 1;
-        }
-        index
-    };
-
-    /// The two vectors that have `bytes` bytes of each lane of the blocks at `p`.
-    #[inline(always)]
-    unsafe fn both(p: *const u8, bytes: usize) -> [__m512i; 2] {
-        [Avx512::load(p.add(Self::first(bytes))), Avx512::load(p.add(Self::second(bytes)))]
-    }
-}
-
-/// Where [`Simd::unpack`] finds its bytes and bits.
-struct UnpackIndex<const BITS: usize>;
-
-impl<const BITS: usize> UnpackIndex<BITS> {
-    /// For each half, the bytes of the stream that go into each qword: value v of the half of block i is value 32·i + 16·half + v.
-    const INDEX: &'static [[u8; 64]; 2] = &{
-        let mut index = [[0; 64]; 2];
-        let mut t = 0;
-        while t < 128 {
-            let (half, qword, byte) = (t / 64, t / 8 % 8, t % 8);
-            let octet = qword / 2 * 4 + half * 2 + qword % 2;
-            index[half][t % 64] = (octet * BITS + if byte < BITS { byte } else { 0 }) as u8;
-            t += 1;
-        }
-        index
-    };
-
-    /// For each half, the first bit of each byte's value within its block.
-    const OF_BLOCK: &'static [[u8; 64]; 2] = &{
-        let mut fields = [[0; 64]; 2];
-        let mut t = 0;
-        while t < 128 {
-            fields[t / 64][t % 64] = ((t / 64 * 16 + t % 16) * BITS) as u8;
-            t += 1;
-        }
-        fields
-    };
-
-    /// The first bit of each byte's value within its qword.
-    const FIELDS: &'static [u8; 64] = &{
-        let mut fields = [0; 64];
-        let mut t = 0;
-        while t < 64 {
-            fields[t] = (t % 8 * BITS) as u8;
-            t += 1;
-        }
-        fields
-    };
-}
 
 /// Where [`Simd::half_bytes`] finds its bytes: 16 for each step and half, lane after lane, row after row.
 static HALF_BYTES: [u8; 64] = {
@@ -137,29 +31,6 @@ static HALF_BYTES: [u8; 64] = {
     }
     index
 };
-
-/// Where [`Simd::unsigned_e4m3`] finds its bytes: for each half, lane after lane, row after row.
-static PAIRS_OF_ROWS: [u8; 32] = {
-    let mut index = [0; 32];
-    let mut t = 0;
-    while t < 32 {
-        index[t] = (t % 4 * 8 + t % 16 / 4 * 2 + t / 16) as u8;
-        t += 1;
-    }
-    index
-};
-
-/// E4M3 numbers. With the exponent moved from four bits to the five of f16 they are 2⁸ times too small, subnormal ones included.
-#[inline(always)]
-unsafe fn e4m3(bytes: __m128i) -> __m512 {
-    // Extending the sign puts it where f16 has it, and once more where the fifth bit of the exponent is.
-    let moved = _mm256_slli_epi16::<7>(_mm256_cvtepi8_epi16(bytes));
-    let half = _mm256_and_si256(moved, _mm256_set1_epi16(0xBFFFu16 as i16));
-    let ones = _mm256_set1_epi16(0x3F80);
-    let not_a_number = _mm256_cmpeq_epi16_mask(_mm256_and_si256(half, ones), ones);
-    let half = _mm256_mask_mov_epi16(half, not_a_number, _mm256_set1_epi16(0x7E00));
-    _mm512_mul_ps(_mm512_cvtph_ps(half), _mm512_set1_ps(256.0))
-}
 
 /// Where [`by_lane`] finds its u16, for groups of one, two and four blocks: each twice.
 static GROUPS: [[u16; 32]; 3] = {
@@ -192,37 +63,6 @@ unsafe fn half_step(v: __m512i, s: usize, half: usize) -> __m128i {
     }
 }
 
-/// 64 of a table's entries, in two registers, for the low six bits of 32 indices.
-#[inline(always)]
-unsafe fn part<const POINTS: usize>(table: &[u16; POINTS], indices: __m512i, i: usize) -> __m512i {
-    let p = table.as_ptr().add(64 * i).cast();
-    _mm512_permutex2var_epi16(_mm512_loadu_si512(p), indices, _mm512_loadu_si512(p.cast::<__m512i>().add(1)))
-}
-
-/// Four times as many, for eight bits of the indices, of which `bits` are the last two.
-#[inline(always)]
-unsafe fn parts<const POINTS: usize>(table: &[u16; POINTS], indices: __m512i, bits: [u32; 2], i: usize) -> __m512i {
-    let low = _mm512_mask_blend_epi16(bits[0], part(table, indices, i), part(table, indices, i + 1));
-    let high = _mm512_mask_blend_epi16(bits[0], part(table, indices, i + 2), part(table, indices, i + 3));
-    _mm512_mask_blend_epi16(bits[1], low, high)
-}
-
-/// The table's entries for 32 indices.
-#[inline(always)]
-unsafe fn points<const POINTS: usize>(table: &[u16; POINTS], indices: __m512i) -> __m512i {
-    let bits = [
-        _mm512_test_epi16_mask(indices, _mm512_set1_epi16(64)),
-        _mm512_test_epi16_mask(indices, _mm512_set1_epi16(128)),
-    ];
-    let mut points = parts(table, indices, bits, 0);
-    let above = _mm512_srli_epi16::<8>(indices);
-    for i in 1..POINTS / 256 {
-        let here = _mm512_cmpeq_epi16_mask(above, _mm512_set1_epi16(i as i16));
-        points = _mm512_mask_mov_epi16(points, here, parts(table, indices, bits, 4 * i));
-    }
-    points
-}
-
 #[inline(always)]
 unsafe fn low(p: *const u8) -> __m128i {
     _mm_loadu_si128(p.cast())
@@ -244,6 +84,7 @@ impl Simd for Avx512 {
     type Ints = __m512i;
     type Floats = __m512;
     type HalfBytes = __m512i;
+    type Levels = levels::Packed;
 
     #[inline(always)]
     unsafe fn prefetch(p: *const u8) {
@@ -294,15 +135,6 @@ impl Simd for Avx512 {
         [_mm512_shuffle_i32x4::<0x88>(v, w), _mm512_shuffle_i32x4::<0xDD>(v, w)]
     }
     #[inline(always)]
-    unsafe fn float_rows(p: [*const f32; 4]) -> __m512 {
-        let [a, b, c, d] = four!(|r| _mm_loadu_ps(p[r]));
-        let (ab, cd) = (_mm_unpacklo_ps(a, b), _mm_unpacklo_ps(c, d));
-        let low = _mm256_set_m128(_mm_movehl_ps(cd, ab), _mm_movelh_ps(ab, cd));
-        let (ab, cd) = (_mm_unpackhi_ps(a, b), _mm_unpackhi_ps(c, d));
-        let high = _mm256_set_m128(_mm_movehl_ps(cd, ab), _mm_movelh_ps(ab, cd));
-        _mm512_insertf32x8::<1>(_mm512_castps256_ps512(low), high)
-    }
-    #[inline(always)]
     unsafe fn repeat(p: *const u8) -> __m512i {
         _mm512_broadcast_i32x4(low(p))
     }
@@ -326,7 +158,8 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn fields(v: __m512i, _first: usize) -> __m512i {
         // Codes have all eight bits here, and a scale of their own for each lane.
-        let [a, b, c, d] = [0x0303_0303_0303_0303i64, 0x0C0C_0C0C_0C0C_0C0C, 0x3030_3030_3030_3030, !0x3F3F_3F3F_3F3F_3F3F];
+        let [a, b, c, d] =
+            [0x0303_0303_0303_0303i64, 0x0C0C_0C0C_0C0C_0C0C, 0x3030_3030_3030_3030, !0x3F3F_3F3F_3F3F_3F3F];
         _mm512_and_si512(v, _mm512_set_epi64(d, d, c, c, b, b, a, a))
     }
     #[inline(always)]
@@ -363,7 +196,8 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn bit_blocks(p: *const u8, value: u8) -> [__m512i; 2] {
         let p = p.cast::<u64>();
-        let (v, w) = (Self::spread_word(p.read_unaligned(), value), Self::spread_word(p.add(1).read_unaligned(), value));
+        let (v, w) =
+            (Self::spread_word(p.read_unaligned(), value), Self::spread_word(p.add(1).read_unaligned(), value));
         [_mm512_shuffle_i32x4::<0x88>(v, w), _mm512_shuffle_i32x4::<0xDD>(v, w)]
     }
     #[inline(always)]
@@ -447,30 +281,36 @@ impl Simd for Avx512 {
         panels::finish::avx512(job)
     }
     #[inline(always)]
-    unsafe fn levels2<const POINTS: usize>(table: &[u16; POINTS], indices: &[u64; 8], levels: &mut [u8; 256]) {
-        let points = points(table, Self::load(indices.as_ptr().cast()));
-        let fields = _mm512_set1_epi64(i64::from_le_bytes([0, 2, 4, 6, 8, 10, 12, 14]));
-        let of = |eight: __m128i| Self::and(_mm512_multishift_epi64_epi8(fields, _mm512_cvtepu16_epi64(eight)), 3);
-        let p = levels.as_mut_ptr();
-        Self::store(p, of(_mm512_castsi512_si128(points)));
-        Self::store(p.add(64), of(_mm512_extracti32x4_epi32::<1>(points)));
-        Self::store(p.add(128), of(_mm512_extracti32x4_epi32::<2>(points)));
-        Self::store(p.add(192), of(_mm512_extracti32x4_epi32::<3>(points)));
+    unsafe fn levels2<const POINTS: usize>(table: &[u16; POINTS], indices: &[u64; 8]) -> levels::Packed {
+        levels::two(table, indices)
     }
     #[inline(always)]
-    unsafe fn levels3<const POINTS: usize>(table: &[u16; POINTS], indices: &[u64; 16], levels: &mut [u8; 256]) {
-        let fields = _mm512_set1_epi64(i64::from_le_bytes([0, 3, 6, 9, 32, 35, 38, 41]));
-        let of = |points: __m256i| Self::and(_mm512_multishift_epi64_epi8(fields, _mm512_cvtepu16_epi32(points)), 7);
-        for half in 0..2 {
-            let points = points(table, Self::load(indices.as_ptr().add(8 * half).cast()));
-            let p = levels.as_mut_ptr().add(128 * half);
-            Self::store(p, of(_mm512_castsi512_si256(points)));
-            Self::store(p.add(64), of(_mm512_extracti64x4_epi64::<1>(points)));
-        }
+    unsafe fn levels3<const POINTS: usize>(table: &[u16; POINTS], indices: &[u64; 16]) -> levels::Packed {
+        levels::three(table, indices)
     }
     #[inline(always)]
-    unsafe fn decode<B: Decode>(rows: &[*const u8; 4], block: usize, decoded: &mut Decoded) {
-        source::decode::avx512::<B>(rows, block, decoded)
+    unsafe fn digits(p: *const u8) -> levels::Packed {
+        levels::digits(p)
+    }
+    #[inline(always)]
+    unsafe fn levels_at(levels: &levels::Packed, kind: Levels, s: usize, half: usize) -> __m512i {
+        levels::at(levels, kind, s, half)
+    }
+    #[inline(always)]
+    unsafe fn level_codes(levels: __m512i, signs: u64, codes: &Codes) -> __m512i {
+        levels::codes(levels, signs, codes)
+    }
+    #[inline(always)]
+    unsafe fn sign_words(signs: [u32; 8]) -> [u64; 4] {
+        levels::sign_words(signs)
+    }
+    #[inline(always)]
+    unsafe fn even_signs(codes: [u32; 8]) -> [u32; 8] {
+        levels::even_signs(codes)
+    }
+    #[inline(always)]
+    unsafe fn decode<B: Decode>(rows: &[*const u8; 4], block: usize) -> Decoded<Self> {
+        source::decode::avx512::<B>(rows, block)
     }
     #[inline(always)]
     unsafe fn step<K: Kind, const T: usize>(step: &Step<Self, T>) {
@@ -575,40 +415,7 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn unpack<const BITS: usize>(p: *const u8) -> [__m512i; 2] {
-        if BITS == 1 {
-            return Self::bit_blocks(p, 1);
-        }
-        if BITS == 2 {
-            // A block is a qword, which both qwords of its lane take their bits from.
-            let stream = _mm512_castsi256_si512(_mm256_loadu_si256(p.cast()));
-            let blocks = _mm512_permutexvar_epi64(_mm512_set_epi64(3, 3, 2, 2, 1, 1, 0, 0), stream);
-            let half = |fields: &[u8; 64]| Self::and(_mm512_multishift_epi64_epi8(Self::load(fields.as_ptr()), blocks), 3);
-            return [half(&UnpackIndex::<BITS>::OF_BLOCK[0]), half(&UnpackIndex::<BITS>::OF_BLOCK[1])];
-        }
-        // The BITS bytes of eight values go to the bottom of each qword, where every byte of the result takes its bits.
-        let bytes = 16 * BITS;
-        let field = Self::load(UnpackIndex::<BITS>::FIELDS.as_ptr());
-        let first = _mm512_maskz_loadu_epi8(if bytes >= 64 { u64::MAX } else { (1 << bytes) - 1 }, p.cast());
-        let second = if bytes > 64 {
-            _mm512_maskz_loadu_epi8(if bytes >= 128 { u64::MAX } else { (1 << (bytes - 64)) - 1 }, p.add(64).cast())
-        } else {
-            first
-        };
-        let half = UnpackIndex::<BITS>::INDEX;
-        let (lo, hi) = (Self::load(half[0].as_ptr()), Self::load(half[1].as_ptr()));
-        let (lo, hi) = if bytes > 64 {
-            (_mm512_permutex2var_epi8(first, lo, second), _mm512_permutex2var_epi8(first, hi, second))
-        } else {
-            (_mm512_permutexvar_epi8(lo, first), _mm512_permutexvar_epi8(hi, first))
-        };
-        if BITS == 8 {
-            return [lo, hi];
-        }
-        let mask = 0xFF >> (8 - BITS);
-        [
-            Self::and(_mm512_multishift_epi64_epi8(field, lo), mask),
-            Self::and(_mm512_multishift_epi64_epi8(field, hi), mask),
-        ]
+        unpack::unpack::<BITS>(p)
     }
     #[inline(always)]
     unsafe fn u8_rows(rows: [u32; 4]) -> __m512 {
@@ -638,41 +445,23 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn half_e4m3(v: __m512i, s: usize, half: usize) -> __m512 {
-        e4m3(half_step(v, s, half))
+        e4m3::numbers(half_step(v, s, half))
     }
     #[inline(always)]
     unsafe fn unsigned_e4m3(rows: [u64; 4]) -> [__m512; 2] {
-        let [a, b, c, d] = four!(|r| rows[r] as i64);
-        let index = _mm256_loadu_si256(PAIRS_OF_ROWS.as_ptr().cast());
-        let bytes = _mm256_permutexvar_epi8(index, _mm256_set_epi64x(d, c, b, a));
-        let ones = _mm256_set1_epi8(0x7F);
-        let bytes = _mm256_and_si256(bytes, ones);
-        let bytes = _mm256_maskz_mov_epi8(_mm256_cmpneq_epu8_mask(bytes, ones), bytes);
-        // As in `e4m3`, with neither signs nor what is no number.
-        let moved = _mm512_slli_epi16::<7>(_mm512_cvtepu8_epi16(bytes));
-        let halved = _mm512_set1_ps(128.0);
-        let high = _mm512_extracti64x4_epi64::<1>(moved);
-        [
-            _mm512_mul_ps(_mm512_cvtph_ps(_mm512_castsi512_si256(moved)), halved),
-            _mm512_mul_ps(_mm512_cvtph_ps(high), halved),
-        ]
+        e4m3::unsigned(rows)
     }
     #[inline(always)]
     unsafe fn load_e4m3(p: *const u8) -> __m512 {
-        e4m3(low(p))
+        e4m3::numbers(low(p))
     }
     #[inline(always)]
     unsafe fn load_small_e4m3(p: *const u8) -> __m512 {
-        // Exponent and mantissa where f32 has the ends of its own; numbers that are subnormal here are so there.
-        let moved = _mm512_slli_epi32::<20>(_mm512_cvtepi8_epi32(low(p)));
-        _mm512_castsi512_ps(_mm512_and_si512(moved, _mm512_set1_epi32(0x87F0_0000u32 as i32)))
+        e4m3::small(low(p))
     }
     #[inline(always)]
     unsafe fn has_e4m3_nan(p: [*const u8; 4]) -> bool {
-        let ones = _mm256_set1_epi8(-1);
-        let [a, b, c, d] = four!(|r| _mm256_or_si256(_mm256_loadu_si256(p[r].cast()), _mm256_set1_epi8(-128)));
-        let largest = _mm256_max_epu8(_mm256_max_epu8(a, b), _mm256_max_epu8(c, d));
-        _mm256_cmpeq_epi8_mask(largest, ones) != 0
+        e4m3::has_nan(p)
     }
     #[inline(always)]
     unsafe fn exp2_rows(rows: [u32; 4]) -> __m512 {

@@ -13,11 +13,12 @@ use std::mem::MaybeUninit;
 
 use super::panels::{Columns, Kind, Outputs};
 use super::prepare::Sums;
-use super::source::{Decode, Decoded};
+use super::source::{Codes, Decode, Decoded, Levels, even_signs};
 use super::tiles::Step;
 use crate::format::fp::e4m3_to_f32;
 use crate::format::ggml::fp4::e8m0_half;
 
+mod as_bytes;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -102,46 +103,6 @@ fn by_lane(rows: [u64; 4], shift: u32) -> [u64; MAX_LANES] {
     })
 }
 
-/// [`Simd::HalfBytes`] as words of bytes: one word for each row and half.
-macro_rules! half_bytes_as_words {
-    () => {
-        type HalfBytes = [[u64; 2]; 4];
-
-        #[inline(always)]
-        unsafe fn half_bytes(rows: [[u64; 2]; 4]) -> [[u64; 2]; 4] {
-            let even = |word: u64| {
-                let word = word & 0x00FF_00FF_00FF_00FF;
-                let word = (word | (word >> 8)) & 0x0000_FFFF_0000_FFFF;
-                (word | (word >> 16)) & 0xFFFF_FFFF
-            };
-            rows.map(|[low, high]| [even(low) | (even(high) << 32), even(low >> 8) | (even(high >> 8) << 32)])
-        }
-        #[inline(always)]
-        unsafe fn half_nibbles(v: [[u64; 2]; 4]) -> ([[u64; 2]; 4], [[u64; 2]; 4]) {
-            const LOW: u64 = 0x0F0F_0F0F_0F0F_0F0F;
-            (v.map(|halves| halves.map(|word| word & LOW)), v.map(|halves| halves.map(|word| (word >> 4) & LOW)))
-        }
-        #[inline(always)]
-        unsafe fn half_u8(v: [[u64; 2]; 4], s: usize, half: usize) -> Self::Floats {
-            Self::u8_rows(v.map(|halves| (halves[half] >> (8 * Self::LANES * s)) as u32))
-        }
-        #[inline(always)]
-        unsafe fn half_i8(v: [[u64; 2]; 4], s: usize, half: usize) -> Self::Floats {
-            Self::i8_rows(v.map(|halves| (halves[half] >> (8 * Self::LANES * s)) as u32))
-        }
-        #[inline(always)]
-        unsafe fn half_e4m3(v: [[u64; 2]; 4], s: usize, half: usize) -> Self::Floats {
-            let mut bytes = [0; 4 * super::MAX_LANES];
-            for i in 0..Self::LANES {
-                for r in 0..4 {
-                    bytes[4 * i + r] = (v[r][half] >> (8 * (Self::LANES * s + i))) as u8;
-                }
-            }
-            Self::load_e4m3(bytes.as_ptr())
-        }
-    };
-}
-
 /// What [`array`] has written; every place is initialized.
 #[inline(always)]
 pub(super) unsafe fn initialized<V, const N: usize>(places: [MaybeUninit<V>; N]) -> [V; N] {
@@ -149,7 +110,6 @@ pub(super) unsafe fn initialized<V, const N: usize>(places: [MaybeUninit<V>; N])
     unsafe { std::mem::transmute_copy(&places) }
 }
 
-use half_bytes_as_words;
 pub(super) use {array, both_halves, four, unrolled};
 
 /// Widest vector's lanes: bounds arrays that have one entry a lane.
@@ -176,6 +136,8 @@ pub(super) trait Simd: Copy + 'static {
     type Floats: Copy;
     /// Sixteen bytes of each of four rows, arranged for [`half_u8`](Simd::half_u8).
     type HalfBytes: Copy;
+    /// Level indices of 256 values.
+    type Levels: Copy;
 
     /// Asks for the cache line at `p`.
     #[inline(always)]
@@ -291,20 +253,6 @@ pub(super) trait Simd: Copy + 'static {
     unsafe fn splat(v: f32) -> Self::Floats;
     /// 4·LANES f32 at `p`.
     unsafe fn load_floats(p: *const f32) -> Self::Floats;
-    /// Place r of lane i: the f32 at `p[r] + i`.
-    #[inline(always)]
-    unsafe fn float_rows(p: [*const f32; 4]) -> Self::Floats {
-        let mut values = [0.0; 4 * MAX_LANES];
-        // SAFETY: the caller's promise; the array has 4·LANES places.
-        unsafe {
-            for i in 0..Self::LANES {
-                for r in 0..4 {
-                    values[4 * i + r] = *p[r].add(i);
-                }
-            }
-            Self::load_floats(values.as_ptr())
-        }
-    }
     /// Lane i: four times the f32 at `p + i`.
     unsafe fn spread_floats(p: *const f32) -> Self::Floats;
     /// Lane i: four times the i32 at `p + i`.
@@ -484,28 +432,31 @@ pub(super) trait Simd: Copy + 'static {
     }
 
     /// A block of four rows of a format with tables, compiled once for each.
-    unsafe fn decode<B: Decode>(rows: &[*const u8; 4], block: usize, decoded: &mut Decoded);
+    unsafe fn decode<B: Decode>(rows: &[*const u8; 4], block: usize) -> Decoded<Self>;
 
     /// Eight levels of two bits for each of 32 indices, four to a word: those in the table's entry.
-    #[inline(always)]
-    unsafe fn levels2<const POINTS: usize>(table: &[u16; POINTS], indices: &[u64; 8], levels: &mut [u8; 256]) {
-        for (i, levels) in levels.as_chunks_mut::<8>().0.iter_mut().enumerate() {
-            let index = (indices[i / 4] >> (16 * (i % 4))) as usize % POINTS;
-            // SAFETY: the caller runs on this instruction set.
-            *levels = unsafe { Self::expand::<2>(table[index] as u64) }.to_le_bytes();
-        }
-    }
-
+    unsafe fn levels2<const POINTS: usize>(table: &[u16; POINTS], indices: &[u64; 8]) -> Self::Levels;
     /// Four levels of three bits for each of 64 indices.
+    unsafe fn levels3<const POINTS: usize>(table: &[u16; POINTS], indices: &[u64; 16]) -> Self::Levels;
+    /// The digits in the 52 bytes of a block of TQ1_0 at `p`.
+    unsafe fn digits(p: *const u8) -> Self::Levels;
+    /// A half's levels at step s of a block, in the lowest bits; any bits may stand above.
+    unsafe fn levels_at(levels: &Self::Levels, kind: Levels, s: usize, half: usize) -> Self::Bytes;
+    /// The codes of levels, those with a sign for set bits: a u16 of bits a lane.
     #[inline(always)]
-    unsafe fn levels3<const POINTS: usize>(table: &[u16; POINTS], indices: &[u64; 16], levels: &mut [u8; 256]) {
-        for (i, levels) in levels.as_chunks_mut::<8>().0.iter_mut().enumerate() {
-            let pair = indices[i / 2] >> (32 * (i % 2));
-            let (low, high) = (pair as usize % POINTS, (pair >> 16) as usize % POINTS);
-            let points = table[low] as u64 | ((table[high] as u64) << 12);
-            // SAFETY: the caller runs on this instruction set.
-            *levels = unsafe { Self::expand::<3>(points) }.to_le_bytes();
-        }
+    unsafe fn level_codes(levels: Self::Bytes, signs: u64, codes: &Codes) -> Self::Bytes {
+        // SAFETY: the caller runs on this instruction set.
+        unsafe { Self::lookup(Self::or(levels, Self::spread_word(signs, 8)), &codes.codes) }
+    }
+    /// Signs by half: u16 number i of word 2g + h has half h of sub-block 4g + i.
+    #[inline(always)]
+    unsafe fn sign_words(signs: [u32; 8]) -> [u64; 4] {
+        four!(|w| (0..4).rfold(0, |bits, i| (bits << 16) | (signs[w / 2 * 4 + i] >> (16 * (w % 2)) & 0xFFFF) as u64))
+    }
+    /// For four 7-bit sign codes each, the low 28 bits of a word: bytes with an eighth bit that makes the number of signs even.
+    #[inline(always)]
+    unsafe fn even_signs(codes: [u32; 8]) -> [u32; 8] {
+        codes.map(even_signs)
     }
 
     /// The largest of |x|, infinite or NaN if one of them is.

@@ -9,7 +9,8 @@ use half::{bf16, f16};
 use super::super::panels::{self, Columns, Kind, Outputs};
 use super::super::source::{self, Decode, Decoded};
 use super::super::tiles::{self, Step};
-use super::{MAX_LANES, Simd, half_bytes_as_words};
+use super::as_bytes::{half_bytes_as_words, levels_as_bytes};
+use super::{MAX_LANES, Simd};
 
 /// See the module's comment.
 #[derive(Clone, Copy)]
@@ -55,6 +56,7 @@ impl Simd for Neon {
     type Ints = int32x4_t;
     type Floats = float32x4_t;
     half_bytes_as_words!();
+    levels_as_bytes!();
 
     #[inline(always)]
     unsafe fn load(p: *const u8) -> uint8x16_t {
@@ -172,8 +174,8 @@ impl Simd for Neon {
         panels::finish::neon(job)
     }
     #[inline(always)]
-    unsafe fn decode<B: Decode>(rows: &[*const u8; 4], block: usize, decoded: &mut Decoded) {
-        source::decode::neon::<B>(rows, block, decoded)
+    unsafe fn decode<B: Decode>(rows: &[*const u8; 4], block: usize) -> Decoded<Self> {
+        source::decode::neon::<B>(rows, block)
     }
     #[inline(always)]
     unsafe fn step<K: Kind, const T: usize>(step: &Step<Self, T>) {

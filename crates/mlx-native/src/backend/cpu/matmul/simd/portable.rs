@@ -6,7 +6,8 @@ use half::{bf16, f16};
 use super::super::panels::{self, Columns, Kind, Outputs};
 use super::super::source::{self, Decode, Decoded};
 use super::super::tiles::{self, Step};
-use super::{MAX_LANES, Simd, half_bytes_as_words};
+use super::as_bytes::{half_bytes_as_words, levels_as_bytes};
+use super::{MAX_LANES, Simd};
 
 /// See the module's comment.
 #[derive(Clone, Copy)]
@@ -30,6 +31,7 @@ impl Simd for Portable {
     type Ints = [i32; 4];
     type Floats = [f32; 4];
     half_bytes_as_words!();
+    levels_as_bytes!();
 
     #[inline(always)]
     unsafe fn load(p: *const u8) -> [u8; 16] {
@@ -132,8 +134,8 @@ impl Simd for Portable {
         panels::finish::portable(job)
     }
     #[inline(always)]
-    unsafe fn decode<B: Decode>(rows: &[*const u8; 4], block: usize, decoded: &mut Decoded) {
-        source::decode::portable::<B>(rows, block, decoded)
+    unsafe fn decode<B: Decode>(rows: &[*const u8; 4], block: usize) -> Decoded<Self> {
+        source::decode::portable::<B>(rows, block)
     }
     #[inline(always)]
     unsafe fn step<K: Kind, const T: usize>(step: &Step<Self, T>) {

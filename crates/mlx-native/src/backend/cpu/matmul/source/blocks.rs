@@ -2,7 +2,7 @@
 #![allow(non_camel_case_types)]
 
 use super::super::Weight;
-use super::super::simd::{MAX_LANES, Simd, both_halves, four};
+use super::super::simd::{MAX_LANES, Simd, four};
 use super::{Scales, Source};
 use crate::format::ggml::codebooks::{E2M1_DOUBLED, IQ4_VALUES};
 
@@ -115,9 +115,7 @@ pub(super) unsafe fn nibbles<S: Simd>(v: S::Bytes) -> [S::Bytes; 2] {
 #[inline(always)]
 unsafe fn looked_up<S: Simd>(v: S::Bytes, table: &[u8; 16]) -> [S::Bytes; 2] {
     // SAFETY: the caller runs on S's instruction set.
-    unsafe {
-        [S::lookup(v, table), S::lookup(S::shr(v, [4; MAX_LANES]), table)]
-    }
+    unsafe { [S::lookup(v, table), S::lookup(S::shr(v, [4; MAX_LANES]), table)] }
 }
 
 /// Four u16, the first one lowest.
@@ -131,6 +129,13 @@ pub(super) fn joined(words: [u16; 4]) -> u64 {
 pub(super) fn widened(bytes: u64) -> u64 {
     let pairs = (bytes | (bytes << 16)) & 0x0000_FFFF_0000_FFFF;
     (pairs | (pairs << 8)) & 0x00FF_00FF_00FF_00FF
+}
+
+/// Eight nibbles as bytes.
+#[inline(always)]
+pub(super) fn nibble_bytes(nibbles: u32) -> u64 {
+    let pairs = widened(nibbles as u64);
+    (pairs | (pairs << 4)) & 0x0F0F_0F0F_0F0F_0F0F
 }
 
 /// Sixteen signed values as wide codes of an instruction set.
@@ -399,7 +404,8 @@ impl<S: Simd> Source<S> for NVFP4 {
                 }
             };
             let rows = if whole_pairs::<S>(stage) {
-                let four_scales = |r: usize, j: usize| nvfp4_scales(stage.p[r], j).cast::<u32>().read_unaligned() as u64;
+                let four_scales =
+                    |r: usize, j: usize| nvfp4_scales(stage.p[r], j).cast::<u32>().read_unaligned() as u64;
                 four!(|r| four_scales(r, 0) | (four_scales(r, 2) << 32))
             } else {
                 four!(|r| pair(r, 0) | pair(r, 1) | pair(r, 2) | pair(r, 3))

@@ -6,8 +6,8 @@
 #![allow(non_camel_case_types)]
 
 use super::super::Weight;
-use super::super::simd::{Simd, both_halves, four};
-use super::blocks::{Rows, prefetch, widened};
+use super::super::simd::{MAX_LANES, Simd, both_halves, four};
+use super::blocks::{Rows, joined, nibble_bytes, prefetch, widened};
 use super::{Scales, Source};
 use crate::format::ggml::grids;
 use crate::format::ggml::{
@@ -16,48 +16,15 @@ use crate::format::ggml::{
 
 /// A block of four rows. What is written as a vector is read as the same vector or a part of it: anything else waits until the cache has it.
 #[repr(align(64))]
-pub(crate) struct Decoded {
-    /// For each row, a level index a value.
-    levels: [[u8; 256]; 4],
-    /// For each row, a bit a value: whether it is negative, or what else changes the code.
-    signs: [[u16; 16]; 4],
-    /// For the first and second halves of sub-blocks (only the first without [`Decode::HALVES`]) and each row, by sub-block.
-    scales: [[[f32; 8]; 4]; 2],
-}
-
-/// One row's share of a [`Decoded`].
-pub(crate) struct Row<'a> {
-    levels: &'a mut [u8; 256],
-    signs: &'a mut [u16; 16],
-    scales: [&'a mut [f32; 8]; 2],
-}
-
-impl Row<'_> {
-    /// Scales of sub-blocks.
-    #[inline(always)]
-    fn scales(&mut self, scale: impl Fn(usize) -> f32) {
-        for (j, place) in self.scales[0].iter_mut().enumerate() {
-            *place = scale(j);
-        }
-    }
-
-    /// Scales of halves of sub-blocks, counted through.
-    #[inline(always)]
-    fn half_scales(&mut self, scale: impl Fn(usize) -> f32) {
-        for (half, scales) in self.scales.iter_mut().enumerate() {
-            for (j, place) in scales.iter_mut().enumerate() {
-                *place = scale(2 * j + half);
-            }
-        }
-    }
-
-    /// A byte of signs for each eight values: word j has those of sub-block j.
-    #[inline(always)]
-    fn signs(&mut self, signs: [u32; 8]) {
-        for (pair, signs) in self.signs.as_chunks_mut::<2>().0.iter_mut().zip(signs) {
-            *pair = [signs as u16, (signs >> 16) as u16];
-        }
-    }
+pub(crate) struct Decoded<S: Simd> {
+    /// Each row's level indices.
+    levels: [S::Levels; 4],
+    /// For each row, a bit a value: whether it is negative, or what else changes the code; see [`Simd::sign_words`].
+    signs: [[u64; 4]; 4],
+    /// See [`Decode::multipliers`].
+    multipliers: [[u64; 2]; 4],
+    /// The rows' f16 scales, the first one lowest.
+    d: u64,
 }
 
 /// A block that decodes to levels, signs and scales.
@@ -66,13 +33,69 @@ pub(crate) trait Decode: Copy {
     const HALVES: bool;
     /// What codes have more than the signed weights.
     const OFFSET: i32;
-    /// 7-bit codes: place level + 8·sign.
+    /// What the level indices are.
+    const LEVELS: Levels;
+    /// 7-bit codes: place level + 8·sign; without signs they are the levels.
     const CODES: [u8; 16];
-    /// Fills a row of S's decoded block.
+    /// A scale is FACTOR · d · (multiplier + ½).
+    const FACTOR: f32;
+    /// The bits of d.
+    fn d(&self) -> u16;
+    /// Bytes of multipliers: one a sub-block in the first word, or two of them in both.
+    fn multipliers(&self) -> [u64; 2];
+    /// A byte of signs for each eight values: word j has those of sub-block j.
     ///
     /// # Safety
     /// The machine has S's instruction set.
-    unsafe fn decode<S: Simd>(&self, row: &mut Row<'_>);
+    unsafe fn signs<S: Simd>(&self) -> Option<[u32; 8]>;
+    /// The level indices of the block, which lies at `p`.
+    ///
+    /// # Safety
+    /// It does, and the machine has S's instruction set.
+    unsafe fn levels<S: Simd>(&self, p: *const u8) -> S::Levels;
+}
+
+/// Where level indices come from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Levels {
+    /// Eight of two bits in a grid's point.
+    Two,
+    /// Four of three bits in a grid's point.
+    Three,
+    /// Ternary digits.
+    Digits,
+}
+
+/// The codes of a format for [`Simd::level_codes`]. Sets without lookups of six bits need the first field only.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+pub(crate) struct Codes {
+    /// [`Decode::CODES`].
+    pub codes: [u8; 16],
+    /// Without and with a sign: the code of level i % 4 or i % 8, whatever the bits above are.
+    pub of_bits: [[u8; 64]; 2],
+    /// With a sign, codes are this less those without one.
+    pub mirror: Option<u8>,
+}
+
+impl Codes {
+    const fn of<B: Decode>() -> Codes {
+        let (codes, levels) = (B::CODES, if matches!(B::LEVELS, Levels::Three) { 8 } else { 4 });
+        let mut of_bits = [[0; 64]; 2];
+        let mut i = 0;
+        while i < 64 {
+            of_bits[0][i] = codes[i % levels];
+            of_bits[1][i] = codes[8 + i % levels];
+            i += 1;
+        }
+        let mirror = codes[0] + codes[8];
+        let mut mirrors = true;
+        i = 1;
+        while i < levels {
+            mirrors &= codes[i] + codes[8 + i] == mirror;
+            i += 1;
+        }
+        Codes { codes, of_bits, mirror: if mirrors { Some(mirror) } else { None } }
+    }
 }
 
 /// Rows of blocks B.
@@ -88,7 +111,7 @@ impl<S: Simd, B: Decode> Source<S> for Blocks<B> {
     const STEP_BYTES: usize = size_of::<B>() * S::LANES / 8;
     const TAILS: bool = false;
     type Rows = [*const u8; 4];
-    type Stage = Decoded;
+    type Stage = Decoded<S>;
 
     #[inline(always)]
     unsafe fn new(weight: &Weight, k: usize) -> Self {
@@ -106,30 +129,38 @@ impl<S: Simd, B: Decode> Source<S> for Blocks<B> {
     }
     #[inline(always)]
     unsafe fn stage<const FULL: bool>(&self, rows: &Self::Rows, step: usize) -> Self::Stage {
-        let mut decoded = Decoded { levels: [[0; 256]; 4], signs: [[0; 16]; 4], scales: [[[0.0; 8]; 4]; 2] };
         // SAFETY: the block lies within the rows.
-        unsafe { S::decode::<B>(rows, step / (8 / S::LANES), &mut decoded) };
-        decoded
+        unsafe { S::decode::<B>(rows, step / (8 / S::LANES)) }
     }
     #[inline(always)]
     unsafe fn scales(&self, stage: &Self::Stage, s: usize) -> Scales<S> {
-        // SAFETY: eight floats for each row.
+        // SAFETY: the caller runs on S's instruction set.
         unsafe {
-            let of_half = |half: usize| S::float_rows(four!(|r| stage.scales[half][r].as_ptr().add(s * S::LANES % 8)));
-            let second = if B::HALVES { of_half(1) } else { S::splat(0.0) };
-            Scales { scale: [of_half(0), second], min: [S::splat(0.0); 2] }
+            let d = S::mul(S::f16_lanes([stage.d; MAX_LANES]), S::splat(B::FACTOR));
+            let times = |multipliers: S::Floats| S::mul(d, S::add(multipliers, S::splat(0.5)));
+            if B::HALVES {
+                let multipliers = S::half_bytes(stage.multipliers);
+                let times = |half: usize| times(S::half_u8(multipliers, s, half));
+                Scales { scale: [times(0), times(1)], min: [S::splat(0.0); 2] }
+            } else {
+                let bytes = four!(|r| (stage.multipliers[r][0] >> (8 * S::LANES * s)) as u32);
+                Scales::plain(times(S::u8_rows(bytes)))
+            }
         }
     }
     #[inline(always)]
     unsafe fn codes(&self, stage: &Self::Stage, r: usize, s: usize) -> [S::Bytes; 2] {
-        // SAFETY: 32 levels for each of eight sub-blocks.
-        unsafe {
-            let levels = S::block_halves(stage.levels[r].as_ptr().add(s * S::LANES % 8 * 32));
-            both_halves!(|half| {
-                let signs = four!(|i| stage.signs[r][(s * S::LANES + i) % 8 * 2 + half / 16]);
-                S::lookup(S::or(levels[half / 16], S::spread(signs, 8)), &B::CODES)
-            })
-        }
+        let first = s * S::LANES;
+        // SAFETY: the caller runs on S's instruction set.
+        both_halves!(|half| unsafe {
+            let levels = S::levels_at(&stage.levels[r], B::LEVELS, s, half / 16);
+            if B::LEVELS == Levels::Digits {
+                S::and(levels, 3)
+            } else {
+                let signs = stage.signs[r][first / 4 % 2 * 2 + half / 16] >> (16 * (first % 4));
+                S::level_codes(levels, signs, const { &Codes::of::<B>() })
+            }
+        })
     }
 }
 
@@ -138,13 +169,20 @@ impl<S: Simd, B: Decode> Source<S> for Blocks<B> {
 /// # Safety
 /// The blocks exist, at any address, and the machine has S's instruction set.
 #[inline(always)]
-unsafe fn decode<S: Simd, B: Decode>(rows: &[*const u8; 4], block: usize, decoded: &mut Decoded) {
-    let [first, second] = &mut decoded.scales;
-    let parts = decoded.levels.iter_mut().zip(&mut decoded.signs).zip(first.iter_mut().zip(second));
-    for (row, ((levels, signs), (first, second))) in parts.enumerate() {
-        let mut part = Row { levels, signs, scales: [first, second] };
-        // SAFETY: the caller's promise.
-        unsafe { rows[row].cast::<B>().add(block).read_unaligned().decode::<S>(&mut part) }
+unsafe fn decode<S: Simd, B: Decode>(rows: &[*const u8; 4], block: usize) -> Decoded<S> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let p = four!(|r| rows[r].cast::<B>().add(block));
+        let blocks = four!(|r| p[r].read_unaligned());
+        Decoded {
+            levels: four!(|r| blocks[r].levels::<S>(p[r].cast())),
+            signs: four!(|r| match blocks[r].signs::<S>() {
+                Some(signs) => S::sign_words(signs),
+                None => [0; 4],
+            }),
+            multipliers: four!(|r| blocks[r].multipliers()),
+            d: joined(four!(|r| blocks[r].d())),
+        }
     }
 }
 
@@ -157,13 +195,9 @@ pub(in super::super) mod isa {
         ($(#[$attribute:meta])* $name:ident, $set:ty) => {
             $(#[$attribute])*
             #[inline(never)]
-            pub(in super::super::super) unsafe fn $name<B: Decode>(
-                rows: &[*const u8; 4],
-                block: usize,
-                decoded: &mut Decoded,
-            ) {
+            pub(in super::super::super) unsafe fn $name<B: Decode>(rows: &[*const u8; 4], block: usize) -> Decoded<$set> {
                 // SAFETY: the caller's promise is the same.
-                unsafe { decode::<$set, B>(rows, block, decoded) }
+                unsafe { decode::<$set, B>(rows, block) }
             }
         };
     }
@@ -196,7 +230,7 @@ const IQ1_CODES: [u8; 16] = [9, 17, 25, 0, 0, 0, 0, 0, 7, 15, 23, 0, 0, 0, 0, 0]
 
 /// Four 7-bit sign codes from the low bits of a word, each with an eighth bit that makes the number of signs even.
 #[inline(always)]
-fn even_signs(word: u32) -> u32 {
+pub(in super::super) fn even_signs(word: u32) -> u32 {
     let halves = (word & 0x3FFF) | ((word & 0x0FFF_C000) << 2);
     let codes = (halves & 0x007F_007F) | ((halves & 0x3F80_3F80) << 1);
     let folded = codes ^ (codes >> 4);
@@ -231,58 +265,109 @@ fn eight(f: impl Fn(usize) -> u32) -> [u32; 8] {
     words
 }
 
+/// A byte for each of eight numbers.
+#[inline(always)]
+fn bytes(f: impl Fn(usize) -> u64) -> u64 {
+    let mut bytes = [0; 8];
+    for (j, byte) in bytes.iter_mut().enumerate() {
+        *byte = f(j) as u8;
+    }
+    u64::from_le_bytes(bytes)
+}
+
+/// Sixteen multipliers of four bits.
+#[inline(always)]
+fn nibble_multipliers(nibbles: [u8; 8]) -> [u64; 2] {
+    let nibbles = u64::from_le_bytes(nibbles);
+    [nibble_bytes(nibbles as u32), nibble_bytes((nibbles >> 32) as u32)]
+}
+
 impl Decode for BlockIQ2_XXS {
     const HALVES: bool = false;
     const OFFSET: i32 = 64;
+    const LEVELS: Levels = Levels::Two;
     const CODES: [u8; 16] = IQ2_CODES;
+    const FACTOR: f32 = 0.25;
 
     #[inline(always)]
-    unsafe fn decode<S: Simd>(&self, row: &mut Row<'_>) {
-        let d = self.d.to_f32() * 0.25;
-        let words: [u64; 8] = words(self.qs);
-        row.scales(|j| d * (0.5 + (words[j] >> 60) as f32));
-        row.signs(eight(|j| even_signs((words[j] >> 32) as u32)));
-        // SAFETY: the caller's promise.
-        unsafe { S::levels2(&IQ2_XXS, &indices(|j| widened(words[j] & 0xFFFF_FFFF)), row.levels) }
+    fn d(&self) -> u16 {
+        self.d.to_bits()
     }
-}
-
-/// d·(nibble + 1/2)
-#[inline(always)]
-fn nibble_scale(d: f32, nibbles: &[u8; 8], j: usize) -> f32 {
-    d * (0.5 + ((nibbles[j / 2] >> (4 * (j % 2))) & 15) as f32)
+    #[inline(always)]
+    fn multipliers(&self) -> [u64; 2] {
+        let words: [u64; 8] = words(self.qs);
+        [bytes(|j| words[j] >> 60), 0]
+    }
+    #[inline(always)]
+    unsafe fn signs<S: Simd>(&self) -> Option<[u32; 8]> {
+        let words: [u64; 8] = words(self.qs);
+        // SAFETY: the caller's promise.
+        Some(unsafe { S::even_signs(eight(|j| (words[j] >> 32) as u32)) })
+    }
+    #[inline(always)]
+    unsafe fn levels<S: Simd>(&self, _: *const u8) -> S::Levels {
+        let words: [u64; 8] = words(self.qs);
+        // SAFETY: the caller's promise.
+        unsafe { S::levels2(&IQ2_XXS, &indices(|j| widened(words[j] & 0xFFFF_FFFF))) }
+    }
 }
 
 impl Decode for BlockIQ2_XS {
     const HALVES: bool = true;
     const OFFSET: i32 = 64;
+    const LEVELS: Levels = Levels::Two;
     const CODES: [u8; 16] = IQ2_CODES;
+    const FACTOR: f32 = 0.25;
 
     #[inline(always)]
-    unsafe fn decode<S: Simd>(&self, row: &mut Row<'_>) {
-        let d = self.d.to_f32() * 0.25;
-        row.half_scales(|j| nibble_scale(d, &self.scales, j));
+    fn d(&self) -> u16 {
+        self.d.to_bits()
+    }
+    #[inline(always)]
+    fn multipliers(&self) -> [u64; 2] {
+        nibble_multipliers(self.scales)
+    }
+    #[inline(always)]
+    unsafe fn signs<S: Simd>(&self) -> Option<[u32; 8]> {
         let words: [u64; 8] = words(self.qs);
-        row.signs(eight(|j| {
-            let codes = (words[j] >> 9) & 0x007F_007F_007F_007F;
-            let pairs = codes | (codes >> 9);
-            even_signs((pairs & 0x3FFF) as u32 | (((pairs >> 32) & 0x3FFF) << 14) as u32)
-        }));
         // SAFETY: the caller's promise.
-        unsafe { S::levels2(&IQ2_XS, &indices(|j| words[j] & 0x01FF_01FF_01FF_01FF), row.levels) }
+        Some(unsafe {
+            S::even_signs(eight(|j| {
+                let codes = (words[j] >> 9) & 0x007F_007F_007F_007F;
+                let pairs = codes | (codes >> 9);
+                (pairs & 0x3FFF) as u32 | (((pairs >> 32) & 0x3FFF) << 14) as u32
+            }))
+        })
+    }
+    #[inline(always)]
+    unsafe fn levels<S: Simd>(&self, _: *const u8) -> S::Levels {
+        let words: [u64; 8] = words(self.qs);
+        // SAFETY: the caller's promise.
+        unsafe { S::levels2(&IQ2_XS, &indices(|j| words[j] & 0x01FF_01FF_01FF_01FF)) }
     }
 }
 
 impl Decode for BlockIQ2_S {
     const HALVES: bool = true;
     const OFFSET: i32 = 64;
+    const LEVELS: Levels = Levels::Two;
     const CODES: [u8; 16] = IQ2_CODES;
+    const FACTOR: f32 = 0.25;
 
     #[inline(always)]
-    unsafe fn decode<S: Simd>(&self, row: &mut Row<'_>) {
-        let d = self.d.to_f32() * 0.25;
-        row.half_scales(|j| nibble_scale(d, &self.scales, j));
-        row.signs(words(self.signs));
+    fn d(&self) -> u16 {
+        self.d.to_bits()
+    }
+    #[inline(always)]
+    fn multipliers(&self) -> [u64; 2] {
+        nibble_multipliers(self.scales)
+    }
+    #[inline(always)]
+    unsafe fn signs<S: Simd>(&self) -> Option<[u32; 8]> {
+        Some(words(self.signs))
+    }
+    #[inline(always)]
+    unsafe fn levels<S: Simd>(&self, _: *const u8) -> S::Levels {
         let qs: [u32; 8] = words(self.qs);
         let index = |j: usize| {
             // Two bits for each index.
@@ -291,36 +376,60 @@ impl Decode for BlockIQ2_S {
             widened(qs[j] as u64) | (high << 8)
         };
         // SAFETY: the caller's promise.
-        unsafe { S::levels2(&IQ2_S, &indices(index), row.levels) }
+        unsafe { S::levels2(&IQ2_S, &indices(index)) }
     }
 }
 
 impl Decode for BlockIQ3_XXS {
     const HALVES: bool = false;
     const OFFSET: i32 = 64;
+    const LEVELS: Levels = Levels::Three;
     const CODES: [u8; 16] = magnitudes([4, 12, 20, 28, 36, 44, 52, 62]);
+    const FACTOR: f32 = 0.5;
 
     #[inline(always)]
-    unsafe fn decode<S: Simd>(&self, row: &mut Row<'_>) {
-        let d = self.d.to_f32() * 0.5;
-        let (qs, signs): ([u32; 16], [u32; 8]) = (words(self.qs), words(self.scales_and_signs));
-        row.scales(|j| d * (0.5 + (signs[j] >> 28) as f32));
-        row.signs(eight(|j| even_signs(signs[j])));
+    fn d(&self) -> u16 {
+        self.d.to_bits()
+    }
+    #[inline(always)]
+    fn multipliers(&self) -> [u64; 2] {
+        let signs: [u32; 8] = words(self.scales_and_signs);
+        [bytes(|j| (signs[j] >> 28) as u64), 0]
+    }
+    #[inline(always)]
+    unsafe fn signs<S: Simd>(&self) -> Option<[u32; 8]> {
         // SAFETY: the caller's promise.
-        unsafe { S::levels3(&IQ3_XXS, &indices(|j| widened(qs[j] as u64)), row.levels) }
+        Some(unsafe { S::even_signs(words(self.scales_and_signs)) })
+    }
+    #[inline(always)]
+    unsafe fn levels<S: Simd>(&self, _: *const u8) -> S::Levels {
+        let qs: [u32; 16] = words(self.qs);
+        // SAFETY: the caller's promise.
+        unsafe { S::levels3(&IQ3_XXS, &indices(|j| widened(qs[j] as u64))) }
     }
 }
 
 impl Decode for BlockIQ3_S {
     const HALVES: bool = false;
     const OFFSET: i32 = 64;
+    const LEVELS: Levels = Levels::Three;
     const CODES: [u8; 16] = magnitudes([1, 3, 5, 7, 9, 11, 13, 15]);
+    const FACTOR: f32 = 2.0;
 
     #[inline(always)]
-    unsafe fn decode<S: Simd>(&self, row: &mut Row<'_>) {
-        let d = self.d.to_f32();
-        row.scales(|j| d * (1 + 2 * ((self.scales[j / 2] >> (4 * (j % 2))) & 15)) as f32);
-        row.signs(words(self.signs));
+    fn d(&self) -> u16 {
+        self.d.to_bits()
+    }
+    #[inline(always)]
+    fn multipliers(&self) -> [u64; 2] {
+        [nibble_bytes(u32::from_le_bytes(self.scales)), 0]
+    }
+    #[inline(always)]
+    unsafe fn signs<S: Simd>(&self) -> Option<[u32; 8]> {
+        Some(words(self.signs))
+    }
+    #[inline(always)]
+    unsafe fn levels<S: Simd>(&self, _: *const u8) -> S::Levels {
         let qs: [u32; 16] = words(self.qs);
         let index = |j: usize| {
             // A bit for each index.
@@ -329,20 +438,31 @@ impl Decode for BlockIQ3_S {
             widened(qs[j] as u64) | (high << 8)
         };
         // SAFETY: the caller's promise.
-        unsafe { S::levels3(&IQ3_S, &indices(index), row.levels) }
+        unsafe { S::levels3(&IQ3_S, &indices(index)) }
     }
 }
 
 impl Decode for BlockIQ1_S {
     const HALVES: bool = false;
     const OFFSET: i32 = 16;
+    const LEVELS: Levels = Levels::Two;
     const CODES: [u8; 16] = IQ1_CODES;
+    const FACTOR: f32 = 0.25;
 
     #[inline(always)]
-    unsafe fn decode<S: Simd>(&self, row: &mut Row<'_>) {
-        let d = self.d.to_f32() * 0.125;
-        row.scales(|j| d * (2 * ((self.qh[j] >> 12) & 7) + 1) as f32);
-        row.signs(eight(|j| 0u32.wrapping_sub(self.qh[j] as u32 >> 15)));
+    fn d(&self) -> u16 {
+        self.d.to_bits()
+    }
+    #[inline(always)]
+    fn multipliers(&self) -> [u64; 2] {
+        [bytes(|j| (self.qh[j] as u64 >> 12) & 7), 0]
+    }
+    #[inline(always)]
+    unsafe fn signs<S: Simd>(&self) -> Option<[u32; 8]> {
+        Some(eight(|j| 0u32.wrapping_sub(self.qh[j] as u32 >> 15)))
+    }
+    #[inline(always)]
+    unsafe fn levels<S: Simd>(&self, _: *const u8) -> S::Levels {
         let qs: [u32; 8] = words(self.qs);
         let index = |j: usize| {
             // Three bits for each index.
@@ -351,61 +471,84 @@ impl Decode for BlockIQ1_S {
             widened(qs[j] as u64) | (high << 8)
         };
         // SAFETY: the caller's promise.
-        unsafe { S::levels2(&IQ1, &indices(index), row.levels) }
+        unsafe { S::levels2(&IQ1, &indices(index)) }
+    }
+}
+
+impl BlockIQ1_M {
+    /// The four nibbles of sub-block j: three bits of an index and one that moves eight values.
+    #[inline(always)]
+    fn nibbles(&self, j: usize) -> u32 {
+        self.qh[2 * j] as u32 | ((self.qh[2 * j + 1] as u32) << 8)
     }
 }
 
 impl Decode for BlockIQ1_M {
     const HALVES: bool = true;
     const OFFSET: i32 = 16;
+    const LEVELS: Levels = Levels::Two;
     const CODES: [u8; 16] = IQ1_CODES;
+    const FACTOR: f32 = 0.25;
 
     #[inline(always)]
-    unsafe fn decode<S: Simd>(&self, row: &mut Row<'_>) {
-        let d = self.d().to_f32() * 0.125;
+    fn d(&self) -> u16 {
+        BlockIQ1_M::d(self).to_bits()
+    }
+    #[inline(always)]
+    fn multipliers(&self) -> [u64; 2] {
+        // Four times three bits in each u16.
         let bits = u64::from_le_bytes(self.scales);
-        row.half_scales(|j| d * (2 * ((bits >> (16 * (j / 4) + 3 * (j % 4))) & 7) + 1) as f32);
-        let nibbles = |j: usize| self.qh[2 * j] as u32 | ((self.qh[2 * j + 1] as u32) << 8);
-        row.signs(eight(|j| {
+        let of_pair = |pair: u64| {
+            let v = (pair | (pair << 16)) & 0x0000_FFFF_0000_FFFF;
+            let field = |i: u64| (v << (5 * i)) & (0x0000_0007_0000_0007 << (8 * i));
+            field(0) | field(1) | field(2) | field(3)
+        };
+        [of_pair(bits & 0xFFFF_FFFF), of_pair(bits >> 32)]
+    }
+    #[inline(always)]
+    unsafe fn signs<S: Simd>(&self) -> Option<[u32; 8]> {
+        Some(eight(|j| {
             // The top bit of each nibble, as the lowest of a byte.
-            let bits = (nibbles(j) >> 3) & 0x1111;
+            let bits = (self.nibbles(j) >> 3) & 0x1111;
             let bits = (bits & 0x0011) | ((bits & 0x1100) << 8);
             ((bits & 0x0001_0001) | ((bits & 0x0010_0010) << 4)) * 0xFF
-        }));
+        }))
+    }
+    #[inline(always)]
+    unsafe fn levels<S: Simd>(&self, _: *const u8) -> S::Levels {
         let qs: [u32; 8] = words(self.qs);
         let index = |j: usize| {
-            let high = (nibbles(j) & 0x7777) as u64;
+            let high = (self.nibbles(j) & 0x7777) as u64;
             let high = (high | (high << 12) | (high << 24) | (high << 36)) & 0x0007_0007_0007_0007;
             widened(qs[j] as u64) | (high << 8)
         };
         // SAFETY: the caller's promise.
-        unsafe { S::levels2(&IQ1, &indices(index), row.levels) }
+        unsafe { S::levels2(&IQ1, &indices(index)) }
     }
 }
 
 impl Decode for BlockTQ1_0 {
     const HALVES: bool = false;
     const OFFSET: i32 = 1;
+    const LEVELS: Levels = Levels::Digits;
     const CODES: [u8; 16] = [0, 1, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    const FACTOR: f32 = 2.0;
 
     #[inline(always)]
-    unsafe fn decode<S: Simd>(&self, row: &mut Row<'_>) {
-        let d = self.d.to_f32();
-        row.scales(|_| d);
-        // Digit n of a byte is what the product with 3ⁿ⁺¹ carries, the digits before dropped: see the format's definition.
-        let digit = |byte: u8, power: u8| ((byte.wrapping_mul(power) as u16 * 3) >> 8) as u8;
-        for (n, power) in [1u8, 3, 9, 27, 81].into_iter().enumerate() {
-            for l in 0..32 {
-                row.levels[32 * n + l] = digit(self.qs[l], power);
-            }
-            for l in 0..16 {
-                row.levels[160 + 16 * n + l] = digit(self.qs[32 + l], power);
-            }
-            if n < 4 {
-                for l in 0..4 {
-                    row.levels[240 + 4 * n + l] = digit(self.qh[l], power);
-                }
-            }
-        }
+    fn d(&self) -> u16 {
+        self.d.to_bits()
+    }
+    #[inline(always)]
+    fn multipliers(&self) -> [u64; 2] {
+        [0; 2]
+    }
+    #[inline(always)]
+    unsafe fn signs<S: Simd>(&self) -> Option<[u32; 8]> {
+        None
+    }
+    #[inline(always)]
+    unsafe fn levels<S: Simd>(&self, p: *const u8) -> S::Levels {
+        // SAFETY: the caller's promise; the digits come first.
+        unsafe { S::digits(p) }
     }
 }

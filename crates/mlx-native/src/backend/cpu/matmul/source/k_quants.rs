@@ -4,7 +4,7 @@
 
 use super::super::Weight;
 use super::super::simd::{MAX_LANES, Simd, both_halves, four};
-use super::blocks::{Rows, iq4_codes, joined, prefetch, widened};
+use super::blocks::{Rows, iq4_codes, joined, nibble_bytes, prefetch};
 use super::{Scales, Source};
 
 /// Four rows at a block, with what is decoded for the block as a whole.
@@ -319,12 +319,10 @@ impl<S: Simd> Source<S> for Q6_K {
 unsafe fn iq4_xs_scales(p: *const u8) -> [u64; 1] {
     // SAFETY: two bytes of high bits and four bytes of nibbles stand at 2.
     let (high, low) = unsafe { (p.add(2).cast::<u16>().read_unaligned(), p.add(4).cast::<u32>().read_unaligned()) };
-    let nibbles = widened(low as u64);
-    let nibbles = (nibbles | (nibbles << 4)) & NIBBLES;
     let pairs = (high as u64 | ((high as u64) << 24)) & 0x0000_00FF_0000_00FF;
     let pairs = (pairs | (pairs << 12)) & 0x000F_000F_000F_000F;
     let pairs = (pairs | (pairs << 6)) & 0x0303_0303_0303_0303;
-    [less_32(nibbles | (pairs << 4))]
+    [less_32(nibble_bytes(low) | (pairs << 4))]
 }
 
 impl<S: Simd> Source<S> for IQ4_XS {

@@ -15,7 +15,7 @@ use crate::format::ggml::{
 use crate::format::{FpMode, GgmlType, WeightFormat};
 use decoded::Blocks;
 pub(super) use decoded::isa as decode;
-pub(super) use decoded::{Decode, Decoded};
+pub(super) use decoded::{Codes, Decode, Decoded, Levels, even_signs};
 use groups::{Affine, Fp4};
 
 /// Scales and minimums of one step of four rows, in (lane, row) places; the second of each is for the second halves of blocks, and used

@@ -1,0 +1,65 @@
+//! E4M3 numbers as f32.
+#![allow(unsafe_op_in_unsafe_fn)] // The contract stands at `simd`.
+
+use std::arch::x86_64::*;
+
+use super::super::four;
+
+/// Where [`Simd::unsigned_e4m3`] finds its bytes: for each half, lane after lane, row after row.
+static PAIRS_OF_ROWS: [u8; 32] = {
+    let mut index = [0; 32];
+    let mut t = 0;
+    while t < 32 {
+        index[t] = (t % 4 * 8 + t % 16 / 4 * 2 + t / 16) as u8;
+        t += 1;
+    }
+    index
+};
+
+/// Sixteen numbers. With the exponent moved from four bits to the five of f16 they are 2⁸ times too small, subnormal ones included.
+#[inline(always)]
+pub(super) unsafe fn numbers(bytes: __m128i) -> __m512 {
+    // Extending the sign puts it where f16 has it, and once more where the fifth bit of the exponent is.
+    let moved = _mm256_slli_epi16::<7>(_mm256_cvtepi8_epi16(bytes));
+    let half = _mm256_and_si256(moved, _mm256_set1_epi16(0xBFFFu16 as i16));
+    let ones = _mm256_set1_epi16(0x3F80);
+    let not_a_number = _mm256_cmpeq_epi16_mask(_mm256_and_si256(half, ones), ones);
+    let half = _mm256_mask_mov_epi16(half, not_a_number, _mm256_set1_epi16(0x7E00));
+    _mm512_mul_ps(_mm512_cvtph_ps(half), _mm512_set1_ps(256.0))
+}
+
+/// See [`unsigned_e4m3`](super::super::Simd::unsigned_e4m3).
+#[inline(always)]
+pub(super) unsafe fn unsigned(rows: [u64; 4]) -> [__m512; 2] {
+    let [a, b, c, d] = four!(|r| rows[r] as i64);
+    let index = _mm256_loadu_si256(PAIRS_OF_ROWS.as_ptr().cast());
+    let bytes = _mm256_permutexvar_epi8(index, _mm256_set_epi64x(d, c, b, a));
+    let ones = _mm256_set1_epi8(0x7F);
+    let bytes = _mm256_and_si256(bytes, ones);
+    let bytes = _mm256_maskz_mov_epi8(_mm256_cmpneq_epu8_mask(bytes, ones), bytes);
+    // As in [`numbers`], with neither signs nor what is no number.
+    let moved = _mm512_slli_epi16::<7>(_mm512_cvtepu8_epi16(bytes));
+    let halved = _mm512_set1_ps(128.0);
+    let high = _mm512_extracti64x4_epi64::<1>(moved);
+    [
+        _mm512_mul_ps(_mm512_cvtph_ps(_mm512_castsi512_si256(moved)), halved),
+        _mm512_mul_ps(_mm512_cvtph_ps(high), halved),
+    ]
+}
+
+/// See [`load_small_e4m3`](super::super::Simd::load_small_e4m3).
+#[inline(always)]
+pub(super) unsafe fn small(bytes: __m128i) -> __m512 {
+    // Exponent and mantissa where f32 has the ends of its own; numbers that are subnormal here are so there.
+    let moved = _mm512_slli_epi32::<20>(_mm512_cvtepi8_epi32(bytes));
+    _mm512_castsi512_ps(_mm512_and_si512(moved, _mm512_set1_epi32(0x87F0_0000u32 as i32)))
+}
+
+/// See [`has_e4m3_nan`](super::super::Simd::has_e4m3_nan).
+#[inline(always)]
+pub(super) unsafe fn has_nan(p: [*const u8; 4]) -> bool {
+    let ones = _mm256_set1_epi8(-1);
+    let [a, b, c, d] = four!(|r| _mm256_or_si256(_mm256_loadu_si256(p[r].cast()), _mm256_set1_epi8(-128)));
+    let largest = _mm256_max_epu8(_mm256_max_epu8(a, b), _mm256_max_epu8(c, d));
+    _mm256_cmpeq_epi8_mask(largest, ones) != 0
+}
