@@ -490,7 +490,7 @@ impl Drop for Graph {
 /// How a tensor map cuts a matrix into boxes, see `cuTensorMapEncodeTiled`; sizes from the fastest dimension on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct TensorMap {
-    /// Bytes of an element: 1, 2 or 8.
+    /// Bytes of an element: 1, 2, 4 or 8.
     pub element_bytes: u32,
     pub dims: Vec<u64>,
     /// Bytes from one element to the next, of each dimension but the first; multiples of 16.
@@ -515,6 +515,7 @@ impl TensorMap {
         }
         let element = match self.element_bytes {
             1 => Type::CU_TENSOR_MAP_DATA_TYPE_UINT8,
+            4 => Type::CU_TENSOR_MAP_DATA_TYPE_UINT32,
             8 => Type::CU_TENSOR_MAP_DATA_TYPE_UINT64,
             _ => Type::CU_TENSOR_MAP_DATA_TYPE_UINT16,
         };

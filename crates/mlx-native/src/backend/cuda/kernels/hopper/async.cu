@@ -18,12 +18,22 @@ DI void barriers_ready() {
 }
 // Orders ordinary accesses to shared memory before the copy engine's.
 DI void proxy_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+// The same for all memory, in both directions.
+DI void memory_fence() {
+    asm volatile("fence.proxy.async;" ::: "memory");
+    __threadfence();
+}
 template <int ID, int THREADS> DI void named_sync() { asm volatile("bar.sync %0, %1;" ::"n"(ID), "n"(THREADS) : "memory"); }
 template <int ID, int THREADS> DI void named_arrive() { asm volatile("bar.arrive %0, %1;" ::"n"(ID), "n"(THREADS) : "memory"); }
 
 DI u64 evict_first_policy() {
     u64 policy;
     asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+DI u64 evict_last_policy() {
+    u64 policy;
+    asm volatile("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
     return policy;
 }
 // `bytes`, the source and the destination are multiples of 16.
@@ -47,6 +57,18 @@ DI void tile_multicast(u32 to, const TensorMap* map, int x, int y, u32 bar, u16 
                  "r"(bar), "h"(ranks)
                  : "memory");
 }
+// Copies from shared memory, in groups that the thread commits and waits for.
+DI void tile_store(const TensorMap* map, int x, int y, int z, u32 from) {
+    asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.tile.bulk_group [%0, {%1, %2, %3}], [%4];" ::"l"(map), "r"(x), "r"(y), "r"(z), "r"(from) : "memory");
+}
+DI void bulk_store(void* to, u32 from, u32 bytes, u64 policy) {
+    asm volatile("cp.async.bulk.global.shared::cta.bulk_group.L2::cache_hint [%0], [%1], %2, %3;" ::"l"(to), "r"(from), "r"(bytes), "l"(policy) : "memory");
+}
+DI void stores_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+// All but the PENDING last groups have left shared memory.
+template <int PENDING> DI void stores_read() { asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(PENDING) : "memory"); }
+// All groups are in memory.
+DI void stores_done() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
 // Programmatic dependent launch: let the next kernel start; wait until the kernel before has finished.
 DI void launch_dependents() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 DI void wait_for_predecessor() { asm volatile("griddepcontrol.wait;" ::: "memory"); }

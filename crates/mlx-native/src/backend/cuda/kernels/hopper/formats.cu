@@ -50,6 +50,15 @@ template <int SHIFT> struct Row {
 // One of two integers below 1024 in the halves of a word, times SUBNORMAL.
 DI float subnormal(u32 pair, int which) { return which ? high_half(pair) : low_half(pair); }
 // The halves -integer x SUBNORMAL.
+// One of a pair of halves in both halves of the result.
+DI u32 spread(u32 pair, int which) {
+    u32 r;
+    if (which) asm("{.reg .f16 l, h; mov.b32 {l, h}, %1; mov.b32 %0, {h, h};}" : "=r"(r) : "r"(pair));
+    else asm("{.reg .f16 l, h; mov.b32 {l, h}, %1; mov.b32 %0, {l, l};}" : "=r"(r) : "r"(pair));
+    return r;
+}
+// The halves integer - less, for pairs of integers below 1024 - less or-ed into HALF_1024.
+DI u32 integers(u32 pair, int less) { return hadd2(pair, (0xe400u | (u32)less) * 0x10001u); }
 constexpr u32 minus_subnormals(u32 integer) { return (0x8000u | integer) * 0x10001u; }
 
 DI constexpr int swap_middle(int b) { return (b >> 1 | b << 1) & 3; }
@@ -81,6 +90,8 @@ struct Plain { // what most formats have in common
     static constexpr int SUB = 32, OFFSET = 0, LIFT = 0; // LIFT: the half-precision weights are times 2^LIFT
     static constexpr float QUANTUM = SUBNORMAL;          // what bits<0> gives for 1
     static constexpr bool MINIMUM = false, UNIT_SCALE = false, TRUE_HALVES = false, AFFINE = false;
+    // Scales and minimums of the tile kernel are found in half arithmetic: `half_scale` and `half_minimum`, in both halves.
+    static constexpr bool HALVES = false;
     static constexpr bool RANGED = false; // scales go beyond halves: the tile kernel keeps a power of two for each row
     // The row kernel gets a unit's minimums times the sums of x from one mma: `minimums` gives lane t those of the groups 2t and 2t + 1, or, of sixteen
     // groups, 4t and 4t + 2, then 4t + 1 and 4t + 3, as pairs of halves. NEVER, or WHEN_PREPARED: beside the conversion of x registers run out.
@@ -103,13 +114,16 @@ template <int BLOCK, int QS> struct Blocks : Plain {
         nibbles<MAGIC>(row.quad(2 * c * BLOCK + QS, t), q[0], q[1]);
         nibbles<MAGIC>(row.quad((2 * c + 1) * BLOCK + QS, t), q[2], q[3]);
     }
-    template <class R> DI static float scale(const R& row, const Head&, int c, int group) { return low_half(row.half((2 * c + group) * BLOCK)); }
+    static constexpr bool HALVES = true;
+    template <class R> DI static u32 half_scale(const R& row, const Head&, int c, int group) { return row.half((2 * c + group) * BLOCK); }
+    template <class R> DI static float scale(const R& row, const Head& head, int c, int group) { return low_half(half_scale(row, head, c, group)); }
 };
 struct Q4_0 : Blocks<18, 2> { static constexpr int OFFSET = 8; };
 struct Q4_1 : Blocks<20, 4> {
     static constexpr bool MINIMUM = true;
     static constexpr Plain::Fold FOLD = Plain::ALWAYS;
-    template <class R> DI static float minimum(const R& row, const Head&, int c, int group) { return low_half(row.half((2 * c + group) * 20 + 2)); }
+    template <class R> DI static u32 half_minimum(const R& row, const Head&, int c, int group) { return row.half((2 * c + group) * 20 + 2); }
+    template <class R> DI static float minimum(const R& row, const Head& head, int c, int group) { return low_half(half_minimum(row, head, c, group)); }
     template <class R> DI static void minimums(const R& row, const Head&, int t, u32 (&m)[1]) { m[0] = prmt(row.moved(40 * t).word(0), row.moved(40 * t).word(20), 0x7632); }
 };
 // A fifth bit each in 32 bits at QH.
@@ -136,7 +150,8 @@ struct Q5_0 : FiveBits<22, 2, 6> { static constexpr int OFFSET = 16; };
 struct Q5_1 : FiveBits<24, 4, 8> {
     static constexpr bool MINIMUM = true;
     static constexpr Plain::Fold FOLD = Plain::ALWAYS;
-    template <class R> DI static float minimum(const R& row, const Head&, int c, int group) { return low_half(row.half((2 * c + group) * 24 + 2)); }
+    template <class R> DI static u32 half_minimum(const R& row, const Head&, int c, int group) { return row.half((2 * c + group) * 24 + 2); }
+    template <class R> DI static float minimum(const R& row, const Head& head, int c, int group) { return low_half(half_minimum(row, head, c, group)); }
     template <class R> DI static void minimums(const R& row, const Head&, int t, u32 (&m)[1]) { m[0] = prmt(row.moved(48 * t).word(0), row.moved(48 * t).word(24), 0x7632); }
 };
 struct Q8_0 : Plain {
@@ -147,7 +162,9 @@ struct Q8_0 : Plain {
 #pragma unroll
         for (int s = 0; s < 4; s++) bytes<MAGIC>(row.quad((2 * c + (s >> 1)) * 34 + 2 + 16 * (s & 1), t) ^ 0x80808080u, q[s]);
     }
-    template <class R> DI static float scale(const R& row, const Head&, int c, int group) { return low_half(row.half((2 * c + group) * 34)); }
+    static constexpr bool HALVES = true;
+    template <class R> DI static u32 half_scale(const R& row, const Head&, int c, int group) { return row.half((2 * c + group) * 34); }
+    template <class R> DI static float scale(const R& row, const Head& head, int c, int group) { return low_half(half_scale(row, head, c, group)); }
 };
 
 // ---- codebooks of 16 ----
@@ -169,7 +186,9 @@ struct IQ4_NL : Codebook<18, 2> {
 #pragma unroll
         for (int j = 0; j < 2; j++) codebook_of_16<MAGIC>(row.quad((2 * c + j) * 18 + 2, t), q[2 * j], q[2 * j + 1]);
     }
-    template <class R> DI static float scale(const R& row, const Head&, int c, int group) { return low_half(row.half((2 * c + group) * 18)); }
+    static constexpr bool HALVES = true;
+    template <class R> DI static u32 half_scale(const R& row, const Head&, int c, int group) { return row.half((2 * c + group) * 18); }
+    template <class R> DI static float scale(const R& row, const Head& head, int c, int group) { return low_half(half_scale(row, head, c, group)); }
 };
 struct IQ4_XS : Codebook<16, 8> {
     static constexpr int UNIT = 136, OFFSET = 128;
@@ -180,11 +199,13 @@ struct IQ4_XS : Codebook<16, 8> {
 #pragma unroll
         for (int j = 0; j < 2; j++) codebook_of_16<MAGIC>(row.quad((2 * c + j) * 16 + 8, t), q[2 * j], q[2 * j + 1]);
     }
-    template <class R> DI static float scale(const R&, const Head& head, int c, int group) {
+    DI static u32 pair(const Head& head, int c) {
         const u32 low = head.scales >> 8 * c, high = head.d >> (16 + 4 * c);
-        const u32 pair = (low & 0x0f) | (low << 12 & 0x0f0000) | (high << 4 & 0x30) | (high << 18 & 0x300000);
-        return subnormal(hadd2(pair, minus_subnormals(32)), group);
+        return (low & 0x0f) | (low << 12 & 0x0f0000) | (high << 4 & 0x30) | (high << 18 & 0x300000);
     }
+    static constexpr bool HALVES = true;
+    template <class R> DI static u32 half_scale(const R&, const Head& head, int c, int group) { return spread(hmul2(integers(pair(head, c) | HALF_1024, 32), spread(head.d, 0)), group); }
+    template <class R> DI static float scale(const R&, const Head& head, int c, int group) { return subnormal(hadd2(pair(head, c), minus_subnormals(32)), group); }
     DI static float unit_scale(const Head& head) { return low_half(head.d) / SUBNORMAL; }
 };
 // Shifts left where the multipliers are idle.
@@ -199,9 +220,9 @@ struct MXFP4 : Plain {
     static constexpr int HEADROOM = 6, MOST = 1;
     DI static constexpr int shift(int) { return 0; }
     DI static constexpr int place(int i) { return (i & ~15) + nibble_place(i & 15, ((i >> 5) * 17 + 1) & 3); }
-    // The largest exponent of a unit, found by a quad of lanes together.
-    template <class R> DI static int largest_exponent(const R& row, int t) {
-        int e = max((int)row.at[34 * t], (int)row.at[34 * t + 17]);
+    // The largest exponent of a unit's first `valid` values, found by a quad of lanes together.
+    template <class R> DI static int largest_exponent(const R& row, int t, int valid) {
+        int e = max(valid > 64 * t ? (int)row.at[34 * t] : 0, valid > 64 * t + 32 ? (int)row.at[34 * t + 17] : 0);
         e = max(e, __shfl_xor_sync(~0u, e, 1));
         return max(e, __shfl_xor_sync(~0u, e, 2));
     }
@@ -216,9 +237,11 @@ struct MXFP4 : Plain {
     template <u32 MAGIC, class R> DI static void bits(const R& row, const Head&, int c, int t, u32 (&q)[4][2]) {
 #pragma unroll
         for (int j = 0; j < 2; j++) {
-            const u32 w = row.quad((2 * c + j) * 17 + 1, t), up = times(w, 32), down = w >> 3;
-            q[2 * j][0] = and_or(times(w, 512), 0x0e000e00u, times(w, 4096) & 0x80008000u), q[2 * j][1] = and_or(w + w, 0x0e000e00u, times(w, 16) & 0x80008000u);
-            q[2 * j + 1][0] = and_or(up, 0x0e000e00u, times(w, 256) & 0x80008000u), q[2 * j + 1][1] = and_or(down, 0x0e000e00u, w & 0x80008000u);
+            // The high bytes of the halves of four nibbles at once; the low bytes are zero.
+            const u32 w = row.quad((2 * c + j) * 17 + 1, t);
+            const u32 low = and_or(w + w, 0x0e0e0e0eu, times(w & 0x08080808u, 16)), high = and_or(w >> 3, 0x0e0e0e0eu, w & 0x80808080u);
+            q[2 * j][0] = prmt(low, 0, 0x2404), q[2 * j][1] = prmt(low, 0, 0x3414);
+            q[2 * j + 1][0] = prmt(high, 0, 0x2404), q[2 * j + 1][1] = prmt(high, 0, 0x3414);
         }
     }
     // Half of 2^(e - 127): e = 255 stays finite, e = 0 and 1 are subnormal.
@@ -238,8 +261,15 @@ template <int QS> struct SixBitScales : Plain { // Q4_K and Q5_K
         u32 a = row.word(4), b = row.word(8), c = row.word(12);
         return {row.word(0), {a & 0x3f3f3f3fu, and_or(a >> 2, 0x30303030u, c & 0x0f0f0f0fu)}, {b & 0x3f3f3f3fu, and_or(b >> 2, 0x30303030u, c >> 4 & 0x0f0f0f0fu)}};
     }
-    template <class R> DI static float scale(const R&, const Head& head, int c, int group) { return subnormal(prmt(head.scales[c >> 1], 0, c & 1 ? 0x4342 : 0x4140), group); }
-    template <class R> DI static float minimum(const R&, const Head& head, int c, int group) { return subnormal(prmt(head.minimums[c >> 1], 0, c & 1 ? 0x4342 : 0x4140), group); }
+    // Two of four bytes as integers, above the bits of `high`.
+    DI static u32 pair(u32 four, int c, u32 high) { return prmt(four, high, c & 1 ? 0x5352 : 0x5150); }
+    static constexpr bool HALVES = true;
+    template <class R> DI static u32 half_scale(const R&, const Head& head, int c, int group) { return spread(hmul2(integers(pair(head.scales[c >> 1], c, HALF_1024), 0), spread(head.d, 0)), group); }
+    template <class R> DI static u32 half_minimum(const R&, const Head& head, int c, int group) {
+        return spread(hmul2(integers(pair(head.minimums[c >> 1], c, HALF_1024), 0), spread(head.d ^ 0x80000000u, 1)), group);
+    }
+    template <class R> DI static float scale(const R&, const Head& head, int c, int group) { return subnormal(pair(head.scales[c >> 1], c, 0), group); }
+    template <class R> DI static float minimum(const R&, const Head& head, int c, int group) { return subnormal(pair(head.minimums[c >> 1], c, 0), group); }
     DI static float unit_scale(const Head& head) { return low_half(head.d) / SUBNORMAL; }
     DI static float unit_minimum(const Head& head) { return -high_half(head.d) / SUBNORMAL; }
 };
@@ -282,10 +312,14 @@ struct Q2_K : Planes<84> {
 #pragma unroll
         for (int s = 0; s < 4; s++) q[s][0] = and_or(w, 0x00030003u << 2 * s, MAGIC), q[s][1] = and_or(y, 0x00030003u << 2 * s, MAGIC);
     }
-    template <class R> DI static float scale(const R& row, const Head&, int c, int s) { return subnormal(row.word(4 * ((c & 2) + (s >> 1))) >> 8 * (c & 1) & 0x000f000fu, s & 1); }
-    template <class R> DI static float minimum(const R& row, const Head&, int c, int s) {
-        return subnormal(row.word(4 * ((c & 2) + (s >> 1))) >> (8 * (c & 1) + 4) & 0x000f000fu, s & 1);
+    template <class R> DI static u32 pair(const R& row, int c, int s, int shift, u32 high) { return and_or(row.word(4 * ((c & 2) + (s >> 1))) >> (8 * (c & 1) + shift), 0x000f000fu, high); }
+    static constexpr bool HALVES = true;
+    template <class R> DI static u32 half_scale(const R& row, const Head& head, int c, int s) { return spread(hmul2(integers(pair(row, c, s, 0, HALF_1024), 0), spread(head.d, 0)), s & 1); }
+    template <class R> DI static u32 half_minimum(const R& row, const Head& head, int c, int s) {
+        return spread(hmul2(integers(pair(row, c, s, 4, HALF_1024), 0), spread(head.d ^ 0x80000000u, 1)), s & 1);
     }
+    template <class R> DI static float scale(const R& row, const Head&, int c, int s) { return subnormal(pair(row, c, s, 0, 0), s & 1); }
+    template <class R> DI static float minimum(const R& row, const Head&, int c, int s) { return subnormal(pair(row, c, s, 4, 0), s & 1); }
     template <class R> DI static void minimums(const R& row, const Head&, int t, u32 (&m)[2]) {
         const u32 w = row.lane(t).word(0);
         m[0] = w >> 4 & 0x000f000fu, m[1] = w >> 12 & 0x000f000fu;
@@ -312,7 +346,10 @@ struct Q3_K : Planes<110> {
             q[s][1] = and_or(y, 0x00030003u << 2 * s, and_or(shifted(h, left - 8), 0x00040004u << 2 * s, MAGIC));
         }
     }
-    template <class R> DI static float scale(const R&, const Head& head, int c, int s) { return subnormal(hadd2(head.scales[(c & 2) + (s >> 1)] >> 8 * (c & 1) & 0x00ff00ffu, minus_subnormals(32)), s & 1); }
+    DI static u32 pair(const Head& head, int c, int s, u32 high) { return and_or(head.scales[(c & 2) + (s >> 1)] >> 8 * (c & 1), 0x00ff00ffu, high); }
+    static constexpr bool HALVES = true;
+    template <class R> DI static u32 half_scale(const R&, const Head& head, int c, int s) { return spread(hmul2(integers(pair(head, c, s, HALF_1024), 32), head.d), s & 1); }
+    template <class R> DI static float scale(const R&, const Head& head, int c, int s) { return subnormal(hadd2(pair(head, c, s, 0), minus_subnormals(32)), s & 1); }
     DI static float unit_scale(const Head& head) { return low_half(head.d) / SUBNORMAL; }
 };
 struct Q6_K : Planes<210> {
@@ -331,7 +368,10 @@ struct Q6_K : Planes<210> {
             q[2 + j][1] = and_or(y, 0x00f000f0u, and_or(odd, 0x03000300u, MAGIC));
         }
     }
-    template <class R> DI static float scale(const R& row, const Head&, int c, int s) { return subnormal(hadd2((row.word(192 + 4 * ((c & 2) + (s >> 1))) ^ 0x80808080u) >> 8 * (c & 1) & 0x00ff00ffu, minus_subnormals(128)), s & 1); }
+    template <class R> DI static u32 pair(const R& row, int c, int s, u32 high) { return and_or((row.word(192 + 4 * ((c & 2) + (s >> 1))) ^ 0x80808080u) >> 8 * (c & 1), 0x00ff00ffu, high); }
+    static constexpr bool HALVES = true;
+    template <class R> DI static u32 half_scale(const R& row, const Head& head, int c, int s) { return spread(hmul2(integers(pair(row, c, s, HALF_1024), 128), head.d), s & 1); }
+    template <class R> DI static float scale(const R& row, const Head&, int c, int s) { return subnormal(hadd2(pair(row, c, s, 0), minus_subnormals(128)), s & 1); }
     DI static float unit_scale(const Head& head) { return low_half(head.d) / SUBNORMAL; }
 };
 

@@ -11,19 +11,27 @@ constexpr int MOST_BLOCKS = 256, MOST_GROUPS = 4;
 // Raised when a block's sums lie in the held memory, for each of its warpgroups; zero before and after a launch.
 __device__ u32 held_flags[MOST_GROUPS * MOST_BLOCKS];
 
-template <class F, int GROUPS, int MI, int NT, int CLUSTER> struct MatMulLayout {
-    // Copies start on 16 bytes: a unit may start later than that, at the same place in all rows.
-    static constexpr int PAST = F::UNIT % 16 == 0 ? 0 : F::UNIT % 8 == 0 ? 8 : F::UNIT % 4 == 0 ? 12 : 14;
+// STAGED: sums go to the output through shared memory. RAGGED: rows of weights start anywhere.
+template <class F, int GROUPS, int MI, int NT, bool STAGED, bool RAGGED> struct MatMulLayout {
+    // Copies start on 16 bytes: a unit may start later than that, at the same place in all rows or, in ragged ones, anywhere.
+    static constexpr int PAST = RAGGED ? 16 : F::UNIT % 16 == 0 ? 0 : F::UNIT % 8 == 0 ? 8 : F::UNIT % 4 == 0 ? 12 : 14;
     static constexpr int ROWS = 64 * MI * GROUPS, PITCH = pitch_of(F::UNIT + PAST), SIDE_PITCH = up(side_of<F>(), 16);
-    static constexpr int X_BYTES = NT * 128, W_BYTES = up(ROWS * PITCH, 128) + 2 * ROWS * SIDE_PITCH;
+    // Chunks in a stage of x: a unit of narrow tiles, so that their short products wait less often.
+    static constexpr int CHUNKS = NT <= 64 ? 4 : 1, CHUNK_BYTES = NT * 128, X_BYTES = CHUNKS * CHUNK_BYTES, W_BYTES = up(ROWS * PITCH, 128) + 2 * ROWS * SIDE_PITCH;
     static constexpr int ROOM = SHARED_LIMIT - 512;
-    // Narrow tiles are bound by memory: as many stages of weights as leave six of x.
-    static constexpr int MANY = (ROOM - 6 * X_BYTES) / W_BYTES > 5 ? 5 : (ROOM - 6 * X_BYTES) / W_BYTES;
-    static constexpr int W_STAGES = NT <= 64 && MANY > 2 ? MANY : (ROOM - 3 * W_BYTES) / X_BYTES >= 5 ? 3 : 2;
-    static constexpr int FIT = (ROOM - W_STAGES * W_BYTES) / X_BYTES, X_STAGES = FIT > 8 ? 8 : FIT;
-    static constexpr int X = 0, W = X_STAGES * X_BYTES, X_FULL = W + W_STAGES * W_BYTES, X_EMPTY = X_FULL + 8 * X_STAGES, W_FULL = X_EMPTY + 8 * X_STAGES, W_EMPTY = W_FULL + 8 * W_STAGES;
+    DI static constexpr int least(int a, int b) { return a < b ? a : b; }
+    // Narrow tiles are bound by memory: as many stages of weights as leave two of x.
+    static constexpr int MANY = NT <= 64 ? least((ROOM - 2 * X_BYTES) / W_BYTES, 5) : 0;
+    // Staged: two stages of weights and four of x. What they leave are pieces of the output of 32 rows of x, or of 16 where each warpgroup would have less than three.
+    static constexpr int W_STAGES = STAGED ? 2 : MANY > 2 ? MANY : (ROOM - 3 * W_BYTES) / X_BYTES >= 4 ? 3 : 2;
+    static constexpr int X_STAGES = STAGED ? 4 : least((ROOM - W_STAGES * W_BYTES) / X_BYTES, 8), LEFT = ROOM - W_STAGES * W_BYTES - X_STAGES * X_BYTES;
+    static constexpr int PIECE = LEFT >= 3 * GROUPS * 32 * 256 ? 32 : 16, PIECE_BYTES = PIECE * 64 * 4, PIECES = STAGED ? least(LEFT / (GROUPS * PIECE_BYTES), 8) : 0;
+    static constexpr int X = 0, STORE = X_STAGES * X_BYTES, W = STORE + GROUPS * PIECES * PIECE_BYTES, X_FULL = W + W_STAGES * W_BYTES, X_EMPTY = X_FULL + 8 * X_STAGES,
+                         W_FULL = X_EMPTY + 8 * X_STAGES, W_EMPTY = W_FULL + 8 * W_STAGES;
     static constexpr int BYTES = W_EMPTY + 8 * W_STAGES;
-    static_assert(X_STAGES >= 3 && BYTES <= SHARED_LIMIT, "stages");
+    // The sums of a block, and the chunks of x that they fill.
+    static constexpr int PART_BYTES = ROWS * NT * 4, PART_CHUNKS = PART_BYTES / CHUNK_BYTES;
+    static_assert(X_STAGES * CHUNKS >= 3 && (!STAGED || PIECES >= 2) && BYTES <= SHARED_LIMIT, "stages");
 };
 
 constexpr u32 half_of_integer(int v) { // for |v| < 2048, both halves
@@ -33,8 +41,8 @@ constexpr u32 half_of_integer(int v) { // for |v| < 2048, both halves
     return h * 0x10001u;
 }
 
-// The left operand of a chunk: 64 values of a row as half-precision weights.
-template <class F, class R> DI void chunk_weights(const R& row, int c, int t, u32 (&a)[4][4], int bottom, int reference) {
+// The left operand of a chunk: 64 values of a row as half-precision weights; with TAIL, those from `valid` on are zero.
+template <class F, bool TAIL, class R> DI void chunk_weights(const R& row, int c, int t, u32 (&a)[4][4], int bottom, int reference, int valid) {
     const typename F::Head head = F::head(row);
     u32 q[4][2];
     F::template bits<HALF_1024>(row, head, c, t, q);
@@ -47,15 +55,18 @@ template <class F, class R> DI void chunk_weights(const R& row, int c, int t, u3
     for (int j = 0; j < 4 / STEPS; j++) {
         u32 scale;
         if constexpr (F::RANGED) scale = F::ranged_scale(row, c, j, reference);
+        else if constexpr (F::HALVES) scale = F::half_scale(row, head, c, j);
         else {
             const float s = F::scale(row, head, c, j) * unit;
             scale = pack_halves(s, s);
         }
         u32 minimum = 0;
-        if constexpr (F::MINIMUM) {
+        if constexpr (F::MINIMUM && F::HALVES) minimum = F::half_minimum(row, head, c, j);
+        else if constexpr (F::MINIMUM) {
             const float low = F::minimum(row, head, c, j) * unit_low;
             minimum = pack_halves(low, low);
         }
+        if (TAIL && F::SUB * j >= valid) scale = minimum = 0;
 #pragma unroll
         for (int i = j * STEPS; i < (j + 1) * STEPS; i++)
 #pragma unroll
@@ -116,10 +127,11 @@ struct Tile {
     int matrix, row_tile, token, tokens;
 };
 
-template <class F, int GROUPS, int MI, int NT, int CLUSTER, bool ROUTED>
-DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const TensorMap* scales, const TensorMap* biases, const float* inverse, float* y, float4* sums, const HopperTileArgs& a,
-                       const Routing& routing) {
-    using L = MatMulLayout<F, GROUPS, MI, NT, CLUSTER>;
+template <class F, int GROUPS, int MI, int NT, int CLUSTER, bool ROUTED, bool RAGGED>
+DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const TensorMap* scales, const TensorMap* biases, const TensorMap* output, const float* inverse, float* y, float4* sums,
+                       const HopperTileArgs& a, const Routing& routing) {
+    constexpr bool STAGED = !ROUTED && NT == 256;
+    using L = MatMulLayout<F, GROUPS, MI, NT, STAGED, RAGGED>;
     const u32 shared = shared_address(0);
     const u32 x_full = shared + L::X_FULL, x_empty = shared + L::X_EMPTY, w_full = shared + L::W_FULL, w_empty = shared + L::W_EMPTY;
     u32 rank = 0;
@@ -154,24 +166,59 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
     const Schedule work(tiles, a.units, clusters, blockIdx.x / CLUSTER);
 
     if (threadIdx.x < 128) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(GROUPS == 2 ? 24 : 32));
+        // What these leave is what the others take: 168 x 384, 128 x 512 or 96 x 640 registers are all that a block has.
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(GROUPS == 2 ? 40 : 32));
         if (threadIdx.x == 0) {
-            int slot = 0, phase = 1, tile, unit = 0, token = 0;
+            int slot = 0, phase = 1;
             wait_for_predecessor();
+            auto stage = [&](int bytes) {
+                barrier_wait(x_empty + 8 * slot, phase);
+                barrier_expect(x_full + 8 * slot, bytes);
+                return shared + L::X + slot * L::X_BYTES;
+            };
+            auto advance = [&]() {
+                if (++slot == L::X_STAGES) slot = 0, phase ^= 1;
+            };
 #pragma unroll 1
-            for (int v = 0; v < work.total; v++, unit++) {
-                if (v == 0 || work.jumps(v, unit)) {
-                    work.at(v, tile, unit);
-                    token = tile_of(tile).token + rank * (NT / CLUSTER);
-                }
+            for (int v = 0; v < work.total;) {
+                int tile, unit;
+                work.at(v, tile, unit);
+                const int end = work.run_end(v, unit), token = tile_of(tile).token + rank * (NT / CLUSTER);
+                const bool incomplete = unit == 0 && end - v != (int)a.units;
 #pragma unroll 1
-                for (int c = 0; c < 4; c++) {
-                    barrier_wait(x_empty + 8 * slot, phase);
-                    barrier_expect(x_full + 8 * slot, L::X_BYTES);
-                    const u32 to = shared + L::X + slot * L::X_BYTES + rank * (L::X_BYTES / CLUSTER);
-                    if (CLUSTER > 1) tile_multicast(to, x, unit * 256 + c * 64, token, x_full + 8 * slot, (1 << CLUSTER) - 1);
-                    else tile_copy(to, x, unit * 256 + c * 64, token, x_full + 8 * slot);
-                    if (++slot == L::X_STAGES) slot = 0, phase ^= 1;
+                for (; v < end; v++, unit++)
+#pragma unroll 1
+                    for (int c = 0; c < 4; c += L::CHUNKS) {
+                        const u32 to = stage(L::X_BYTES) + rank * (L::CHUNK_BYTES / CLUSTER);
+#pragma unroll
+                        for (int i = 0; i < L::CHUNKS; i++) {
+                            if (CLUSTER > 1) tile_multicast(to + i * L::CHUNK_BYTES, x, unit * 256 + (c + i) * 64, token, x_full + 8 * slot, (1 << CLUSTER) - 1);
+                            else tile_copy(to + i * L::CHUNK_BYTES, x, unit * 256 + (c + i) * 64, token, x_full + 8 * slot);
+                        }
+                        advance();
+                    }
+                if (!incomplete) continue;
+                // The rest of the tile is what the next clusters have summed: it comes through the same stages.
+                const int last = work.holder(tile);
+#pragma unroll 1
+                for (int c = work.cluster + 1; c <= last; c++) {
+                    const u32 block = c * CLUSTER + rank;
+#pragma unroll 1
+                    for (int group = 0; group < GROUPS; group++) {
+                        u32* flag = held_flags + block * GROUPS + group;
+                        u32 raised;
+                        do asm volatile("ld.acquire.gpu.b32 %0, [%1];" : "=r"(raised) : "l"(flag) : "memory");
+                        while (raised == 0);
+                        *flag = 0;
+                    }
+                    memory_fence();
+#pragma unroll 1
+                    for (int from = 0; from < L::PART_BYTES; from += L::X_BYTES) {
+                        const int bytes = min(L::X_BYTES, L::PART_BYTES - from);
+                        const u32 to = stage(bytes);
+                        bulk_copy(to, (const u8*)sums + (u64)block * L::PART_BYTES + from, bytes, x_full + 8 * slot, evict_first_policy());
+                        advance();
+                    }
                 }
             }
         } else if (threadIdx.x == 32) {
@@ -191,7 +238,12 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
                 const u32 to = shared + L::W + slot * L::W_BYTES;
                 barrier_wait(w_empty + 8 * slot, phase);
                 barrier_expect(w_full + 8 * slot, L::ROWS * (L::PITCH + 2 * L::SIDE_PITCH));
-                copy(to, weights, (unit * F::UNIT & ~15) / 2, w_full + 8 * slot);
+                if constexpr (RAGGED) {
+                    // Eight rows are a multiple of 16 bytes, and one row of the map: a copy takes every eighth row of 64.
+#pragma unroll 1
+                    for (int i = 0; i < L::ROWS / 8; i++)
+                        tile_copy(to + 8 * i * L::PITCH, weights, ((i & 7) * a.w_row + unit * F::UNIT & ~15) / 2, row / 8 + (i & ~7), w_full + 8 * slot);
+                } else copy(to, weights, (unit * F::UNIT & ~15) / 2, w_full + 8 * slot);
                 if constexpr (F::AFFINE) {
                     const u32 side = to + up(L::ROWS * L::PITCH, 128);
                     copy(side, scales, (unit * F::SIDE & ~15) / 2, w_full + 8 * slot);
@@ -201,11 +253,13 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
             }
         }
     } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(GROUPS == 2 ? 240 : 112));
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(GROUPS == 2 ? 232 : GROUPS == 3 ? 160 : 112));
         const int group = (threadIdx.x >> 7) - 1, lane = threadIdx.x & 31, warp = threadIdx.x >> 5 & 3, g = lane >> 2, t = lane & 3;
         // This lane's two weight rows of every 64 are neighbours, so that their sums are stored together: 2 g + (0 or 1) for the operand's row g and 2 g + (1 or 0) for its
-        // row g + 8. Swapping them in the upper half makes eight lanes' rows fall into different banks.
-        const int swapped = g >> 2, mine = group * 64 * MI + warp * 16 + 2 * g;
+        // row g + 8. Swapping them in the upper half makes eight lanes' rows fall into different banks. Ragged rows lie eight apart, and a warp has two of the eight sorts.
+        const int swapped = RAGGED ? 0 : g >> 2, within_64 = RAGGED ? 8 * g + 2 * warp : warp * 16 + 2 * g, mine = group * 64 * MI + within_64;
+        // Where they lie in a stage.
+        const int top_row = group * 64 * MI + (RAGGED ? warp * 16 + g : warp * 16 + 2 * g + swapped), other = RAGGED ? 8 : swapped ? -1 : 1;
         float acc[MI][NT / 2];
         u32 left[2][4][4];
         int xs = 0, x_phase = 0, ws = 0, w_phase = 0, used = -1;
@@ -214,10 +268,10 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
         // The references of this lane's rows, for the sums and for the unit that is being dequantized, where a format has some.
         int references[MI][2] = {}, references_ahead[MI][2] = {};
         bool rescale = false;
-        auto row_of = [&](int mi, int which) {
-            const u32 row = mine + 64 * mi + (swapped ^ which), first = L::W + ws * L::W_BYTES + row * L::PITCH + (L::PAST ? (u32)unit_ahead * F::UNIT & 15 : 0);
-            return Row<0>{smem + first};
-        };
+        auto row_of = [&](int mi, int which) { return L::W + ws * L::W_BYTES + (top_row + 64 * mi + which * other) * L::PITCH; };
+        // How far past its place in a stage a row of the unit ahead starts.
+        auto past = [&](int which) { return L::PAST ? (RAGGED ? (2 * warp + which) * a.w_row + (u32)unit_ahead * F::UNIT : (u32)unit_ahead * F::UNIT) & 15 : 0; };
+        auto valid_ahead = [&]() { return RAGGED ? (int)a.k - 256 * unit_ahead : 256; };
         // Looks at the exponents of the unit ahead. A new run of units starts with its own references; within one they grow where they must, and the
         // sums are scaled down before the products that need it.
         auto look_ahead = [&](bool new_run) {
@@ -226,28 +280,71 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
                 for (int i = 0; i < MI; i++)
 #pragma unroll
                     for (int which = 0; which < 2; which++) {
-                        const int largest = F::largest_exponent(row_of(i, which), t);
+                        const int largest = F::largest_exponent(Row<0>{smem + row_of(i, which) + past(which)}, t, valid_ahead());
                         if (new_run || largest > references_ahead[i][which] + F::HEADROOM + F::MOST) references_ahead[i][which] = largest, rescale = !new_run;
                     }
                 rescale = __any_sync(~0u, rescale);
             }
         };
         auto dequantize = [&](int buffer, int c, int mi) {
-            const u32 at = L::W + ws * L::W_BYTES, row = mine + swapped + 64 * mi;
-            const int other = swapped ? -1 : 1; // rows from the first to the second
-            const u32 first = at + row * L::PITCH + (L::PAST ? (u32)unit_ahead * F::UNIT & 15 : 0);
-            auto run = [&](auto top) {
-                auto bottom = top.moved(other * L::PITCH);
+            const int valid = valid_ahead() - 64 * c;
+            auto run = [&](auto top, auto bottom) {
                 if constexpr (F::AFFINE) {
-                    top.scales = smem + at + up(L::ROWS * L::PITCH, 128) + row * L::SIDE_PITCH + ((u32)unit_ahead * F::SIDE & 15), bottom.scales = top.scales + other * L::SIDE_PITCH;
+                    top.scales = smem + L::W + ws * L::W_BYTES + up(L::ROWS * L::PITCH, 128) + (top_row + 64 * mi) * L::SIDE_PITCH + ((u32)unit_ahead * F::SIDE & 15);
+                    bottom.scales = top.scales + other * L::SIDE_PITCH;
                     top.biases = top.scales + L::ROWS * L::SIDE_PITCH, bottom.biases = bottom.scales + L::ROWS * L::SIDE_PITCH;
                 }
-                chunk_weights<F>(top, c, t, left[buffer], 0, references_ahead[mi][0]);
-                chunk_weights<F>(bottom, c, t, left[buffer], 1, references_ahead[mi][1]);
+                chunk_weights<F, RAGGED>(top, c, t, left[buffer], 0, references_ahead[mi][0], valid);
+                chunk_weights<F, RAGGED>(bottom, c, t, left[buffer], 1, references_ahead[mi][1], valid);
             };
-            // Pitches are multiples of 16: all rows of a unit start on a word, or two bytes past one.
-            if (F::UNIT % 4 && first & 2) run(Row<16>{smem + first - 2});
-            else run(Row<0>{smem + first});
+            const u32 first = row_of(mi, 0) + past(0);
+            if constexpr (RAGGED) {
+                // Bytes of a row are even: the upper row of a lane, an even one of eight, starts on a word where the unit does, the lower one there or two bytes on.
+                const u32 second = row_of(mi, 1) + past(1);
+                auto with = [&](auto top) {
+                    if (second & 2) run(top, Row<16>{smem + second - 2});
+                    else run(top, Row<0>{smem + second});
+                };
+                if (F::UNIT % 4 && first & 2) with(Row<16>{smem + first - 2});
+                else with(Row<0>{smem + first});
+            } else {
+                auto pair = [&](auto top) { run(top, top.moved(other * L::PITCH)); };
+                // Pitches are multiples of 16: all rows of a unit start on a word, or two bytes past one.
+                if (F::UNIT % 4 && first & 2) pair(Row<16>{smem + first - 2});
+                else pair(Row<0>{smem + first});
+            }
+        };
+        auto release = [&](int stage) {
+            if (lane == 0) {
+                if (CLUSTER > 1) {
+                    for (int r = 0; r < CLUSTER; r++) barrier_arrive_in_cluster(x_empty + 8 * stage, r);
+                } else barrier_arrive(x_empty + 8 * stage);
+            }
+        };
+        // Pieces of sums leave through a ring of buffers: all threads of a warpgroup fill one, the issuer copies it. It waits until the next one has been read before
+        // it lets the others go on.
+        const bool issuer = (threadIdx.x & 127) == 0;
+        int piece = 0;
+        auto put = [&](auto fill, auto copy) {
+            if constexpr (STAGED) {
+                const u32 at = L::STORE + (group * L::PIECES + piece) * L::PIECE_BYTES;
+                fill(at);
+                proxy_fence();
+                if (issuer) stores_read<L::PIECES - 2>();
+                asm volatile("bar.sync %0, 128;" ::"r"(group + 3) : "memory");
+                if (issuer) copy(shared + at), stores_commit();
+                if (++piece == L::PIECES) piece = 0;
+            }
+        };
+        // The flag of a part that is still on its way is raised before the next sums leave, or at the end.
+        bool owed = false;
+        auto raise = [&]() {
+            if (owed && issuer) {
+                if (STAGED) stores_done();
+                memory_fence();
+                asm volatile("st.release.gpu.b32 [%0], %1;" ::"l"(held_flags + blockIdx.x * GROUPS + group), "r"(1) : "memory");
+            }
+            owed = false;
         };
         if (work.total > 0) {
             barrier_wait(w_full, 0);
@@ -261,6 +358,22 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
             work.at(v, tile, unit);
             const int end = work.run_end(v, unit);
             const bool later = unit != 0, incomplete = unit + (end - v) != (int)a.units;
+            // What undoes the scaling of rows 64 q + 2 lane and the one after, and where they go, fetched once: loads between the stores would wait for one another.
+            constexpr int SHARE = NT < 64 ? 1 : NT / 64;
+            Tile here;
+            float back[SHARE][2];
+            u32 slots[SHARE][2];
+            auto look_up = [&]() {
+                here = tile_of(tile);
+#pragma unroll
+                for (int q = 0; q < SHARE; q++)
+#pragma unroll
+                    for (int e = 0; e < 2; e++) {
+                        const int within = 64 * q + 2 * lane + e;
+                        back[q][e] = within < min(here.tokens, NT) ? inverse[here.token + within] : 0.f;
+                        slots[q][e] = ROUTED && within < min(here.tokens, NT) ? routing.lists[here.token + within] : 0;
+                    }
+            };
 #pragma unroll
             for (int i = 0; i < MI; i++)
 #pragma unroll
@@ -278,18 +391,15 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
 #pragma unroll
                     for (int mi = 0; mi < MI; mi++) {
                         const int buffer = MI == 1 ? c & 1 : mi;
-                        if (mi == 0) barrier_wait(x_full + 8 * xs, x_phase);
-                        const u64 right = operand_of(shared + L::X + xs * L::X_BYTES);
+                        constexpr int LAST = L::CHUNKS - 1;
+                        if (mi == 0 && (c & LAST) == 0) barrier_wait(x_full + 8 * xs, x_phase);
+                        const u64 right = operand_of(shared + L::X + xs * L::X_BYTES + (c & LAST) * L::CHUNK_BYTES);
                         warpgroup_fence();
 #pragma unroll
                         for (int s = 0; s < 4; s++) warpgroup_mma<NT>(acc[mi], left[buffer][s], right + 2 * s);
                         warpgroup_commit();
                         warpgroup_wait<1>();
-                        if (mi == 0 && used >= 0 && lane == 0) {
-                            if (CLUSTER > 1) {
-                                for (int r = 0; r < CLUSTER; r++) barrier_arrive_in_cluster(x_empty + 8 * used, r);
-                            } else barrier_arrive(x_empty + 8 * used);
-                        }
+                        if (mi == 0 && (c & LAST) == 0 && used >= 0) release(used);
                         // The chunk after this one, while the tensor cores work on this one.
                         const int next_mi = (mi + 1) % MI, next_c = next_mi ? c : c + 1;
                         if (next_c == 4) {
@@ -304,7 +414,7 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
                             look_ahead(v + 1 == end);
                         }
                         dequantize(buffer ^ 1, next_c & 3, next_mi);
-                        if (mi == MI - 1) {
+                        if (mi == MI - 1 && (c & LAST) == LAST) {
                             used = xs;
                             if (++xs == L::X_STAGES) xs = 0, x_phase ^= 1;
                         }
@@ -325,20 +435,10 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
                     }
             }
             }
-            const Tile here = tile_of(tile);
-            // What undoes the scaling of rows 64 q + 2 lane and the one after, and where they go, fetched once: loads between the stores would wait for one another.
-            constexpr int SHARE = NT < 64 ? 1 : NT / 64;
-            float back[SHARE][2];
-            u32 slots[SHARE][2];
-#pragma unroll
-            for (int q = 0; q < SHARE; q++)
-#pragma unroll
-                for (int e = 0; e < 2; e++) {
-                    const int within = 64 * q + 2 * lane + e;
-                    back[q][e] = within < min(here.tokens, NT) ? inverse[here.token + within] : 0.f;
-                    slots[q][e] = ROUTED && within < min(here.tokens, NT) ? routing.lists[here.token + within] : 0;
-                }
+            look_up();
             warpgroup_wait<0>();
+            release(used), used = -1;
+            raise();
             if constexpr (F::RANGED) {
 #pragma unroll
                 for (int i = 0; i < MI; i++)
@@ -354,37 +454,77 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
             const u32 row0 = (here.row_tile * CLUSTER + rank) * L::ROWS + mine;
             constexpr int QUADS = MI * NT / 8; // of sums in a thread
             if (later) { // the block that has the tile's first units adds these
-                float4* held = sums + (u64)(blockIdx.x * GROUPS + group) * QUADS * 128 + (threadIdx.x & 127);
+                float4* held = sums + (u64)(blockIdx.x * GROUPS + group) * QUADS * 128;
+                auto quad = [&](int q) {
+                    const float* s = &acc[q / (NT / 8)][4 * (q % (NT / 8))];
+                    return make_float4(s[0], s[1], s[2], s[3]);
+                };
+                if constexpr (STAGED) {
+                    const u64 keep = evict_last_policy(); // they are read when much else has passed
+                    constexpr int EACH = L::PIECE / 8;
 #pragma unroll
-                for (int i = 0; i < MI; i++)
+                    for (int q = 0; q < QUADS; q += EACH)
+                        put(
+                            [&](u32 at) {
 #pragma unroll
-                    for (int j = 0; j < NT / 8; j++) __stcg(held + (i * (NT / 8) + j) * 128, make_float4(acc[i][4 * j], acc[i][4 * j + 1], acc[i][4 * j + 2], acc[i][4 * j + 3]));
-                __threadfence();
-                asm volatile("bar.sync %0, 128;" ::"r"(group + 3) : "memory");
-                if ((threadIdx.x & 127) == 0) asm volatile("st.release.gpu.b32 [%0], %1;" ::"l"(held_flags + blockIdx.x * GROUPS + group), "r"(1) : "memory");
+                                for (int e = 0; e < EACH; e++) *(float4*)(smem + at + e * 2048 + (threadIdx.x & 127) * 16) = quad(q + e);
+                            },
+                            [&](u32 at) { bulk_store(held + q * 128, at, L::PIECE_BYTES, keep); });
+                } else {
+#pragma unroll
+                    for (int q = 0; q < QUADS; q++) __stcg(held + q * 128 + (threadIdx.x & 127), quad(q));
+                    __threadfence();
+                    asm volatile("bar.sync %0, 128;" ::"r"(group + 3) : "memory");
+                }
+                owed = true;
+                if (!STAGED) raise();
                 continue;
             }
             if (incomplete) {
                 const int last = work.holder(tile);
-                for (int c = work.cluster + 1; c <= last; c++) {
-                    const u32 block = c * CLUSTER + rank;
-                    if ((threadIdx.x & 127) == 0) {
-                        u32* flag = held_flags + block * GROUPS + group;
-                        u32 raised;
-                        do asm volatile("ld.acquire.gpu.b32 %0, [%1];" : "=r"(raised) : "l"(flag) : "memory");
-                        while (raised == 0);
-                        *flag = 0;
-                    }
-                    asm volatile("bar.sync %0, 128;" ::"r"(group + 3) : "memory");
-                    const float4* held = sums + (u64)(block * GROUPS + group) * QUADS * 128 + (threadIdx.x & 127);
+#pragma unroll 1
+                for (int c = work.cluster + 1; c <= last; c++)
+#pragma unroll 1
+                    for (int from = 0; from < GROUPS; from++)
 #pragma unroll
-                    for (int i = 0; i < MI; i++)
+                        for (int s = 0; s < 2 * MI; s++) {
+                            const int chunk = from * 2 * MI + s, in_stage = chunk & L::CHUNKS - 1;
+                            if (in_stage == 0) barrier_wait(x_full + 8 * xs, x_phase);
+                            if (from == group) {
 #pragma unroll
-                        for (int j = 0; j < NT / 8; j++) {
-                            const float4 more = __ldcg(held + (i * (NT / 8) + j) * 128);
-                            acc[i][4 * j] += more.x, acc[i][4 * j + 1] += more.y, acc[i][4 * j + 2] += more.z, acc[i][4 * j + 3] += more.w;
+                                for (int e = 0; e < NT / 16; e++) {
+                                    const float4 more = *(const float4*)(smem + L::X + xs * L::X_BYTES + in_stage * L::CHUNK_BYTES + e * 2048 + (threadIdx.x & 127) * 16);
+                                    float* to = &acc[s / 2][4 * (s % 2 * (NT / 16) + e)];
+                                    to[0] += more.x, to[1] += more.y, to[2] += more.z, to[3] += more.w;
+                                }
+                            }
+                            if (in_stage < L::CHUNKS - 1 && chunk < L::PART_CHUNKS - 1) continue;
+                            __syncwarp();
+                            release(xs);
+                            if (++xs == L::X_STAGES) xs = 0, x_phase ^= 1;
                         }
-                }
+            }
+            if (STAGED && a.staged) {
+#pragma unroll
+                for (int i = 0; i < MI; i++)
+#pragma unroll
+                    for (int p = 0; p < NT / L::PIECE; p++)
+                        put(
+                            [&](u32 at) {
+                                // Rows of 128 bytes, 32 features of a row of x each; 16 bytes are where the copy's swizzle expects them.
+                                const u32 chunk = within_64 >> 2 & 7, in_chunk = (within_64 & 3) * 4, half = within_64 >> 5;
+#pragma unroll
+                                for (int q = 0; q < L::PIECE / 8; q++)
+#pragma unroll
+                                    for (int e = 0; e < 2; e++) {
+                                        const int j = p * (L::PIECE / 8) + q, row = 8 * q + 2 * t + e;
+                                        const float factor = __shfl_sync(~0u, back[j >> 3][e], (4 * j + t) & 31);
+                                        const float first = acc[i][4 * j + e] * factor, second = acc[i][4 * j + 2 + e] * factor;
+                                        *(float2*)(smem + at + (half * L::PIECE + row) * 128 + (chunk ^ row & 7) * 16 + in_chunk) = swapped ? make_float2(second, first) : make_float2(first, second);
+                                    }
+                            },
+                            [&](u32 at) { tile_store(output, 0, here.token + p * L::PIECE, (row0 - within_64) / 32 + 2 * i, at); });
+                continue;
             }
             const bool paired = (a.n & 1) == 0 && ((u64)y & 7) == 0;
 #pragma unroll
@@ -409,103 +549,23 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
                     }
                 }
         }
+        raise();
+        if (STAGED && issuer) stores_read<0>();
     }
     if (CLUSTER > 1) cluster_sync(); // no block leaves while the other may still write into its memory
 }
 
-// y [m, n] = x times the weight's rows. `sums` has room for ROWS x NT of each block; inverse[i] undoes the scaling of row i of x.
-template <class F, int GROUPS, int MI, int NT, int CLUSTER>
+// y [m, n] = x times the weight's rows. `sums` has room for ROWS x NT of each block; inverse[i] undoes the scaling of row i of x; `output` is y where sums leave staged.
+template <class F, int GROUPS, int MI, int NT, int CLUSTER, bool RAGGED>
 __global__ void __launch_bounds__(128 + 128 * GROUPS, 1)
-    hopper_mm(const __grid_constant__ TensorMap weights, const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap scales, const __grid_constant__ TensorMap biases, const float* inverse,
-              float* y, float4* sums, const __grid_constant__ HopperTileArgs args) {
-    multiply_tiles<F, GROUPS, MI, NT, CLUSTER, false>(&weights, &x, &scales, &biases, inverse, y, sums, args, {});
+    hopper_mm(const __grid_constant__ TensorMap weights, const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap scales, const __grid_constant__ TensorMap biases,
+              const __grid_constant__ TensorMap output, const float* inverse, float* y, float4* sums, const __grid_constant__ HopperTileArgs args) {
+    multiply_tiles<F, GROUPS, MI, NT, CLUSTER, false, RAGGED>(&weights, &x, &scales, &biases, &output, inverse, y, sums, args, {});
 }
 // y [slots, n]: each expert's slots times its matrix; x has a row for each place in `lists`.
 template <class F, int GROUPS, int MI, int NT>
 __global__ void __launch_bounds__(128 + 128 * GROUPS, 1)
     hopper_mm_id(const __grid_constant__ TensorMap weights, const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap scales, const __grid_constant__ TensorMap biases,
                  const float* inverse, float* y, float4* sums, const __grid_constant__ HopperTileArgs args, const uint4* tiles, const u32* lists, u32 n_tiles) {
-    multiply_tiles<F, GROUPS, MI, NT, 1, true>(&weights, &x, &scales, &biases, inverse, y, sums, args, {tiles, lists, n_tiles});
-}
-
-// Weight rows of `bytes` bytes, one after the other from any address on, to rows of `pitch` bytes, a multiple of 16, with zeros behind each. A block takes one.
-template <int = 0> __global__ void __launch_bounds__(128) hopper_align(const u8* weights, u8* to, u64 bytes, u64 pitch) {
-    launch_dependents();
-    wait_for_predecessor();
-    const u8* row = weights + blockIdx.x * bytes;
-    const int end = (int)bytes, past = (int)((u64)row & 3);
-    const u32* words = (const u32*)(row - past);
-    for (int i = 16 * threadIdx.x; i < (int)pitch; i += 16 * 128) {
-        u32 w[5];
-#pragma unroll
-        for (int j = 0; j < 5; j++) w[j] = i + 4 * j - past < end ? words[i / 4 + j] : 0;
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-            const int left = end - i - 4 * j; // bytes of this word that belong to the row
-            w[j] = funnel(w[j], w[j + 1], 8 * past) & (left >= 4 ? ~0u : left > 0 ? (1u << 8 * left) - 1 : 0);
-        }
-        *(uint4*)(to + blockIdx.x * pitch + i) = make_uint4(w[0], w[1], w[2], w[3]);
-    }
-}
-
-// x f32 [m, k] -> halves in the order of F::place, scaled by a power of two per row, zero from k up to 256 units. One block a row, with 512 bytes of
-// shared memory for each unit. With `places`, the row of a token goes to the places of its top_k slots; a slot that is nowhere has none.
-template <class F> DI void prepare(const float* x, u16* to, float* inverse, const HopperTileArgs& a, const u32* places, u32 top_k) {
-    const u32 k = a.k, units = a.units;
-    constexpr int THREADS = 512, HELD = 8;
-    launch_dependents();
-    wait_for_predecessor();
-    const float4* row = (const float4*)(x + (u64)blockIdx.x * a.x_row);
-    auto place = [&](u32 i) { return places ? places[blockIdx.x * top_k + i] : blockIdx.x; };
-    float4 v[HELD];
-    auto load = [&](u32 base) {
-#pragma unroll
-        for (int j = 0; j < HELD; j++) {
-            const u32 i = base + j * THREADS + threadIdx.x;
-            v[j] = 4 * i < k ? row[i] : make_float4(0.f, 0.f, 0.f, 0.f);
-        }
-    };
-    float largest = 0.f;
-    for (u32 base = 0; base < units * 64; base += HELD * THREADS) {
-        load(base);
-#pragma unroll
-        for (int j = 0; j < HELD; j++) largest = fmaxf(largest, fmaxf(fmaxf(fabsf(v[j].x), fabsf(v[j].y)), fmaxf(fabsf(v[j].z), fabsf(v[j].w))));
-    }
-    float scale, back;
-    power_of_two(largest_of_block(largest), scale, back);
-    // The references of a format with some leave a power of two.
-    if constexpr (F::RANGED) back *= (float)(2 << F::HEADROOM);
-    for (u32 slot = threadIdx.x; slot < top_k; slot += THREADS)
-        if (place(slot) < a.m) inverse[place(slot)] = back / (float)(1 << F::LIFT);
-    // A thread's four values have the same places in every unit it meets: lane t's e-th value is k = 2 t + e % 2 + 8 (e / 2) of its step.
-    u32 at[4];
-#pragma unroll
-    for (int e = 0; e < 4; e++) {
-        const int p = F::place(4 * (threadIdx.x & 63) + e);
-        at[e] = 2 * ((p & ~15) + (p >> 2 & 3) * 2 + (p & 1) + (p & 2) * 4);
-    }
-    for (u32 base = 0; base < units * 64; base += HELD * THREADS) {
-        if (units * 64 > HELD * THREADS) load(base);
-#pragma unroll
-        for (int j = 0; j < HELD; j++) {
-            const u32 i = base + j * THREADS + threadIdx.x;
-            if (i >= units * 64) break;
-            const float f[4] = {v[j].x, v[j].y, v[j].z, v[j].w};
-#pragma unroll
-            for (int e = 0; e < 4; e++) *(u16*)(smem + (i >> 6) * 512 + at[e]) = (u16)pack_halves(f[e] * scale, 0.f);
-        }
-    }
-    __syncthreads();
-    for (u32 slot = 0; slot < top_k; slot++) {
-        const u32 at = place(slot);
-        uint4* out = (uint4*)(to + (u64)at * units * 256);
-        for (u32 i = threadIdx.x; i < units * 32 && at < a.m; i += THREADS) out[i] = *(const uint4*)(smem + i * 16);
-    }
-}
-template <class F> __global__ void __launch_bounds__(512) hopper_prepare(const float* x, u16* to, float* inverse, const __grid_constant__ HopperTileArgs args) {
-    prepare<F>(x, to, inverse, args, nullptr, 1);
-}
-template <class F>
-__global__ void __launch_bounds__(512) hopper_prepare_id(const float* x, u16* to, float* inverse, const __grid_constant__ HopperTileArgs args, const u32* places, u32 top_k) {
-    prepare<F>(x, to, inverse, args, places, top_k);
+    multiply_tiles<F, GROUPS, MI, NT, 1, true, false>(&weights, &x, &scales, &biases, nullptr, inverse, y, sums, args, {tiles, lists, n_tiles});
 }

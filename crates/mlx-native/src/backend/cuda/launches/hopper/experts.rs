@@ -1,6 +1,6 @@
 //! Expert-routed products: which kernel, and tiles of the tokens of one expert each.
 
-use super::matmul::{Tile, layout};
+use super::matmul::{Layout, Tile};
 use super::{HopperTileArgs, Product, ROUTED_ROWS, ROUTED_TILES, Rows, key, route};
 use crate::backend::cuda::launches::args::ProductArgs;
 use crate::backend::cuda::launches::matmul::{Experts, map_experts};
@@ -40,13 +40,14 @@ pub(in crate::backend::cuda) fn matmul_id(
     let each = slots.div_ceil(op.n_experts.min(slots));
     // MXFP4 keeps references: two warpgroups have the registers.
     let (groups, sets) = if product.format.name == "MXFP4" { (2, 2) } else { (4, 1) };
-    let tile = match each {
-        ..=20 => Tile { groups, sets, rows: 32, cluster: 1 },
-        21..=33 => Tile { groups, sets, rows: 48, cluster: 1 },
-        34..=96 => Tile { groups, sets, rows: 64, cluster: 1 },
-        _ => Tile { groups: 2, sets: 2, rows: 128, cluster: 1 },
+    let (groups, sets, rows) = match each {
+        ..=20 => (groups, sets, 32),
+        21..=33 => (groups, sets, 48),
+        34..=96 => (groups, sets, 64),
+        _ => (2, 2, 128),
     };
-    let (_, _, shared_bytes) = layout(product.format, tile);
+    let tile = Tile { groups, sets, rows, cluster: 1, staged: false, ragged: false };
+    let shared_bytes = Layout::new(product.format, tile).shared_bytes;
     let fault = Fault { ids: op.ids.clone(), limit: Some(op.n_experts), words: ["matmul_id", "slot", "expert"] };
     let mut plan = Plan { fault: Some(fault), ..Plan::default() };
     let input = Rows::of(&op.input, op.n_tokens, args, &mut plan)?;

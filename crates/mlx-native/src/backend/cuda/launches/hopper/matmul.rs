@@ -20,17 +20,24 @@ pub(super) struct Tile {
     pub sets: usize,
     pub rows: usize,
     pub cluster: usize,
+    /// Whether sums can go to the output through shared memory.
+    pub staged: bool,
+    /// Whether weight rows start anywhere.
+    pub ragged: bool,
 }
 
 impl Tile {
-    /// Wide tiles spend less on dequantization; narrow ones compute fewer rows that nobody wants.
-    pub(super) fn choose(m: usize) -> Tile {
-        if m <= 64 {
-            Tile { groups: 4, sets: 1, rows: 64, cluster: 2 }
-        } else if m.div_ceil(128) * 128 * 5 <= m.div_ceil(256) * 256 * 4 {
-            Tile { groups: 2, sets: 2, rows: 128, cluster: 1 }
-        } else {
-            Tile { groups: 2, sets: 1, rows: 256, cluster: 2 }
+    /// Wide tiles spend less on dequantization; narrow ones compute fewer rows that nobody wants. Two stages of weights do not keep the memory busy: formats with so
+    /// many bytes have lower tiles.
+    pub(super) fn choose(format: super::Format, m: usize) -> Tile {
+        let tile =
+            |groups, sets, rows, cluster| Tile { groups, sets, rows, cluster, staged: rows == 256, ragged: false };
+        let narrow = m.div_ceil(128) * 128 * 5 <= m.div_ceil(256) * 256 * 4;
+        match m {
+            ..=64 => tile(4, 1, 64, 2),
+            _ if narrow && Layout::new(format, tile(2, 2, 128, 1)).w_stages < 3 => tile(3, 1, 128, 1),
+            _ if narrow => tile(2, 2, 128, 1),
+            _ => tile(2, 1, 256, 2),
         }
     }
 
@@ -50,25 +57,57 @@ impl Tile {
     }
 }
 
-/// As `MatMulLayout` has it: bytes from one row of a unit to the next in a stage, and the shared memory of a block.
-pub(super) fn layout(format: super::Format, tile: Tile) -> (usize, usize, usize) {
-    let past =
-        [(16, 0), (8, 8), (4, 12), (2, 14)].iter().find(|(of, _)| format.unit.is_multiple_of(*of)).map_or(0, |p| p.1);
-    let (pitch, side_pitch) = (pitch_of(format.unit + past), format.side.next_multiple_of(16));
-    let rows = tile.features();
-    let x_bytes = tile.rows * 128;
-    let w_bytes = (rows * pitch).next_multiple_of(128) + 2 * rows * side_pitch;
-    let room = SHARED_LIMIT - 512;
-    let many = ((room - 6 * x_bytes) / w_bytes).min(5);
-    let w_stages = if tile.rows <= 64 && many > 2 {
-        many
-    } else if 3 * w_bytes <= room && (room - 3 * w_bytes) / x_bytes >= 5 {
-        3
-    } else {
-        2
-    };
-    let x_stages = ((room - w_stages * w_bytes) / x_bytes).min(8);
-    (pitch, side_pitch, x_stages * x_bytes + w_stages * w_bytes + 16 * (x_stages + w_stages))
+/// Features in a row of a copy to the output.
+const STORED: usize = 32;
+/// Ragged rows that are a row of the weight's map: a multiple of 16 bytes.
+const SORTS: usize = 8;
+
+/// What the host needs of `MatMulLayout`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Layout {
+    /// Bytes from one row of a unit to the next in a stage, and of its scales.
+    pitch: usize,
+    side_pitch: usize,
+    /// Stages of weights.
+    w_stages: usize,
+    /// Rows of the output that a copy takes from shared memory.
+    piece: usize,
+    pub shared_bytes: usize,
+}
+
+impl Layout {
+    pub(super) fn new(format: super::Format, tile: Tile) -> Layout {
+        let past = match format.unit {
+            _ if tile.ragged => 16,
+            unit if unit.is_multiple_of(16) => 0,
+            unit if unit.is_multiple_of(8) => 8,
+            unit if unit.is_multiple_of(4) => 12,
+            _ => 14,
+        };
+        let (pitch, side_pitch) = (pitch_of(format.unit + past), format.side.next_multiple_of(16));
+        let rows = tile.features();
+        // A stage of narrow tiles' input is a unit, of others 64 values.
+        let x_bytes = tile.rows * if tile.rows <= 64 { 512 } else { 128 };
+        let w_bytes = (rows * pitch).next_multiple_of(128) + 2 * rows * side_pitch;
+        let room = SHARED_LIMIT - 512;
+        let many = if tile.rows <= 64 { ((room - 2 * x_bytes) / w_bytes).min(5) } else { 0 };
+        let (w_stages, x_stages) = if tile.staged {
+            (2, 4)
+        } else {
+            let w_stages = match () {
+                () if many > 2 => many,
+                () if 3 * w_bytes <= room && (room - 3 * w_bytes) / x_bytes >= 4 => 3,
+                () => 2,
+            };
+            (w_stages, ((room - w_stages * w_bytes) / x_bytes).min(8))
+        };
+        let stages = x_stages * x_bytes + w_stages * w_bytes;
+        let piece = if room - stages >= 3 * tile.groups * 32 * 256 { 32 } else { 16 };
+        let piece_bytes = tile.groups * piece * 256;
+        let pieces = if tile.staged { ((room - stages) / piece_bytes).min(8) } else { 0 };
+        let shared_bytes = stages + pieces * piece_bytes + 16 * (x_stages + w_stages);
+        Layout { pitch, side_pitch, w_stages, piece, shared_bytes }
+    }
 }
 /// `SHARED_LIMIT` in matvec.cu.
 const SHARED_LIMIT: usize = 232_448;
@@ -79,9 +118,15 @@ impl Product<'_> {
         self.n >= 64
     }
 
-    /// The weight as tensor copies take it: where it lies, and bytes of a row. Rows that are no multiple of 16 bytes are moved apart first.
+    /// Whether rows that are no multiple of 16 bytes can be copied as they lie: the map has rows of eight of them.
+    fn ragged(&self) -> bool {
+        let whole = (SORTS * self.w_row).is_multiple_of(16) && self.n.is_multiple_of(SORTS);
+        !self.aligned() && whole && self.weight.data.offset.is_multiple_of(16) && self.format.side == 0
+    }
+
+    /// The weight as tensor copies take it: where it lies, and bytes of a row. Other rows that are no multiple of 16 bytes are moved apart first.
     fn aligned_weight(&self, plan: &mut Plan) -> Result<(Bound, usize)> {
-        if self.aligned() {
+        if self.aligned() || self.ragged() {
             return Ok((Bound::view(&self.weight.data), self.w_row));
         }
         let pitch = self.w_row.next_multiple_of(16);
@@ -100,16 +145,17 @@ impl Product<'_> {
         (data, w_row): (Bound, usize),
         matrices: Option<(usize, [usize; 3])>,
     ) -> [Bound; 3] {
-        let (pitch, side_pitch, _) = layout(self.format, tile);
+        let Layout { pitch, side_pitch, .. } = Layout::new(self.format, tile);
         let sides = [None, self.weight.scales.as_ref(), self.weight.biases.as_ref()];
         [0, 1, 2].map(|i| {
             let side = sides[i].filter(|_| self.format.side > 0);
             let (row, box_bytes) = if side.is_none() { (w_row, pitch) } else { (self.side_row, side_pitch) };
+            let (together, box_rows) = if tile.ragged { (SORTS, SORTS) } else { (1, tile.features()) };
             let mut map = TensorMap {
                 element_bytes: 2,
-                dims: vec![row as u64 / 2, self.n as u64],
-                strides: vec![row as u64],
-                tile: vec![box_bytes as u32 / 2, tile.features() as u32],
+                dims: vec![(together * row) as u64 / 2, (self.n / together) as u64],
+                strides: vec![(together * row) as u64],
+                tile: vec![box_bytes as u32 / 2, box_rows as u32],
                 swizzled: false,
             };
             if let Some((count, strides)) = matrices {
@@ -134,6 +180,21 @@ impl Product<'_> {
         Bound::Tensor(map, Box::new(at))
     }
 
+    /// The map of the output as copies from shared memory take it, or none where its rows do not start at multiples of 16 bytes.
+    fn output_map(&self, tile: Tile, output: &View) -> Option<Bound> {
+        if !tile.staged || !self.n.is_multiple_of(STORED) || !output.offset.is_multiple_of(16) {
+            return None;
+        }
+        let map = TensorMap {
+            element_bytes: 4,
+            dims: vec![STORED as u64, self.m as u64, (self.n / STORED) as u64],
+            strides: vec![self.n as u64 * 4, STORED as u64 * 4],
+            tile: vec![STORED as u32, Layout::new(self.format, tile).piece as u32, 64 / STORED as u32],
+            swizzled: true,
+        };
+        Some(Bound::Tensor(map, Box::new(Bound::view(output))))
+    }
+
     pub(super) fn tile_args(&self, input: &Rows) -> Result<HopperTileArgs> {
         Ok(HopperTileArgs {
             x_row: input.stride,
@@ -141,7 +202,9 @@ impl Product<'_> {
             n: u32_of("n", self.n)?,
             k: u32_of("k", self.k)?,
             units: u32_of("units", self.units())?,
-            moved: u32::from(!self.aligned()),
+            moved: u32::from(!self.aligned() && !self.ragged()),
+            w_row: u32_of("8 weight rows", SORTS * self.w_row)? / SORTS as u32,
+            staged: 0,
             pad: 0,
         })
     }
@@ -206,8 +269,7 @@ fn tiles(
 ) -> Result<()> {
     let product = &products[0];
     let (m, name) = (product.m, product.format.name);
-    let tile = Tile::choose(m);
-    let (_, _, shared_bytes) = layout(product.format, tile);
+    let tile = Tile::choose(product.format, m);
     let prepared = plan.scratch(product.prepared_bytes(m));
     let inverse = plan.scratch(m * 4);
     let blocks = planner.info.processors as usize / tile.cluster * tile.cluster;
@@ -217,12 +279,18 @@ fn tiles(
     let prepare = Launch::new(key(format!("hopper_prepare<{name}>")), bindings, [args.m, 1, 1], PREPARE_THREADS);
     plan.launches.push(Launch { shared_bytes: product.units() * UNIT * 2, ..prepare });
     for (product, output) in products.iter().zip(outputs) {
+        let tile = Tile { ragged: product.ragged(), ..tile };
+        let shared_bytes = Layout::new(product.format, tile).shared_bytes;
         let data = product.aligned_weight(plan)?;
         let [w, scales, biases] = product.weight_maps(tile, data, None);
         let x = product.input_map(m, tile, prepared.clone());
-        let args = Bound::value(&product.tile_args(input)?);
-        let bindings = vec![w, x, scales, biases, inverse.clone(), Bound::view(output), held.clone(), args];
-        let function = format!("hopper_mm<{name}, {}, {}>", tile.arguments(), tile.cluster);
+        let y = product.output_map(tile, output);
+        let args = HopperTileArgs { staged: u32::from(y.is_some()), ..product.tile_args(input)? };
+        // Where nothing is staged nobody reads that map.
+        let y = y.unwrap_or_else(|| w.clone());
+        let bindings =
+            vec![w, x, scales, biases, y, inverse.clone(), Bound::view(output), held.clone(), Bound::value(&args)];
+        let function = format!("hopper_mm<{name}, {}, {}, {}>", tile.arguments(), tile.cluster, tile.ragged);
         let launch = Launch::new(key(function), bindings, [blocks as u32, 1, 1], tile.threads());
         plan.launches.push(Launch { cluster: tile.cluster as u32, shared_bytes, ..launch });
     }

@@ -75,6 +75,10 @@ args! {
         units: u32,
         /// Whether a launch before moves the weights.
         moved: u32,
+        /// Bytes of a weight row, where rows start anywhere.
+        w_row: u32,
+        /// Whether sums may leave by copies.
+        staged: u32,
         pad: u32,
     }
 }
@@ -288,6 +292,7 @@ pub(crate) fn text() -> String {
         include_str!("../../kernels/hopper/matvec.cu"),
         include_str!("../../kernels/hopper/experts.cu"),
         include_str!("../../kernels/hopper/wgmma.cu"),
+        include_str!("../../kernels/hopper/prepare.cu"),
         include_str!("../../kernels/hopper/matmul.cu"),
     ]
     .concat()
@@ -319,7 +324,16 @@ pub(crate) fn pipelines() -> Vec<PipelineKey> {
         for geometry in ["1, false, false", "2, false, false", "1, true, true"] {
             keys.push(key(format!("hopper_mv_id<{name}, {geometry}>")));
         }
-        for tile in ["2, 1, 256, 2", "2, 2, 128, 1", "4, 1, 64, 2"] {
+        for tile in [
+            "2, 1, 256, 2, false",
+            "2, 2, 128, 1, false",
+            "3, 1, 128, 1, false",
+            "4, 1, 64, 2, false",
+            "2, 1, 256, 2, true",
+        ] {
+            if format.side > 0 && tile.ends_with("true") {
+                continue;
+            }
             keys.push(key(format!("hopper_mm<{name}, {tile}>")));
         }
         let groups = if name == "MXFP4" { "2, 2" } else { "4, 1" };
