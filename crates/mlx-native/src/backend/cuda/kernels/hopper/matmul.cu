@@ -16,12 +16,13 @@ template <class F, int GROUPS, int MI, int NT, bool STAGED, bool RAGGED> struct 
     // Copies start on 16 bytes: a unit may start later than that, at the same place in all rows or, in ragged ones, anywhere.
     static constexpr int PAST = RAGGED ? 16 : F::UNIT % 16 == 0 ? 0 : F::UNIT % 8 == 0 ? 8 : F::UNIT % 4 == 0 ? 12 : 14;
     static constexpr int ROWS = 64 * MI * GROUPS, PITCH = pitch_of(F::UNIT + PAST), SIDE_PITCH = up(side_of<F>(), 16);
-    // Chunks in a stage of x: a unit of narrow tiles, so that their short products wait less often.
-    static constexpr int CHUNKS = NT <= 64 ? 4 : 1, CHUNK_BYTES = NT * 128, X_BYTES = CHUNKS * CHUNK_BYTES, W_BYTES = up(ROWS * PITCH, 128) + 2 * ROWS * SIDE_PITCH;
+    static constexpr int CHUNK_BYTES = NT * 128, W_BYTES = up(ROWS * PITCH, 128) + 2 * ROWS * SIDE_PITCH;
     static constexpr int ROOM = SHARED_LIMIT - 512;
     DI static constexpr int least(int a, int b) { return a < b ? a : b; }
-    // Narrow tiles are bound by memory: as many stages of weights as leave two of x.
-    static constexpr int MANY = NT <= 64 ? least((ROOM - 2 * X_BYTES) / W_BYTES, 5) : 0;
+    // Narrow tiles are bound by memory: as many stages of weights as leave two units of x, and a stage of x is a unit, so that short
+    // products wait less often. Where that leaves less than three, six chunks have to do.
+    static constexpr int CHUNKS = NT <= 64 && (ROOM - 8 * CHUNK_BYTES) / W_BYTES > 2 ? 4 : 1, X_BYTES = CHUNKS * CHUNK_BYTES;
+    static constexpr int MANY = NT <= 64 ? least((ROOM - (CHUNKS == 4 ? 8 : 6) * CHUNK_BYTES) / W_BYTES, 5) : 0;
     // Staged: two stages of weights and four of x. What they leave are pieces of the output of 32 rows of x, or of 16 where each warpgroup would have less than three.
     static constexpr int W_STAGES = STAGED ? 2 : MANY > 2 ? MANY : (ROOM - 3 * W_BYTES) / X_BYTES >= 4 ? 3 : 2;
     static constexpr int X_STAGES = STAGED ? 4 : least((ROOM - W_STAGES * W_BYTES) / X_BYTES, 8), LEFT = ROOM - W_STAGES * W_BYTES - X_STAGES * X_BYTES;

@@ -38,8 +38,8 @@ pub(in crate::backend::cuda) fn matmul_id(
     }
     // About so many slots an expert has, and few experts more than that by two and a half times its square root.
     let each = slots.div_ceil(op.n_experts.min(slots));
-    // MXFP4 keeps references: two warpgroups have the registers.
-    let (groups, sets) = if product.format.name == "MXFP4" { (2, 2) } else { (4, 1) };
+    // References (MXFP4), scales and minimums of a block (Q4_K): two warpgroups have the registers.
+    let (groups, sets) = if ["MXFP4", "Q4_K"].contains(&product.format.name) { (2, 2) } else { (4, 1) };
     let (groups, sets, rows) = match each {
         ..=20 => (groups, sets, 32),
         21..=33 => (groups, sets, 48),

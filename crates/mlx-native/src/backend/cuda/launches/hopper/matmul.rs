@@ -27,15 +27,15 @@ pub(super) struct Tile {
 }
 
 impl Tile {
-    /// Wide tiles spend less on dequantization; narrow ones compute fewer rows that nobody wants. Two stages of weights do not keep the memory busy: formats with so
-    /// many bytes have lower tiles.
+    /// Wide tiles spend less on dequantization; narrow ones compute fewer rows that nobody wants. Up to 128 rows three warpgroups hide more of it than two with twice
+    /// the rows, which formats of many bytes are better off with.
     pub(super) fn choose(format: super::Format, m: usize) -> Tile {
         let tile =
             |groups, sets, rows, cluster| Tile { groups, sets, rows, cluster, staged: rows == 256, ragged: false };
         let narrow = m.div_ceil(128) * 128 * 5 <= m.div_ceil(256) * 256 * 4;
         match m {
             ..=64 => tile(4, 1, 64, 2),
-            _ if narrow && Layout::new(format, tile(2, 2, 128, 1)).w_stages < 3 => tile(3, 1, 128, 1),
+            _ if narrow && Layout::new(format, tile(2, 2, 128, 1)).w_stages > 2 => tile(3, 1, 128, 1),
             _ if narrow => tile(2, 2, 128, 1),
             _ => tile(2, 1, 256, 2),
         }
@@ -86,11 +86,16 @@ impl Layout {
         };
         let (pitch, side_pitch) = (pitch_of(format.unit + past), format.side.next_multiple_of(16));
         let rows = tile.features();
-        // A stage of narrow tiles' input is a unit, of others 64 values.
-        let x_bytes = tile.rows * if tile.rows <= 64 { 512 } else { 128 };
+        let chunk_bytes = tile.rows * 128;
         let w_bytes = (rows * pitch).next_multiple_of(128) + 2 * rows * side_pitch;
         let room = SHARED_LIMIT - 512;
-        let many = if tile.rows <= 64 { ((room - 2 * x_bytes) / w_bytes).min(5) } else { 0 };
+        // A stage of the input is 64 values of k, or a unit.
+        let beside = |chunks: usize| (room - chunks * chunk_bytes) / w_bytes;
+        let (x_bytes, many) = match tile.rows {
+            ..=64 if beside(8) > 2 => (4 * chunk_bytes, beside(8).min(5)),
+            ..=64 => (chunk_bytes, beside(6).min(5)),
+            _ => (chunk_bytes, 0),
+        };
         let (w_stages, x_stages) = if tile.staged {
             (2, 4)
         } else {
@@ -310,4 +315,39 @@ pub(super) fn route(op: &Matmul, planner: &Planner<'_>) -> Option<bool> {
         None => few,
     };
     (whole && if rows { matvec::fits(&product) } else { product.suits_tiles() }).then_some(rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{formats, text};
+    use super::*;
+    use crate::backend::cuda::nvrtc::{self, Program};
+
+    /// Both sides lay shared memory out by themselves: the compiler compares.
+    #[test]
+    fn the_host_and_the_kernels_agree_on_layouts() {
+        if let Err(error) = nvrtc::version() {
+            eprintln!("skipped: {error}");
+            return;
+        }
+        let mut text = text();
+        for format in formats() {
+            for (groups, sets, rows) in
+                [(2, 1, 256), (2, 2, 128), (3, 1, 128), (4, 1, 64), (4, 1, 48), (2, 2, 48), (2, 2, 64), (4, 1, 32)]
+            {
+                for ragged in [false, format.side == 0] {
+                    let tile = Tile { groups, sets, rows, cluster: 1, staged: rows == 256, ragged };
+                    let Layout { pitch, side_pitch, w_stages, piece, shared_bytes } = Layout::new(format, tile);
+                    let name =
+                        format!("MatMulLayout<{}, {}, {}, {ragged}>", format.name, tile.arguments(), tile.staged);
+                    text += &format!(
+                        "static_assert({name}::PITCH == {pitch} && {name}::SIDE_PITCH == {side_pitch} && {name}::W_STAGES == {w_stages} \
+                         && {name}::PIECE == {piece} && {name}::BYTES == {shared_bytes}, \"{name}\");\n"
+                    );
+                }
+            }
+        }
+        let program = Program { name: "layouts.cu", text: &text, kernel: "hopper_align<>", arch: 90 };
+        nvrtc::compile(&program).unwrap();
+    }
 }

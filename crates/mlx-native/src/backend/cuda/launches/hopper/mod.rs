@@ -298,15 +298,20 @@ pub(crate) fn text() -> String {
     .concat()
 }
 
-/// The kernels of some formats and geometries, for tests that compile them.
+/// The formats that tests compile.
 #[cfg(test)]
-pub(crate) fn pipelines() -> Vec<PipelineKey> {
+fn formats() -> impl Iterator<Item = Format> {
     use crate::format::AffineFormat;
     let affine =
         [4, 8].map(|bits| WeightFormat::Affine(AffineFormat { bits, group_size: 64, scale_dtype: DType::BF16 }));
-    let formats = GgmlType::all().map(WeightFormat::Ggml).chain(affine).filter_map(Format::of);
+    GgmlType::all().map(WeightFormat::Ggml).chain(affine).filter_map(Format::of)
+}
+
+/// The kernels of some formats and geometries, for tests that compile them.
+#[cfg(test)]
+pub(crate) fn pipelines() -> Vec<PipelineKey> {
     let mut keys = vec![key("hopper_align<>".into())];
-    for format in formats {
+    for format in formats() {
         let (name, mv) = (format.name, if format.side > 0 { "hopper_mv_affine" } else { "hopper_mv" });
         for geometry in [
             "2, false, false, false, false",
@@ -336,7 +341,7 @@ pub(crate) fn pipelines() -> Vec<PipelineKey> {
             }
             keys.push(key(format!("hopper_mm<{name}, {tile}>")));
         }
-        let groups = if name == "MXFP4" { "2, 2" } else { "4, 1" };
+        let groups = if ["MXFP4", "Q4_K"].contains(&name) { "2, 2" } else { "4, 1" };
         for rows in [32, 48, 64] {
             keys.push(key(format!("hopper_mm_id<{name}, {groups}, {rows}>")));
         }
