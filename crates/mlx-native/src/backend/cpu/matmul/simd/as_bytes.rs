@@ -55,6 +55,15 @@ macro_rules! levels_as_bytes {
             levels
         }
         #[inline(always)]
+        unsafe fn levels4<const POINTS: usize>(table: &[u32; POINTS], indices: &[u64; 8]) -> [u8; 256] {
+            let mut levels = [0; 256];
+            for (i, levels) in levels.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+                let index = (indices[i / 4] >> (16 * (i % 4))) as usize % POINTS;
+                *levels = Self::expand::<4>(table[index] as u64).to_le_bytes();
+            }
+            levels
+        }
+        #[inline(always)]
         unsafe fn levels3<const POINTS: usize>(table: &[u16; POINTS], indices: &[u64; 16]) -> [u8; 256] {
             let mut levels = [0; 256];
             for (i, levels) in levels.as_chunks_mut::<8>().0.iter_mut().enumerate() {

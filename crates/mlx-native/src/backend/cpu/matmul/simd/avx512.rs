@@ -289,6 +289,18 @@ impl Simd for Avx512 {
         levels::three(table, indices)
     }
     #[inline(always)]
+    unsafe fn levels4<const POINTS: usize>(table: &[u32; POINTS], indices: &[u64; 8]) -> levels::Packed {
+        levels::four(table, indices)
+    }
+    #[inline(always)]
+    unsafe fn long_indices<const BITS: u32, const PITCH: usize>(low: &[u8; 32], high: [u16; 8]) -> [u64; 8] {
+        levels::long_indices::<BITS, PITCH>(low, high)
+    }
+    #[inline(always)]
+    unsafe fn top_nibbles(v: [u32; 8]) -> u64 {
+        levels::top_nibbles(v)
+    }
+    #[inline(always)]
     unsafe fn digits(p: *const u8) -> levels::Packed {
         levels::digits(p)
     }

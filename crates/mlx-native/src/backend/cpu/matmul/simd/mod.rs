@@ -13,7 +13,7 @@ use std::mem::MaybeUninit;
 
 use super::panels::{Columns, Kind, Outputs};
 use super::prepare::Sums;
-use super::source::{Codes, Decode, Decoded, Levels, even_signs};
+use super::source::{Codes, Decode, Decoded, Levels, even_signs, widened};
 use super::tiles::Step;
 use crate::format::fp::e4m3_to_f32;
 use crate::format::ggml::fp4::e8m0_half;
@@ -438,6 +438,24 @@ pub(super) trait Simd: Copy + 'static {
     unsafe fn levels2<const POINTS: usize>(table: &[u16; POINTS], indices: &[u64; 8]) -> Self::Levels;
     /// Four levels of three bits for each of 64 indices.
     unsafe fn levels3<const POINTS: usize>(table: &[u16; POINTS], indices: &[u64; 16]) -> Self::Levels;
+    /// [`levels2`](Simd::levels2) of a table with four bits a level.
+    unsafe fn levels4<const POINTS: usize>(table: &[u32; POINTS], indices: &[u64; 8]) -> Self::Levels;
+    /// Indices of more than eight bits, four to a word: `low`, and above it `BITS` bits of `high[j]`, at PITCH·l for index l of word j.
+    #[inline(always)]
+    unsafe fn long_indices<const BITS: u32, const PITCH: usize>(low: &[u8; 32], high: [u16; 8]) -> [u64; 8] {
+        let mut indices = [0; 8];
+        for (index, (low, high)) in indices.iter_mut().zip(low.as_chunks::<4>().0.iter().zip(high)) {
+            let mask = (1 << BITS) - 1;
+            let above = |l: usize| ((high as u64 >> (PITCH * l)) & mask) << (16 * l + 8);
+            *index = widened(u32::from_le_bytes(*low) as u64) | above(0) | above(1) | above(2) | above(3);
+        }
+        indices
+    }
+    /// A byte for the four highest bits of each.
+    #[inline(always)]
+    unsafe fn top_nibbles(v: [u32; 8]) -> u64 {
+        u64::from_le_bytes(v.map(|v| (v >> 28) as u8))
+    }
     /// The digits in the 52 bytes of a block of TQ1_0 at `p`.
     unsafe fn digits(p: *const u8) -> Self::Levels;
     /// A half's levels at step s of a block, in the lowest bits; any bits may stand above.

@@ -126,7 +126,7 @@ pub(super) fn joined(words: [u16; 4]) -> u64 {
 
 /// Four bytes as four u16.
 #[inline(always)]
-pub(super) fn widened(bytes: u64) -> u64 {
+pub(in super::super) fn widened(bytes: u64) -> u64 {
     let pairs = (bytes | (bytes << 16)) & 0x0000_FFFF_0000_FFFF;
     (pairs | (pairs << 8)) & 0x00FF_00FF_00FF_00FF
 }

@@ -42,7 +42,10 @@ pub(crate) trait Decode: Copy {
     /// The bits of d.
     fn d(&self) -> u16;
     /// Bytes of multipliers: one a sub-block in the first word, or two of them in both.
-    fn multipliers(&self) -> [u64; 2];
+    ///
+    /// # Safety
+    /// The machine has S's instruction set.
+    unsafe fn multipliers<S: Simd>(&self) -> [u64; 2];
     /// A byte of signs for each eight values: word j has those of sub-block j.
     ///
     /// # Safety
@@ -62,39 +65,64 @@ pub(crate) enum Levels {
     Two,
     /// Four of three bits in a grid's point.
     Three,
+    /// Eight of four bits in a grid's point, of which two are used.
+    Four,
     /// Ternary digits.
     Digits,
 }
 
+impl Levels {
+    /// What the bits of a level can say.
+    const fn count(self) -> usize {
+        match self {
+            Levels::Two | Levels::Four | Levels::Digits => 4,
+            Levels::Three => 8,
+        }
+    }
+}
+
 /// The codes of a format for [`Simd::level_codes`]. Sets without lookups of six bits need the first field only.
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only AVX-512 looks up six bits"))]
 pub(crate) struct Codes {
     /// [`Decode::CODES`].
     pub codes: [u8; 16],
-    /// Without and with a sign: the code of level i % 4 or i % 8, whatever the bits above are.
-    pub of_bits: [[u8; 64]; 2],
-    /// With a sign, codes are this less those without one.
-    pub mirror: Option<u8>,
+    /// Without a sign: the code of level i % 4 or i % 8, whatever the bits above are.
+    pub of_bits: [u8; 64],
+    /// What a sign does to them.
+    pub sign: Sign,
+}
+
+/// What a sign does to a code.
+#[derive(Clone, Copy)]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "see `Codes`"))]
+pub(crate) enum Sign {
+    /// It makes it what is missing to this sum.
+    Mirrors(u8),
+    /// It makes it so much less.
+    Lowers(u8),
 }
 
 impl Codes {
     const fn of<B: Decode>() -> Codes {
-        let (codes, levels) = (B::CODES, if matches!(B::LEVELS, Levels::Three) { 8 } else { 4 });
-        let mut of_bits = [[0; 64]; 2];
+        let (codes, levels) = (B::CODES, B::LEVELS.count());
+        let mut of_bits = [0; 64];
         let mut i = 0;
         while i < 64 {
-            of_bits[0][i] = codes[i % levels];
-            of_bits[1][i] = codes[8 + i % levels];
+            of_bits[i] = codes[i % levels];
             i += 1;
         }
-        let mirror = codes[0] + codes[8];
-        let mut mirrors = true;
-        i = 1;
-        while i < levels {
-            mirrors &= codes[i] + codes[8 + i] == mirror;
+        let sum = codes[0] + codes[8];
+        let less = codes[0].wrapping_sub(codes[8]);
+        let (mut mirrors, mut lowers) = (true, true);
+        i = 0;
+        // The fourth code of two bits may be none.
+        while i < if levels == 4 { 3 } else { levels } {
+            mirrors &= codes[i] + codes[8 + i] == sum;
+            lowers &= codes[i].wrapping_sub(codes[8 + i]) == less;
             i += 1;
         }
-        Codes { codes, of_bits, mirror: if mirrors { Some(mirror) } else { None } }
+        assert!(mirrors || lowers || matches!(B::LEVELS, Levels::Digits));
+        Codes { codes, of_bits, sign: if mirrors { Sign::Mirrors(sum) } else { Sign::Lowers(less) } }
     }
 }
 
@@ -180,7 +208,7 @@ unsafe fn decode<S: Simd, B: Decode>(rows: &[*const u8; 4], block: usize) -> Dec
                 Some(signs) => S::sign_words(signs),
                 None => [0; 4],
             }),
-            multipliers: four!(|r| blocks[r].multipliers()),
+            multipliers: four!(|r| blocks[r].multipliers::<S>()),
             d: joined(four!(|r| blocks[r].d())),
         }
     }
@@ -205,12 +233,24 @@ pub(in super::super) mod isa {
     every_set!(compiled);
 }
 
-static IQ1: [u16; 2048] = grids::IQ1;
+/// Four bits a level: too large for registers, the table is read entry by entry.
+static IQ1: [u32; 2048] = nibbles(&grids::IQ1);
 static IQ2_XXS: [u16; 256] = grids::IQ2_XXS;
 static IQ2_XS: [u16; 512] = grids::IQ2_XS;
 static IQ2_S: [u16; 1024] = grids::IQ2_S;
 static IQ3_XXS: [u16; 256] = grids::IQ3_XXS;
 static IQ3_S: [u16; 512] = grids::IQ3_S;
+
+/// Points with four bits a level instead of two.
+const fn nibbles<const POINTS: usize>(points: &[u16; POINTS]) -> [u32; POINTS] {
+    let mut wide = [0; POINTS];
+    let mut i = 0;
+    while i < 8 * POINTS {
+        wide[i / 8] |= ((points[i / 8] >> (2 * (i % 8)) & 3) as u32) << (4 * (i % 8));
+        i += 1;
+    }
+    wide
+}
 
 /// 64 ± magnitude.
 const fn magnitudes(levels: [u8; 8]) -> [u8; 16] {
@@ -265,16 +305,6 @@ fn eight(f: impl Fn(usize) -> u32) -> [u32; 8] {
     words
 }
 
-/// A byte for each of eight numbers.
-#[inline(always)]
-fn bytes(f: impl Fn(usize) -> u64) -> u64 {
-    let mut bytes = [0; 8];
-    for (j, byte) in bytes.iter_mut().enumerate() {
-        *byte = f(j) as u8;
-    }
-    u64::from_le_bytes(bytes)
-}
-
 /// Sixteen multipliers of four bits.
 #[inline(always)]
 fn nibble_multipliers(nibbles: [u8; 8]) -> [u64; 2] {
@@ -294,9 +324,10 @@ impl Decode for BlockIQ2_XXS {
         self.d.to_bits()
     }
     #[inline(always)]
-    fn multipliers(&self) -> [u64; 2] {
+    unsafe fn multipliers<S: Simd>(&self) -> [u64; 2] {
         let words: [u64; 8] = words(self.qs);
-        [bytes(|j| words[j] >> 60), 0]
+        // SAFETY: the caller's promise.
+        [unsafe { S::top_nibbles(eight(|j| (words[j] >> 32) as u32)) }, 0]
     }
     #[inline(always)]
     unsafe fn signs<S: Simd>(&self) -> Option<[u32; 8]> {
@@ -324,7 +355,7 @@ impl Decode for BlockIQ2_XS {
         self.d.to_bits()
     }
     #[inline(always)]
-    fn multipliers(&self) -> [u64; 2] {
+    unsafe fn multipliers<S: Simd>(&self) -> [u64; 2] {
         nibble_multipliers(self.scales)
     }
     #[inline(always)]
@@ -359,7 +390,7 @@ impl Decode for BlockIQ2_S {
         self.d.to_bits()
     }
     #[inline(always)]
-    fn multipliers(&self) -> [u64; 2] {
+    unsafe fn multipliers<S: Simd>(&self) -> [u64; 2] {
         nibble_multipliers(self.scales)
     }
     #[inline(always)]
@@ -368,15 +399,8 @@ impl Decode for BlockIQ2_S {
     }
     #[inline(always)]
     unsafe fn levels<S: Simd>(&self, _: *const u8) -> S::Levels {
-        let qs: [u32; 8] = words(self.qs);
-        let index = |j: usize| {
-            // Two bits for each index.
-            let high = self.qh[j] as u64;
-            let high = (high | (high << 14) | (high << 28) | (high << 42)) & 0x0003_0003_0003_0003;
-            widened(qs[j] as u64) | (high << 8)
-        };
         // SAFETY: the caller's promise.
-        unsafe { S::levels2(&IQ2_S, &indices(index)) }
+        unsafe { S::levels2(&IQ2_S, &S::long_indices::<2, 2>(&self.qs, self.qh.map(u16::from))) }
     }
 }
 
@@ -392,9 +416,9 @@ impl Decode for BlockIQ3_XXS {
         self.d.to_bits()
     }
     #[inline(always)]
-    fn multipliers(&self) -> [u64; 2] {
-        let signs: [u32; 8] = words(self.scales_and_signs);
-        [bytes(|j| (signs[j] >> 28) as u64), 0]
+    unsafe fn multipliers<S: Simd>(&self) -> [u64; 2] {
+        // SAFETY: the caller's promise.
+        [unsafe { S::top_nibbles(words(self.scales_and_signs)) }, 0]
     }
     #[inline(always)]
     unsafe fn signs<S: Simd>(&self) -> Option<[u32; 8]> {
@@ -421,7 +445,7 @@ impl Decode for BlockIQ3_S {
         self.d.to_bits()
     }
     #[inline(always)]
-    fn multipliers(&self) -> [u64; 2] {
+    unsafe fn multipliers<S: Simd>(&self) -> [u64; 2] {
         [nibble_bytes(u32::from_le_bytes(self.scales)), 0]
     }
     #[inline(always)]
@@ -430,22 +454,21 @@ impl Decode for BlockIQ3_S {
     }
     #[inline(always)]
     unsafe fn levels<S: Simd>(&self, _: *const u8) -> S::Levels {
-        let qs: [u32; 16] = words(self.qs);
-        let index = |j: usize| {
-            // A bit for each index.
-            let high = (self.qh[j / 2] >> (4 * (j % 2))) as u64;
-            let high = (high | (high << 15) | (high << 30) | (high << 45)) & 0x0001_0001_0001_0001;
-            widened(qs[j] as u64) | (high << 8)
-        };
+        let qs: [[u8; 32]; 2] = words(self.qs);
+        let qh: [u32; 2] = words(self.qh);
+        let high = |half: usize| nibble_bytes(qh[half]).to_le_bytes().map(u16::from);
         // SAFETY: the caller's promise.
-        unsafe { S::levels3(&IQ3_S, &indices(index)) }
+        unsafe {
+            let [low, high] = [S::long_indices::<1, 1>(&qs[0], high(0)), S::long_indices::<1, 1>(&qs[1], high(1))];
+            S::levels3(&IQ3_S, &words([low, high]))
+        }
     }
 }
 
 impl Decode for BlockIQ1_S {
     const HALVES: bool = false;
     const OFFSET: i32 = 16;
-    const LEVELS: Levels = Levels::Two;
+    const LEVELS: Levels = Levels::Four;
     const CODES: [u8; 16] = IQ1_CODES;
     const FACTOR: f32 = 0.25;
 
@@ -454,8 +477,9 @@ impl Decode for BlockIQ1_S {
         self.d.to_bits()
     }
     #[inline(always)]
-    fn multipliers(&self) -> [u64; 2] {
-        [bytes(|j| (self.qh[j] as u64 >> 12) & 7), 0]
+    unsafe fn multipliers<S: Simd>(&self) -> [u64; 2] {
+        // The top bit of a nibble is a sign. SAFETY: the caller's promise.
+        [unsafe { S::top_nibbles(eight(|j| (self.qh[j] as u32) << 16)) } & 0x0707_0707_0707_0707, 0]
     }
     #[inline(always)]
     unsafe fn signs<S: Simd>(&self) -> Option<[u32; 8]> {
@@ -463,15 +487,8 @@ impl Decode for BlockIQ1_S {
     }
     #[inline(always)]
     unsafe fn levels<S: Simd>(&self, _: *const u8) -> S::Levels {
-        let qs: [u32; 8] = words(self.qs);
-        let index = |j: usize| {
-            // Three bits for each index.
-            let high = (self.qh[j] & 0x0FFF) as u64;
-            let high = (high | (high << 13) | (high << 26) | (high << 39)) & 0x0007_0007_0007_0007;
-            widened(qs[j] as u64) | (high << 8)
-        };
         // SAFETY: the caller's promise.
-        unsafe { S::levels2(&IQ1, &indices(index)) }
+        unsafe { S::levels4(&IQ1, &S::long_indices::<3, 3>(&self.qs, self.qh)) }
     }
 }
 
@@ -486,7 +503,7 @@ impl BlockIQ1_M {
 impl Decode for BlockIQ1_M {
     const HALVES: bool = true;
     const OFFSET: i32 = 16;
-    const LEVELS: Levels = Levels::Two;
+    const LEVELS: Levels = Levels::Four;
     const CODES: [u8; 16] = IQ1_CODES;
     const FACTOR: f32 = 0.25;
 
@@ -495,7 +512,7 @@ impl Decode for BlockIQ1_M {
         BlockIQ1_M::d(self).to_bits()
     }
     #[inline(always)]
-    fn multipliers(&self) -> [u64; 2] {
+    unsafe fn multipliers<S: Simd>(&self) -> [u64; 2] {
         // Four times three bits in each u16.
         let bits = u64::from_le_bytes(self.scales);
         let of_pair = |pair: u64| {
@@ -516,14 +533,8 @@ impl Decode for BlockIQ1_M {
     }
     #[inline(always)]
     unsafe fn levels<S: Simd>(&self, _: *const u8) -> S::Levels {
-        let qs: [u32; 8] = words(self.qs);
-        let index = |j: usize| {
-            let high = (self.nibbles(j) & 0x7777) as u64;
-            let high = (high | (high << 12) | (high << 24) | (high << 36)) & 0x0007_0007_0007_0007;
-            widened(qs[j] as u64) | (high << 8)
-        };
         // SAFETY: the caller's promise.
-        unsafe { S::levels2(&IQ1, &indices(index)) }
+        unsafe { S::levels4(&IQ1, &S::long_indices::<3, 4>(&self.qs, words(self.qh))) }
     }
 }
 
@@ -539,7 +550,7 @@ impl Decode for BlockTQ1_0 {
         self.d.to_bits()
     }
     #[inline(always)]
-    fn multipliers(&self) -> [u64; 2] {
+    unsafe fn multipliers<S: Simd>(&self) -> [u64; 2] {
         [0; 2]
     }
     #[inline(always)]

@@ -1,7 +1,7 @@
 //! Where weight codes and scales come from: one [`Source`] for each family of formats, and the choice of a kernel.
 
 mod blocks;
-mod decoded;
+pub(super) mod decoded;
 mod groups;
 mod k_quants;
 
@@ -13,6 +13,7 @@ use crate::format::ggml::{
     BlockIQ1_M, BlockIQ1_S, BlockIQ2_S, BlockIQ2_XS, BlockIQ2_XXS, BlockIQ3_S, BlockIQ3_XXS, BlockTQ1_0,
 };
 use crate::format::{FpMode, GgmlType, WeightFormat};
+pub(super) use blocks::widened;
 use decoded::Blocks;
 pub(super) use decoded::isa as decode;
 pub(super) use decoded::{Codes, Decode, Decoded, Levels, even_signs};

@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::*;
 
-use super::super::super::source::{Codes, Levels};
+use super::super::super::source::decoded::{Codes, Levels, Sign};
 use super::super::Simd;
 use super::Avx512;
 
@@ -52,6 +52,41 @@ pub(super) unsafe fn two<const POINTS: usize>(table: &[u16; POINTS], indices: &[
 pub(super) unsafe fn three<const POINTS: usize>(table: &[u16; POINTS], indices: &[u64; 16]) -> Packed {
     let p = indices.as_ptr();
     [points(table, Avx512::load(p.cast())), points(table, Avx512::load(p.add(8).cast()))]
+}
+
+/// See [`Simd::levels4`].
+#[inline(always)]
+pub(super) unsafe fn four<const POINTS: usize>(table: &[u32; POINTS], indices: &[u64; 8]) -> Packed {
+    // Through memory: the load units have time, and taking indices out of a vector costs more.
+    let p = (&raw const *indices).cast::<u16>();
+    let entry = |i: usize| *table.get_unchecked(p.add(i).read_volatile() as usize % POINTS) as i32;
+    let lane = |i: usize| _mm_set_epi32(entry(4 * i + 3), entry(4 * i + 2), entry(4 * i + 1), entry(4 * i));
+    let step = |s: usize| {
+        let v = _mm512_castsi128_si512(lane(4 * s));
+        let v = _mm512_inserti32x4::<1>(v, lane(4 * s + 1));
+        let v = _mm512_inserti32x4::<2>(v, lane(4 * s + 2));
+        _mm512_inserti32x4::<3>(v, lane(4 * s + 3))
+    };
+    [step(0), step(1)]
+}
+
+/// See [`Simd::long_indices`].
+#[inline(always)]
+pub(super) unsafe fn long_indices<const BITS: u32, const PITCH: usize>(low: &[u8; 32], high: [u16; 8]) -> [u64; 8] {
+    let p = PITCH as u8;
+    let fields = _mm512_set1_epi64(i64::from_le_bytes([0, 0, 0, p, 0, 2 * p, 0, 3 * p]));
+    let high = _mm512_cvtepu16_epi64(_mm_loadu_si128(high.as_ptr().cast()));
+    let high = _mm512_multishift_epi64_epi8(fields, high);
+    let high = _mm512_and_si512(high, _mm512_set1_epi16(((1 << BITS) - 1) << 8));
+    let low = _mm512_cvtepu8_epi16(_mm256_loadu_si256(low.as_ptr().cast()));
+    std::mem::transmute::<__m512i, [u64; 8]>(_mm512_or_si512(low, high))
+}
+
+/// See [`Simd::top_nibbles`].
+#[inline(always)]
+pub(super) unsafe fn top_nibbles(v: [u32; 8]) -> u64 {
+    let nibbles = _mm256_srli_epi32::<28>(_mm256_loadu_si256(v.as_ptr().cast()));
+    _mm_cvtsi128_si64(_mm256_cvtepi32_epi8(nibbles)) as u64
 }
 
 /// For each byte of TQ1_0 its first four digits, two bits each, and its last.
@@ -129,6 +164,10 @@ pub(super) unsafe fn at(levels: &Packed, kind: Levels, s: usize, half: usize) ->
             let [a, b] = fields.map(i64::from_le_bytes);
             _mm512_multishift_epi64_epi8(set([a, b, a, b, a, b, a, b]), v)
         }
+        Levels::Four => {
+            let v = levels[s];
+            Avx512::zip_bytes(v, _mm512_srli_epi64::<4>(v))[half]
+        }
         Levels::Digits if s == 0 => {
             // Sub-block i is digit i of the first 32 bytes.
             let bytes = if half == 0 {
@@ -149,10 +188,10 @@ pub(super) unsafe fn at(levels: &Packed, kind: Levels, s: usize, half: usize) ->
 /// See [`Simd::level_codes`].
 #[inline(always)]
 pub(super) unsafe fn codes(levels: __m512i, signs: u64, codes: &Codes) -> __m512i {
-    let plain = _mm512_permutexvar_epi8(levels, Avx512::load(codes.of_bits[0].as_ptr()));
-    match codes.mirror {
-        Some(mirror) => _mm512_mask_sub_epi8(plain, signs, _mm512_set1_epi8(mirror as i8), plain),
-        None => _mm512_mask_permutexvar_epi8(plain, signs, levels, Avx512::load(codes.of_bits[1].as_ptr())),
+    let plain = _mm512_permutexvar_epi8(levels, Avx512::load(codes.of_bits.as_ptr()));
+    match codes.sign {
+        Sign::Mirrors(sum) => _mm512_mask_sub_epi8(plain, signs, _mm512_set1_epi8(sum as i8), plain),
+        Sign::Lowers(less) => _mm512_mask_sub_epi8(plain, signs, plain, _mm512_set1_epi8(less as i8)),
     }
 }
 
