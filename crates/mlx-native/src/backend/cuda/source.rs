@@ -224,7 +224,11 @@ mod tests {
             Library::MatVec(weight) | Library::MatMat(weight) => {
                 !matches!(weight, WeightText::Affine { bits: 1 | 3 | 5 | 6, .. })
             }
-            Library::Hopper => ["hopper_mm<", "hopper_mv_id<"].iter().any(|name| key.function.starts_with(name)),
+            Library::Hopper => {
+                let function = &key.function;
+                function.contains("ONE_ROW")
+                    || ["hopper_mm<", "hopper_mv_id<"].iter().any(|name| function.starts_with(name))
+            }
             library => matches!(library, Library::Flash | Library::Attention | Library::Heads),
         }
     }

@@ -23,6 +23,9 @@ DI void memory_fence() {
     asm volatile("fence.proxy.async;" ::: "memory");
     __threadfence();
 }
+// Named barriers: `sync` waits until so many threads have come, `join` does not; a warp comes as one.
+DI void barrier_sync(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+DI void barrier_join(int id, int threads) { asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 template <int ID, int THREADS> DI void named_sync() { asm volatile("bar.sync %0, %1;" ::"n"(ID), "n"(THREADS) : "memory"); }
 template <int ID, int THREADS> DI void named_arrive() { asm volatile("bar.arrive %0, %1;" ::"n"(ID), "n"(THREADS) : "memory"); }
 

@@ -79,7 +79,7 @@ template <class F, int PARTS, class X> DI void make_operands(int m, u32 k, const
                         *(u16*)(smem + to[e] + (unit * 8 + j * 4) * pitch + column * 64) = (u16)pack_halves(r * lower[e], 0.f);
                     }
                     if constexpr (F::OFFSET != 0 || F::MINIMUM) {
-                        sum = sum_of_group<F, FOLDED<F, true>>(sum);
+                        sum = sum_of_group<F, FOLDED<F, ONE_ROW>>(sum);
                         if (lane % (F::SUB / 4) == 0) *(float*)(smem + sum_to + (unit * GROUPS + j * (GROUPS / 2)) * 32 + column * 4) = sum;
                     }
                 }
@@ -104,7 +104,10 @@ DI void route(const u8* weights, const float* x, float* y, const HopperExpertArg
     const int teams = WARPS / a.span, pieces = (units + a.piece - 1) / a.piece, depth = up((a.stages + teams - 1) / teams, pieces) + pieces;
     auto full = [&](int team, int turn) { return barriers + 8 * (team * depth + turn) + L::FULL; };
     auto empty = [&](int slot) { return barriers + 8 * slot + L::EMPTY; };
-    if (!RAGGED && threadIdx.x == WARPS * 32) prefetch_map(map);
+    if (threadIdx.x == WARPS * 32) {
+        if (!RAGGED) prefetch_map(map);
+        if (F::AFFINE) prefetch_map(scales), prefetch_map(biases);
+    }
     if (threadIdx.x == 0) {
         for (int i = 0; i < teams * depth; i++) barrier_init(full(0, i), 1);
         for (int i = 0; i < a.stages; i++) barrier_init(empty(i), a.span);
@@ -221,7 +224,7 @@ DI void route(const u8* weights, const float* x, float* y, const HopperExpertArg
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 112;");
         make_operands<F, PARTS>(a.m, a.k, [&](int token) { return x + (u64)(a.first + token) * a.x_row; }, operands, table, inverse);
-        if constexpr (FOLDED<F, true>) {
+        if constexpr (FOLDED<F, ONE_ROW>) {
             named_sync<3, THREADS>();
             for (int unit = warp; unit < units; unit += WARPS) fold_sums<F>(table + unit * GROUPS * 32);
         }
@@ -233,12 +236,15 @@ DI void route(const u8* weights, const float* x, float* y, const HopperExpertArg
             if (threadIdx.x == 0) atomicMin(fault, (u64)all << 32 | known[slot]);
         }
         const int team = warp / a.span, place = warp - team * a.span;
-        const u32 row = g * a.pitch, side = 16 * a.pitch + g * a.side_pitch, own = operands + lane * 16;
+        const u32 row = g * a.pitch, side = 16 * a.pitch + g * a.side_pitch;
         const bool has_column = g < columns;
+        u32 own[4];
+        own_columns(own);
         int slot = team * pieces, next = 0, phase = 0, turn = 0;
 #pragma unroll 1
         for (int i = team; team < teams; i += teams) {
-            u32 entry, expert = 0, wants = 0, strip = 0;
+            u32 entry, expert = 0, wants = 0, strip = 0, column[2] = {0, 0};
+            bool narrow = true;
             float total[4] = {0.f, 0.f, 0.f, 0.f};
 #pragma unroll 1
             for (int start = 0; start < units; start += a.piece) {
@@ -249,23 +255,45 @@ DI void route(const u8* weights, const float* x, float* y, const HopperExpertArg
                     entry = ring[i & (MOST_PENDING - 1)];
                     if (entry == NO_STRIP) break;
                     expert = wanted[entry >> 24] & 0xffff, wants = wanted[entry >> 24] >> 16, strip = entry & 0xffffff;
+                    // Two columns for one token, or two: four groups find room beside one another.
+                    narrow = __popc(wants) <= 3 - PARTS;
+                    column[0] = PARTS * (__ffs(wants) - 1), column[1] = PARTS == 2 ? column[0] + 1 : 31 - __clz(wants);
                 }
                 const u32 at = slot * a.stage_bytes;
                 const int stop = min((int)a.piece, units - start);
 #pragma unroll 1
                 for (int inside = place; inside < stop; inside += a.span) {
                     const int unit = start + inside;
+                    const u32 scales_of_x = inverse + unit * 32, sums_of_x = table + unit * GROUPS * 32;
                     u32 b[16][2], top = at + row + inside * F::UNIT, bottom = top + 8 * a.pitch;
+                    if (narrow) {
+                        const u32 from = operands + t * 16 + (g & 1 ? column[1] : column[0]) * 64 + unit * 8 * 64 * columns;
 #pragma unroll
-                    for (int s = 0; s < 8; s++) {
-                        const uint4 v = has_column ? *(const uint4*)(smem + own + (unit * 8 + s) * 64 * columns) : make_uint4(0, 0, 0, 0);
-                        b[2 * s][0] = v.x, b[2 * s][1] = v.y, b[2 * s + 1][0] = v.z, b[2 * s + 1][1] = v.w;
+                        for (int i = 0; i < 4; i++) {
+                            const int step = own_step<F>(g >> 1, i);
+                            const uint2 v = *(const uint2*)(smem + from + step / 2 * 64 * columns + step % 2 * 8);
+                            b[i][0] = v.x, b[i][1] = v.y;
+                        }
+                    } else {
+#pragma unroll
+                        for (int s = 0; s < 8; s++) {
+                            const uint4 v = has_column ? *(const uint4*)(smem + operands + lane * 16 + (unit * 8 + s) * 64 * columns) : make_uint4(0, 0, 0, 0);
+                            b[2 * s][0] = v.x, b[2 * s][1] = v.y, b[2 * s + 1][0] = v.z, b[2 * s + 1][1] = v.w;
+                        }
                     }
                     float acc[4] = {0.f, 0.f, 0.f, 0.f};
                     auto run = [&](auto row0, auto row1) {
                         row0.scales = smem + at + side + inside * side_of<F>() + (start * side_of<F>() & 15), row1.scales = row0.scales + 8 * a.side_pitch;
                         row0.biases = row0.scales + 16 * a.side_pitch, row1.biases = row1.scales + 16 * a.side_pitch;
-                        multiply_unit<F, decltype(row0)::PAST, TAIL, FOLDED<F, true>>(row0, row1, t, b, table + unit * GROUPS * 32, (int)a.k - unit * 256, acc);
+                        const int valid = (int)a.k - unit * 256;
+                        if (narrow) {
+                            auto of_group = [&](int i) {
+                                const u32 from = sums_of_x + 32 * t + 128 * i;
+                                return make_float2(*(const float*)(smem + from + 4 * column[0]), *(const float*)(smem + from + 4 * column[1]));
+                            };
+                            auto fold = [&]() { return g < 2 ? *(const uint4*)(smem + sums_of_x + 64 * (g & 1 ? column[1] : column[0]) + 16 * t) : make_uint4(0, 0, 0, 0); };
+                            multiply_spread<F, decltype(row0)::PAST, TAIL>(row0, row1, t, *(const u32 (*)[4][2])b, own, of_group, fold, valid, acc);
+                        } else multiply_unit<F, decltype(row0)::PAST, TAIL, FOLDED<F, ONE_ROW>>(row0, row1, t, b, sums_of_x, valid, acc);
                     };
                     if constexpr (RAGGED) {
                         const u64 from = (u64)weights + expert * a.w_matrix + start * F::UNIT;
@@ -276,7 +304,8 @@ DI void route(const u8* weights, const float* x, float* y, const HopperExpertArg
                     } else if constexpr (F::UNIT % 4 == 0) run(Row<0>{smem + top}, Row<0>{smem + bottom});
                     else if (inside & 1) run(Row<16>{smem + top - 2}, Row<16>{smem + bottom - 2});
                     else run(Row<0>{smem + top}, Row<0>{smem + bottom});
-                    const float2 back = *(const float2*)(smem + inverse + unit * 32 + 8 * t);
+                    const u32 first = narrow ? column[0] : 2 * t, second = narrow ? column[1] : 2 * t + 1;
+                    const float2 back = make_float2(*(const float*)(smem + scales_of_x + 4 * first), *(const float*)(smem + scales_of_x + 4 * second));
                     total[0] = fmaf(acc[0], back.x, total[0]), total[1] = fmaf(acc[1], back.y, total[1]);
                     total[2] = fmaf(acc[2], back.x, total[2]), total[3] = fmaf(acc[3], back.y, total[3]);
                 }
@@ -289,7 +318,18 @@ DI void route(const u8* weights, const float* x, float* y, const HopperExpertArg
             // One buffer while the sums before are still read.
             const u32 sums = areas + (warp - place) * 128 * a.m + 64 * a.m * turn;
             float* const mine = (float*)(smem + sums + place * 128 * a.m);
-            if constexpr (PARTS == 2) {
+            if (narrow) {
+                if constexpr (PARTS == 2) {
+                    const float sum = sum_of_quad(total, t);
+                    if (t < 2) mine[8 * column[0] + 8 * t + g] = sum;
+                } else { // a column and a row of the two for each lane of a quad
+                    float sums[2];
+#pragma unroll
+                    for (int r = 0; r < 2; r++) sums[r] = (t & 1 ? total[2 * r + 1] : total[2 * r]) + __shfl_xor_sync(~0u, t & 1 ? total[2 * r] : total[2 * r + 1], 1);
+                    const float sum = (t & 2 ? sums[1] : sums[0]) + __shfl_xor_sync(~0u, t & 2 ? sums[0] : sums[1], 2);
+                    if (!(t & 1) || column[0] != column[1]) mine[16 * (t & 1 ? column[1] : column[0]) + 8 * (t >> 1) + g] = sum;
+                }
+            } else if constexpr (PARTS == 2) {
                 if (wants >> t & 1) mine[t * 16 + g] = total[0] + total[1], mine[t * 16 + g + 8] = total[2] + total[3];
             } else {
                 if (wants >> 2 * t & 1) mine[2 * t * 16 + g] = total[0], mine[2 * t * 16 + g + 8] = total[2];

@@ -37,6 +37,13 @@ template <int SHIFT> struct Row {
         return prmt(w, w, offset & 2 ? 0x3232 : 0x1010);
     }
     DI u32 byte(u32 offset) const { return word(offset & ~3u) >> (8 * (offset & 3)) & 255; }
+    // The unit's first byte, and the two bytes at an even offset from it that a lane chooses.
+    DI const u8* start() const { return at + (SHIFT < 0 ? bits >> 3 : SHIFT / 8); }
+    DI u32 two_bytes(u32 offset) const {
+        const u8* from = start() + offset;
+        if constexpr (SHIFT < 0) return from[0] | from[1] << 8;
+        else return *(const u16*)from;
+    }
     // Four of the 16 bytes at the constant `offset` for lane t: bytes 4t - a + 0..3 (mod 16), a = offset % 4.
     DI u32 quad(u32 offset, int t) const {
         const u32 a = offset & 3;
@@ -44,6 +51,11 @@ template <int SHIFT> struct Row {
         if (a == 0) return w;
         u32 end = word(offset - a + 16);
         return prmt(w, end, t ? 0x3210 : a == 1 ? 0x3214 : a == 2 ? 0x3254 : 0x3654);
+    }
+    // Lane t's four of the 16 bytes at the even constant `offset`, in order.
+    DI u32 even_quad(u32 offset, int t) const {
+        const Row own = lane(t);
+        return offset & 2 ? prmt(own.word(offset - 2), own.word(offset + 2), 0x5432) : own.word(offset);
     }
 };
 
@@ -97,11 +109,16 @@ struct Plain { // what most formats have in common
     // groups, 4t and 4t + 2, then 4t + 1 and 4t + 3, as pairs of halves. NEVER, or WHEN_PREPARED: beside the conversion of x registers run out.
     enum Fold { NEVER, WHEN_PREPARED, ALWAYS };
     static constexpr Fold FOLD = NEVER;
+    static constexpr bool HIGH_APART = false; // `multiply_spread` takes high bits, as `high_bits` gives them, as operands of their own
     static constexpr bool PAIRED = false; // runs of 16 values alternate between two steps
     struct Head {};
     template <class R> DI static Head head(const R&) { return {}; }
-    DI static float unit_scale(const Head&) { return 1.0f; }
-    DI static float unit_minimum(const Head&) { return 1.0f; }
+    template <class H> DI static float unit_scale(const H&) { return 1.0f; }
+    template <class H> DI static float unit_minimum(const H&) { return 1.0f; }
+    // Where four groups are multiplied side by side (`multiply_spread`), lane t has the groups 4 i + t in the order of the steps: what it takes from a row for them.
+    struct Own {};
+    template <class R> DI static Own own(const R&, int) { return {}; }
+    template <class R> DI static float own_minimum(const R&, const Own&, int, int) { return 0.0f; }
     template <class R> DI static float minimum(const R&, const Head&, int, int) { return 0.0f; }
 };
 
@@ -117,6 +134,7 @@ template <int BLOCK, int QS> struct Blocks : Plain {
     static constexpr bool HALVES = true;
     template <class R> DI static u32 half_scale(const R& row, const Head&, int c, int group) { return row.half((2 * c + group) * BLOCK); }
     template <class R> DI static float scale(const R& row, const Head& head, int c, int group) { return low_half(half_scale(row, head, c, group)); }
+    template <class R> DI static float own_scale(const R& row, const Plain::Own&, int i, int t) { return low_half(row.two_bytes(BLOCK * t + 4 * BLOCK * i)); }
 };
 struct Q4_0 : Blocks<18, 2> { static constexpr int OFFSET = 8; };
 struct Q4_1 : Blocks<20, 4> {
@@ -124,21 +142,22 @@ struct Q4_1 : Blocks<20, 4> {
     static constexpr Plain::Fold FOLD = Plain::ALWAYS;
     template <class R> DI static u32 half_minimum(const R& row, const Head&, int c, int group) { return row.half((2 * c + group) * 20 + 2); }
     template <class R> DI static float minimum(const R& row, const Head& head, int c, int group) { return low_half(half_minimum(row, head, c, group)); }
+    template <class R> DI static float own_scale(const R& row, const Own&, int i, int t) { return low_half(row.moved(20 * t).word(80 * i)); }
+    template <class R> DI static float own_minimum(const R& row, const Own&, int i, int t) { return high_half(row.moved(20 * t).word(80 * i)); }
     template <class R> DI static void minimums(const R& row, const Head&, int t, u32 (&m)[1]) { m[0] = prmt(row.moved(40 * t).word(0), row.moved(40 * t).word(20), 0x7632); }
 };
 // A fifth bit each in 32 bits at QH.
 template <int BLOCK, int QH, int QS> struct FiveBits : Blocks<BLOCK, QS> {
     using typename Plain::Head;
+    DI static constexpr int place(int i) { return (i & ~15) + nibble_place(i & 15, 0); }
     template <u32 MAGIC, class R> DI static void bits(const R& row, const Head&, int c, int t, u32 (&q)[4][2]) {
+        // A product spreads the four bits of a quad, which a byte's lower or upper half has: the first and third to bits 4 and 20, the others one further on.
+        const u32 spread = t & 1 ? 0x00004001u : 0x00040010u;
+        const u8* const fifths = row.start() + (t >> 1);
 #pragma unroll
         for (int j = 0; j < 2; j++) {
-            const int block = (2 * c + j) * BLOCK, a = (block + QS) & 3;
-            u32 w = row.quad(block + QS, t), y = w >> 8, h = row.word((block + QH) & ~3);
-            if ((block + QH) & 2) h = prmt(h, row.word(((block + QH) & ~3) + 4), 0x5432);
-            // The four bits that belong to the quad, low and high values apart, at bit 4 of four lanes of 16 (nibbles spread by a product).
-            const u32 from = (4 * t - a) & 15;
-            const u32 low_bits = a ? prmt(h, h, 0x1010) >> from : h >> from, high_bits = a ? prmt(h, h, 0x3232) >> from : low_bits >> 16;
-            const u32 low = (low_bits & 15) * 0x00040010u, high = (high_bits & 15) * 0x00400100u;
+            const int block = (2 * c + j) * BLOCK;
+            const u32 w = row.even_quad(block + QS, t), y = w >> 8, low = fifths[block + QH] * spread, high = fifths[block + QH + 2] * (spread << 4);
             q[2 * j][0] = and_or(w, 0x000f000fu, and_or(low, 0x00100010u, MAGIC));
             q[2 * j][1] = and_or(y, 0x000f000fu, and_or(low >> 1, 0x00100010u, MAGIC));
             q[2 * j + 1][0] = and_or(w, 0x00f000f0u, and_or(high, 0x01000100u, MAGIC));
@@ -152,6 +171,8 @@ struct Q5_1 : FiveBits<24, 4, 8> {
     static constexpr Plain::Fold FOLD = Plain::ALWAYS;
     template <class R> DI static u32 half_minimum(const R& row, const Head&, int c, int group) { return row.half((2 * c + group) * 24 + 2); }
     template <class R> DI static float minimum(const R& row, const Head& head, int c, int group) { return low_half(half_minimum(row, head, c, group)); }
+    template <class R> DI static float own_scale(const R& row, const Own&, int i, int t) { return low_half(row.moved(24 * t).word(96 * i)); }
+    template <class R> DI static float own_minimum(const R& row, const Own&, int i, int t) { return high_half(row.moved(24 * t).word(96 * i)); }
     template <class R> DI static void minimums(const R& row, const Head&, int t, u32 (&m)[1]) { m[0] = prmt(row.moved(48 * t).word(0), row.moved(48 * t).word(24), 0x7632); }
 };
 struct Q8_0 : Plain {
@@ -165,6 +186,7 @@ struct Q8_0 : Plain {
     static constexpr bool HALVES = true;
     template <class R> DI static u32 half_scale(const R& row, const Head&, int c, int group) { return row.half((2 * c + group) * 34); }
     template <class R> DI static float scale(const R& row, const Head& head, int c, int group) { return low_half(half_scale(row, head, c, group)); }
+    template <class R> DI static float own_scale(const R& row, const Own&, int i, int t) { return low_half(row.two_bytes(34 * t + 136 * i)); }
 };
 
 // ---- codebooks of 16 ----
@@ -189,6 +211,7 @@ struct IQ4_NL : Codebook<18, 2> {
     static constexpr bool HALVES = true;
     template <class R> DI static u32 half_scale(const R& row, const Head&, int c, int group) { return row.half((2 * c + group) * 18); }
     template <class R> DI static float scale(const R& row, const Head& head, int c, int group) { return low_half(half_scale(row, head, c, group)); }
+    template <class R> DI static float own_scale(const R& row, const Own&, int i, int t) { return low_half(row.two_bytes(18 * t + 72 * i)); }
 };
 struct IQ4_XS : Codebook<16, 8> {
     static constexpr int UNIT = 136, OFFSET = 128;
@@ -206,7 +229,13 @@ struct IQ4_XS : Codebook<16, 8> {
     static constexpr bool HALVES = true;
     template <class R> DI static u32 half_scale(const R&, const Head& head, int c, int group) { return spread(hmul2(integers(pair(head, c) | HALF_1024, 32), spread(head.d, 0)), group); }
     template <class R> DI static float scale(const R&, const Head& head, int c, int group) { return subnormal(hadd2(pair(head, c), minus_subnormals(32)), group); }
-    DI static float unit_scale(const Head& head) { return low_half(head.d) / SUBNORMAL; }
+    template <class H> DI static float unit_scale(const H& head) { return low_half(head.d) / SUBNORMAL; }
+    struct Own { u32 d, scales; }; // those of the groups t and 4 + t
+    template <class R> DI static Own own(const R& row, int t) {
+        const u32 d = row.word(0), low = row.word(4) >> 4 * t, high = d >> (16 + 2 * t);
+        return {d, hadd2((low & 0x000f000fu) | (high << 4 & 0x30) | (high << 12 & 0x300000), minus_subnormals(32))};
+    }
+    template <class R> DI static float own_scale(const R&, const Own& own, int i, int) { return subnormal(own.scales, i); }
 };
 // Shifts left where the multipliers are idle.
 DI u32 times(u32 w, u32 factor) { return w * factor; }
@@ -233,7 +262,7 @@ struct MXFP4 : Plain {
         return pack_halves(s, s);
     }
     // Undoes a reference: times 2^(HEADROOM + 1) this is its weights' power of two.
-    DI static float of_reference(int reference) { return __uint_as_float(reference < 2 ? 0x00200000u << reference : (u32)(reference - 1) << 23); }
+    DI static float of_reference(int reference) { return __int_as_float(max(reference * 0x00800000 - 0x00800000, reference * 0x00200000 + 0x00200000)); }
     template <u32 MAGIC, class R> DI static void bits(const R& row, const Head&, int c, int t, u32 (&q)[4][2]) {
 #pragma unroll
         for (int j = 0; j < 2; j++) {
@@ -246,8 +275,9 @@ struct MXFP4 : Plain {
     }
     // Half of 2^(e - 127): e = 255 stays finite, e = 0 and 1 are subnormal.
     template <class R> DI static float scale(const R& row, const Head&, int c, int group) {
-        return of_reference(row.byte((2 * c + group) * 17));
+        return of_reference(row.start()[(2 * c + group) * 17]);
     }
+    template <class R> DI static float own_scale(const R& row, const Own&, int i, int t) { return of_reference(row.start()[17 * t + 68 * i]); }
 };
 
 // ---- blocks of 256 values ----
@@ -270,8 +300,16 @@ template <int QS> struct SixBitScales : Plain { // Q4_K and Q5_K
     }
     template <class R> DI static float scale(const R&, const Head& head, int c, int group) { return subnormal(pair(head.scales[c >> 1], c, 0), group); }
     template <class R> DI static float minimum(const R&, const Head& head, int c, int group) { return subnormal(pair(head.minimums[c >> 1], c, 0), group); }
-    DI static float unit_scale(const Head& head) { return low_half(head.d) / SUBNORMAL; }
-    DI static float unit_minimum(const Head& head) { return -high_half(head.d) / SUBNORMAL; }
+    template <class H> DI static float unit_scale(const H& head) { return low_half(head.d) / SUBNORMAL; }
+    template <class H> DI static float unit_minimum(const H& head) { return -high_half(head.d) / SUBNORMAL; }
+    struct Own { u32 d, pairs[2]; }; // scale and minimum of the groups t and 4 + t
+    template <class R> DI static Own own(const R& row, int t) {
+        const u8* from = row.start() + t;
+        const u32 both = from[4] | from[8] << 16;
+        return {row.word(0), {both & 0x003f003fu, and_or(both >> 2, 0x00300030u, from[12] * 0x1001u & 0x000f000fu)}};
+    }
+    template <class R> DI static float own_scale(const R&, const Own& own, int i, int) { return low_half(own.pairs[i]); }
+    template <class R> DI static float own_minimum(const R&, const Own& own, int i, int) { return high_half(own.pairs[i]); }
 };
 struct Q4_K : SixBitScales<16> {
     static constexpr int UNIT = 144;
@@ -300,6 +338,10 @@ template <int SIZE> struct Planes : Plain { // fields of values 32 or 64 apart s
     static constexpr int UNIT = SIZE, SUB = 16;
     static constexpr bool UNIT_SCALE = true;
     DI static constexpr int place(int i) { return 16 * plane_step(i >> 4) + nibble_place(i & 15, 0); }
+    struct Own { u32 d, scales[2]; }; // those of the steps t, 4 + t and 8 + t, 12 + t
+    template <class R> DI static float own_scale(const R&, const Own& own, int i, int) { return subnormal(own.scales[i >> 1], i & 1); }
+    // The two bytes at `offset` that are those steps', in the halves of a word.
+    template <class R> DI static u32 apart(const R& row, u32 offset, int t) { return prmt(row.two_bytes(offset + 2 * t), 0, 0x4140); }
 };
 struct Q2_K : Planes<84> {
     static constexpr bool MINIMUM = true;
@@ -324,11 +366,13 @@ struct Q2_K : Planes<84> {
         const u32 w = row.lane(t).word(0);
         m[0] = w >> 4 & 0x000f000fu, m[1] = w >> 12 & 0x000f000fu;
     }
-    DI static float unit_scale(const Head& head) { return low_half(head.d) / SUBNORMAL; }
-    DI static float unit_minimum(const Head& head) { return -high_half(head.d) / SUBNORMAL; }
+    template <class R> DI static Own own(const R& row, int t) { return {row.word(80), {apart(row, 0, t) & 0x000f000fu, apart(row, 8, t) & 0x000f000fu}}; }
+    template <class H> DI static float unit_scale(const H& head) { return low_half(head.d) / SUBNORMAL; }
+    template <class H> DI static float unit_minimum(const H& head) { return -high_half(head.d) / SUBNORMAL; }
 };
 struct Q3_K : Planes<110> {
     static constexpr int OFFSET = 4;
+    static constexpr bool HIGH_APART = true;
     struct Head { u32 d, scales[4]; };
     DI static constexpr int shift(int step) { return 2 * (step & 3); }
     template <class R> DI static Head head(const R& row) {
@@ -350,7 +394,24 @@ struct Q3_K : Planes<110> {
     static constexpr bool HALVES = true;
     template <class R> DI static u32 half_scale(const R&, const Head& head, int c, int s) { return spread(hmul2(integers(pair(head, c, s, HALF_1024), 32), head.d), s & 1); }
     template <class R> DI static float scale(const R&, const Head& head, int c, int s) { return subnormal(hadd2(pair(head, c, s, 0), minus_subnormals(32)), s & 1); }
-    DI static float unit_scale(const Head& head) { return low_half(head.d) / SUBNORMAL; }
+    template <class H> DI static float unit_scale(const H& head) { return low_half(head.d) / SUBNORMAL; }
+    // A value's two low bits, and its high bit as 2^(4 (c / 2) + step), which `high_factor` makes as much as 4 times the step's scale for the lane that has the step.
+    template <class R> DI static void low_bits(const R& row, int c, int t, u32 (&q)[4][2]) {
+        const u32 w = row.lane(t).word(32 + 16 * c), y = w >> 8;
+#pragma unroll
+        for (int s = 0; s < 4; s++) q[s][0] = w & 0x00030003u << 2 * s, q[s][1] = y & 0x00030003u << 2 * s;
+    }
+    template <class R> DI static void high_bits(const R& row, int c, int t, u32 (&q)[4][2]) {
+        const u32 w = row.lane(t).word(16 * (c & 1)), y = w >> 8;
+#pragma unroll
+        for (int s = 0; s < 4; s++) q[s][0] = w & 0x00010001u << (4 * (c >> 1) + s), q[s][1] = y & 0x00010001u << (4 * (c >> 1) + s);
+    }
+    DI static float high_factor(int c, int t) { return __uint_as_float((u32)(127 + 2 - 4 * (c >> 1) + t) << 23); }
+    template <class R> DI static Own own(const R& row, int t) {
+        const u32 low = apart(row, 96, t), high = prmt(row.two_bytes(104 + 2 * (t & 1)), 0, 0x4140) >> (t & 2);
+        return {row.half(108),
+                {hadd2(and_or(high << 4, 0x00300030u, low & 0x000f000fu), minus_subnormals(32)), hadd2(and_or(high, 0x00300030u, low >> 4 & 0x000f000fu), minus_subnormals(32))}};
+    }
 };
 struct Q6_K : Planes<210> {
     static constexpr int OFFSET = 32;
@@ -372,7 +433,10 @@ struct Q6_K : Planes<210> {
     static constexpr bool HALVES = true;
     template <class R> DI static u32 half_scale(const R& row, const Head& head, int c, int s) { return spread(hmul2(integers(pair(row, c, s, HALF_1024), 128), head.d), s & 1); }
     template <class R> DI static float scale(const R& row, const Head&, int c, int s) { return subnormal(hadd2(pair(row, c, s, 0), minus_subnormals(128)), s & 1); }
-    DI static float unit_scale(const Head& head) { return low_half(head.d) / SUBNORMAL; }
+    template <class H> DI static float unit_scale(const H& head) { return low_half(head.d) / SUBNORMAL; }
+    template <class R> DI static Own own(const R& row, int t) {
+        return {row.half(208), {hadd2(apart(row, 192, t) ^ 0x00800080u, minus_subnormals(128)), hadd2(apart(row, 200, t) ^ 0x00800080u, minus_subnormals(128))}};
+    }
 };
 
 // ---- MLX affine: packed values in one array, scales and biases in two more; GROUP values share them ----
@@ -387,6 +451,9 @@ template <int BITS, int GROUP, int SCALE_BYTES, bool BFLOAT> struct Affine : Pla
     }
     template <class R> DI static float scale(const R& row, const Head&, int c, int group) { return read(row.scales + (64 * c + SUB * group) / GROUP * SCALE_BYTES); }
     template <class R> DI static float minimum(const R& row, const Head&, int c, int group) { return read(row.biases + (64 * c + SUB * group) / GROUP * SCALE_BYTES); }
+    DI static u32 own_at(int i, int t) { return (SUB * t / GROUP + 4 * SUB / GROUP * i) * SCALE_BYTES; }
+    template <class R> DI static float own_scale(const R& row, const Plain::Own&, int i, int t) { return read(row.scales + own_at(i, t)); }
+    template <class R> DI static float own_minimum(const R& row, const Plain::Own&, int i, int t) { return read(row.biases + own_at(i, t)); }
 };
 template <int GROUP, int SCALE_BYTES, bool BFLOAT> struct Affine4 : Affine<4, GROUP, SCALE_BYTES, BFLOAT> {
     static constexpr bool PAIRED = true;

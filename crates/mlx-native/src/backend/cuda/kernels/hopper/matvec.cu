@@ -1,22 +1,26 @@
 // Few rows of x (up to 8) times a whole weight matrix, at the speed of memory.
 //
-// One block per multiprocessor: a warp that issues bulk copies of row segments into a ring of stages, and sixteen warps that multiply. A stage
-// is `sets` times 16 weight rows x `span` units of k; a warp owns one unit of one set, and the operands made from its part of x (KU units, one
-// for each stage of a row) stay in its registers for the whole launch. The eight columns of the mma are (high, low) halves of four rows of x,
-// which is as good as f32 and made here, by every block, or eight rows in half precision, which take so long that a kernel prepares them
-// once (PREPARED). Sums over the warps go through shared memory, in a ring of buffers: the warps take turns at adding up a group's, and none waits
-// for another but where the ring is full.
+// One block per multiprocessor: a warp that issues copies of row segments into a ring of stages, and sixteen warps that multiply. A stage
+// is `sets` times 16 weight rows x `span` units of k, in `boxes` tensor copies of `piece` units each, or with a copy for each row where there are no boxes;
+// a warp owns one unit of one set, and the operands made from its part of x (KU units, one for each stage of a row) stay in its registers for the whole
+// launch. The eight columns of the mma are (high, low) halves of four rows of x, which is as good as f32 and made here, by every block; of one row, whose groups
+// lie side by side then (ONE_ROW); or eight rows in half precision, which take so long that a kernel prepares them once (EIGHT_ROWS). Sums over the warps go through
+// shared memory, in a ring of buffers: the warps take turns at adding up a group's, and none waits for another but where the ring is full.
 // Rows of more than 16 KU units are cut into slices, one for each block of a cluster, whose sums meet at the end.
 
 // The next group of rows and how many blocks are done: zero before and after a launch. Launches follow one another, and a block touches these only
 // after the launch before has ended.
 __device__ u32 row_groups[2];
 
-// A weight, where its product goes, its rows.
+// The first of the named barriers at which all warps and the one that adds up announce sums.
+constexpr int FILLED = 3;
+
+// A weight, where its product goes, its rows, and boxes of a stage's rows.
 struct Matrix {
     const u8* weights;
     float* output;
     u32 n;
+    const TensorMap* map;
 };
 // What a launch multiplies. TURNS matrices are multiplied for a group of rows before the next group; of(group, height, turn) is the matrix that a
 // group belongs to, the group's number becoming the one within it; store(matrix, at, sums, held) takes element `at` of each turn's product, `matrix` being
@@ -27,6 +31,7 @@ struct OneMatrix {
     // sums = residual + product, where there is a residual; they may be one.
     const float* residual;
     float* sums;
+    DI void prefetch_maps() const { prefetch_map(matrix.map); }
     DI int groups(int height) const { return (matrix.n + height - 1) / height; }
     DI Matrix of(int& group, int height, int turn) const { return matrix; }
     DI float before(u64 at) const { return residual ? residual[at] : 0.f; }
@@ -39,6 +44,9 @@ struct OneMatrix {
 struct ThreeMatrices {
     static constexpr int TURNS = 1;
     Matrix matrices[3];
+    DI void prefetch_maps() const {
+        for (int i = 0; i < 3; i++) prefetch_map(matrices[i].map);
+    }
     DI int groups(int height, int i) const { return (matrices[i].n + height - 1) / height; }
     DI int groups(int height) const { return groups(height, 0) + groups(height, 1) + groups(height, 2); }
     DI Matrix of(int& group, int height, int turn) const {
@@ -56,6 +64,7 @@ struct GatedMatrices {
     static constexpr int TURNS = 2;
     Matrix gate, up;
     u32 activation; // 0 SiLU, 1 GELU by tanh
+    DI void prefetch_maps() const { prefetch_map(gate.map), prefetch_map(up.map); }
     DI int groups(int height) const { return (gate.n + height - 1) / height; }
     DI Matrix of(int& group, int height, int turn) const { return turn ? up : gate; }
     DI float before(u64 at) const { return 0.f; }
@@ -93,19 +102,31 @@ struct Ahead {
     }
 };
 
-template <class F, int KU, bool PREPARED, bool CLUSTERED, bool TAIL, bool RAGGED, bool NORM, class Matrices>
+// Units of a weight's rows; it is read once.
+DI void box_copy(u32 to, const TensorMap* map, u32 x, u32 y, u32 bar, u64 policy) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to), "l"(map), "r"(x), "r"(y), "r"(bar),
+                 "l"(policy)
+                 : "memory");
+}
+
+template <class F, int KU, Columns COLUMNS, bool CLUSTERED, bool TAIL, bool RAGGED, bool NORM, class Matrices>
 DI void matvec(const Matrices& matrices, const void* input, const TensorMap* scales, const TensorMap* biases, const HopperRowArgs& a, const Norm& norm, const Ahead& ahead) {
     using L = MatVecLayout<F, KU>;
+    constexpr bool ONE = COLUMNS == ONE_ROW, PREPARED = COLUMNS == EIGHT_ROWS;
+    static_assert(!NORM || ONE, "the norm is of one row");
     constexpr int THREADS = WARPS * 32;
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
     const u32 fixed = a.stages * a.stage_bytes, shared = shared_address(0), barriers = shared + fixed;
     auto full = [&](int slot) { return barriers + 8 * slot + L::FULL; };
     auto empty = [&](int slot) { return barriers + 8 * slot + L::EMPTY; };
-    auto ready = [&](int buffer) { return barriers + 8 * buffer + L::READY; };
     auto drained = [&](int buffer) { return barriers + 8 * buffer + L::DRAINED; };
+    if (threadIdx.x == WARPS * 32) { // maps that are not there are fetched one after the other
+        if (!RAGGED && a.boxes > 0) matrices.prefetch_maps();
+        if (F::AFFINE) prefetch_map(scales), prefetch_map(biases);
+    }
     if (threadIdx.x == 0) {
         for (int i = 0; i < a.stages; i++) barrier_init(full(i), 1), barrier_init(empty(i), WARPS);
-        for (int i = 0; i < a.sums; i++) barrier_init(ready(i), WARPS), barrier_init(drained(i), 1);
+        for (int i = 0; i < a.sums; i++) barrier_init(drained(i), 32);
         barriers_ready();
     }
     __syncthreads();
@@ -134,9 +155,12 @@ DI void matvec(const Matrices& matrices, const void* input, const TensorMap* sca
             auto stage = [&](const Matrix& matrix, int group, int unit) {
                 if (issued == a.stages - a.lent) named_sync<2, THREADS + 32>(); // the operands are in registers now
                 if (issued >= a.stages) barrier_wait(empty(slot), phase);
-                const u32 inside = unit * F::UNIT, at = shared + slot * a.stage_bytes, bar = full(slot);
+                const u32 inside = unit * F::UNIT, at = shared + slot * a.stage_bytes, bar = full(slot), sides = 2 * (F::AFFINE ? height * a.side_pitch : 0);
+                const bool boxed = !RAGGED && a.boxes > 0;
                 const u32 length = (u32)min((u64)(min((int)a.span, units - unit) * F::UNIT), a.w_row - inside);
                 u32 total = height * ((length + 15) & ~15u);
+                const int boxes = (min((int)a.span, units - unit) + a.piece - 1) / a.piece;
+                if (boxed) total = boxes * height * a.pitch;
                 if constexpr (RAGGED) {
                     total = 0;
                     for (int r = lane; r < height; r += 32) {
@@ -147,15 +171,17 @@ DI void matvec(const Matrices& matrices, const void* input, const TensorMap* sca
                     for (int o = 16; o; o >>= 1) total += __shfl_xor_sync(~0u, total, o);
                 }
                 if (lane == 0) {
-                    barrier_expect(bar, total + 2 * (F::AFFINE ? height * a.side_pitch : 0));
+                    barrier_expect(bar, total + sides);
+                    if (boxed)
+                        for (int box = 0; box < boxes; box++) box_copy(at + box * height * a.pitch, matrix.map, (inside + box * a.piece * F::UNIT) / 8, group * height, bar, policy);
                     if constexpr (F::AFFINE) {
-                        const u32 side = at + height * a.pitch;
+                        const u32 side = at + height * a.pitch * max(a.boxes, 1);
                         tile_copy(side, scales, (unit * F::SIDE & ~15) / 2, group * height, bar);
                         tile_copy(side + height * a.side_pitch, biases, (unit * F::SIDE & ~15) / 2, group * height, bar);
                     }
                 }
                 __syncwarp();
-                for (int r = lane; r < height; r += 32) {
+                for (int r = boxed ? height : lane; r < height; r += 32) {
                     const u8* from = matrix.weights + min((u32)(group * height + r), matrix.n - 1) * a.w_row + inside;
                     const u32 past = RAGGED ? (u32)(u64)from & 15 : 0;
                     bulk_copy(at + r * a.pitch, from - past, (past + length + 15) & ~15u, bar, policy);
@@ -208,8 +234,9 @@ DI void matvec(const Matrices& matrices, const void* input, const TensorMap* sca
         }
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 112;");
-        u32 b[KU][16][2];
-        float inverse[2];
+        u32 b[KU][ONE ? 4 : 16][2], own[4];
+        if constexpr (ONE) own_columns(own);
+        float inverse[2] = {0.f, 0.f}; // of prepared rows the sums are scaled
         const int set = warp / a.span, place = warp % a.span; // this warp's rows and unit in a stage
         const bool works = set < a.sets;
         const u32 table = fixed + L::TABLES + warp * L::TABLE;
@@ -220,12 +247,12 @@ DI void matvec(const Matrices& matrices, const void* input, const TensorMap* sca
         float squares = 0.f;
         if constexpr (PREPARED) {
             const int all = (a.k + 255) / 256;
-            fetch_operands<F, KU>(b, inverse, a.m, unit_of, all, Prepared<F>((u8*)input, all), table);
+            fetch_operands<F, KU>(b, a.m, unit_of, all, Prepared<F>((u8*)input, all), table);
         } else
-            squares = load_operands<F, KU, NORM>(
+            squares = load_operands<F, KU, ONE, NORM>(
                 b, inverse, a.m, a.k, norm.weight, unit_of, [&](int token) { return (const float*)input + (u64)(a.first + token) * a.x_row; },
                 (a.stages - a.lent) * a.stage_bytes + warp * KU * 512, table);
-        if constexpr (FOLDED<F, PREPARED>) {
+        if constexpr (FOLDED<F, COLUMNS>) {
 #pragma unroll
             for (int u = 0; u < KU; u++) fold_sums<F>(table + u * L::GROUPS * 32);
         }
@@ -245,19 +272,28 @@ DI void matvec(const Matrices& matrices, const void* input, const TensorMap* sca
             factor = 1.f / sqrtf(total / (float)a.k + norm.eps);
             inverse[0] *= factor, inverse[1] *= factor;
         }
-        const u32 row = (set * 16 + g) * a.pitch + place * F::UNIT, side = height * a.pitch + (set * 16 + g) * a.side_pitch + place * side_of<F>();
+        const u32 row = (set * 16 + g + place / a.piece * height) * a.pitch + place % a.piece * F::UNIT;
+        const u32 side = height * a.pitch * max(a.boxes, 1) + (set * 16 + g) * a.side_pitch + place * side_of<F>();
+        // Sums are added up while the next group is computed, where they have a buffer of their own then.
+        const bool later = a.sums > Matrices::TURNS;
         // Where the sums of a warp go: a buffer, and how often the ring has been gone round.
         struct Place {
             int buffer, round;
             DI void advance(int buffers) {
                 if (++buffer == buffers) buffer = 0, round ^= 1;
             }
+            // The buffer so many before this one.
+            DI int back(int count, int buffers) const {
+                int at = buffer - count;
+                while (at < 0) at += buffers;
+                return at;
+            }
         };
-        // Adds up the sums of a group, the block's i-th, which begin at a place: a warp.
-        auto add_up = [&](int i, int group, Place from) {
+        // Adds up the sums of the block's i-th group, which begin in buffer `from`: a warp.
+        auto add_up = [&](int i, int from) {
             const float* columns[Matrices::TURNS];
-            Place at = from;
-            int within = group;
+            auto next = [&](int buffer) { return buffer + 1 == a.sums ? 0 : buffer + 1; };
+            int at = from, within = CLUSTERED ? begin + i : ring[i & 15];
             const Matrix matrix = matrices.of(within, height, 0);
             // Element o of the group, token height + row, in the output.
             auto index = [&](u32 o) {
@@ -267,9 +303,9 @@ DI void matvec(const Matrices& matrices, const void* input, const TensorMap* sca
             const float held = !CLUSTERED && lane < height * a.m ? matrices.before(index(lane)) : 0.f;
 #pragma unroll
             for (int turn = 0; turn < Matrices::TURNS; turn++) {
-                barrier_wait(ready(at.buffer), at.round);
-                columns[turn] = all_sums + at.buffer * WARPS * strip;
-                at.advance(a.sums);
+                barrier_sync(FILLED + at, THREADS + 32);
+                columns[turn] = all_sums + at * WARPS * strip;
+                at = next(at);
             }
 #pragma unroll 1
             for (u32 o = lane; o < height * a.m; o += 32) {
@@ -281,22 +317,23 @@ DI void matvec(const Matrices& matrices, const void* input, const TensorMap* sca
                 for (int w = 0; w < a.span; w++)
 #pragma unroll
                     for (int turn = 0; turn < Matrices::TURNS; turn++) sums[turn] += columns[turn][first + w * strip];
+                if constexpr (PREPARED)
+#pragma unroll
+                    for (int turn = 0; turn < Matrices::TURNS; turn++) sums[turn] *= Prepared<F>((u8*)input, (a.k + 255) / 256).inverse[token] * (1.f / F::QUANTUM);
                 if (CLUSTERED) *(float*)(smem + partial + (i * height * a.m + o) * 4) = sums[0];
                 else if (within * height + r < matrix.n) matrices.store(matrix, index(o), sums, o < 32 ? held : matrices.before(index(o)));
             }
-            __syncwarp();
 #pragma unroll
             for (int turn = 0; turn < Matrices::TURNS; turn++) {
-                if (lane == 0) barrier_arrive(drained(from.buffer));
-                from.advance(a.sums);
+                barrier_arrive(drained(from));
+                from = next(from);
             }
         };
-        int slot = 0, phase = 0, before = -1;
-        Place to = {0, 0}, started = to;
+        int slot = 0, phase = 0;
+        Place to = {0, 0};
 #pragma unroll 1
         for (int i = 0;; i++) {
             int group = begin + i;
-            const Place start = to;
             bool none = CLUSTERED && group >= end;
 #pragma unroll 1
             for (int turn = 0; turn < Matrices::TURNS && !none; turn++) {
@@ -317,7 +354,11 @@ DI void matvec(const Matrices& matrices, const void* input, const TensorMap* sca
                         auto run = [&](auto row0, auto row1) {
                             row0.scales = smem + at + side + (start * side_of<F>() & 15), row1.scales = row0.scales + 8 * a.side_pitch;
                             row0.biases = row0.scales + height * a.side_pitch, row1.biases = row1.scales + height * a.side_pitch;
-                            multiply_unit<F, decltype(row0)::PAST, TAIL, FOLDED<F, PREPARED>>(row0, row1, t, b[sub], sums, valid, acc);
+                            if constexpr (ONE) {
+                                auto of_group = [&](int i) { return *(const float2*)(smem + sums + 32 * t + 128 * i); };
+                                auto fold = [&]() { return g < 2 ? *(const uint4*)(smem + sums + 16 * lane) : make_uint4(0, 0, 0, 0); };
+                                multiply_spread<F, decltype(row0)::PAST, TAIL>(row0, row1, t, b[sub], own, of_group, fold, valid, acc);
+                            } else multiply_unit<F, decltype(row0)::PAST, TAIL, FOLDED<F, COLUMNS>>(row0, row1, t, b[sub], sums, valid, acc);
                         };
                         if constexpr (RAGGED) {
                             int within = group;
@@ -339,22 +380,25 @@ DI void matvec(const Matrices& matrices, const void* input, const TensorMap* sca
                 if (none) break;
                 barrier_wait(drained(to.buffer), to.round ^ 1);
                 float* mine = all_sums + (to.buffer * WARPS + warp) * strip;
-                if (!PREPARED) {
+                if constexpr (ONE) {
+                    const float sum = sum_of_quad(acc, t);
+                    if (t < 2) mine[8 * t + g] = sum * inverse[0];
+                } else if constexpr (!PREPARED) {
                     if (t < a.m) mine[t * 16 + g] = (acc[0] + acc[1]) * inverse[0], mine[t * 16 + g + 8] = (acc[2] + acc[3]) * inverse[0];
                 } else {
-                    if (2 * t < a.m) mine[2 * t * 16 + g] = acc[0] * inverse[0], mine[2 * t * 16 + g + 8] = acc[2] * inverse[0];
-                    if (2 * t + 1 < a.m) mine[(2 * t + 1) * 16 + g] = acc[1] * inverse[1], mine[(2 * t + 1) * 16 + g + 8] = acc[3] * inverse[1];
+                    if (2 * t < a.m) mine[2 * t * 16 + g] = acc[0], mine[2 * t * 16 + g + 8] = acc[2];
+                    if (2 * t + 1 < a.m) mine[(2 * t + 1) * 16 + g] = acc[1], mine[(2 * t + 1) * 16 + g + 8] = acc[3];
                 }
                 __syncwarp();
-                if (lane == 0) barrier_arrive(ready(to.buffer));
+                barrier_join(FILLED + to.buffer, THREADS + 32);
                 to.advance(a.sums);
-                if (turn == 0 && i > 0 && warp == (i - 1) % WARPS) add_up(i - 1, before, started);
+                const int due = later ? i - 1 : i;
+                if (turn == (later ? 0 : Matrices::TURNS - 1) && due >= 0 && warp == due % WARPS) add_up(due, to.back(Matrices::TURNS + (later ? 1 : 0), a.sums));
             }
             if (none) {
-                if (i > 0 && warp == (i - 1) % WARPS) add_up(i - 1, before, started);
+                if (later && i > 0 && warp == (i - 1) % WARPS) add_up(i - 1, to.back(Matrices::TURNS, a.sums));
                 break;
             }
-            before = group, started = start;
         }
         if constexpr (NORM) { // by a block that has had the fewest rows
             if (blockIdx.x == gridDim.x - 1)
@@ -388,31 +432,33 @@ DI void matvec(const Matrices& matrices, const void* input, const TensorMap* sca
 }
 
 // y [m, n] = x [m, k] times the weight's rows; x f32, or prepared rows. Where there is a residual, sums = residual + y.
-template <class F, int KU, bool PREPARED, bool CLUSTERED, bool TAIL, bool RAGGED>
+template <class F, int KU, Columns COLUMNS, bool CLUSTERED, bool TAIL, bool RAGGED>
 __global__ void __launch_bounds__(WARPS * 32 + 128, 1)
     hopper_mv(const u8* weights, const void* x, float* y, const __grid_constant__ HopperRowArgs args, const float* residual, float* sums,
-             const __grid_constant__ Ahead ahead) {
-    matvec<F, KU, PREPARED, CLUSTERED, TAIL, RAGGED, false>(OneMatrix{{weights, y, args.n}, residual, sums}, x, nullptr, nullptr, args, {}, ahead);
+             const __grid_constant__ TensorMap map, const __grid_constant__ Ahead ahead) {
+    matvec<F, KU, COLUMNS, CLUSTERED, TAIL, RAGGED, false>(OneMatrix{{weights, y, args.n, &map}, residual, sums}, x, nullptr, nullptr, args, {}, ahead);
 }
 // The same for up to three matrices of one format and as many columns: y0 = x w0, y1 = x w1, y2 = x w2. With NORM the input is x normed.
-template <class F, int KU, bool PREPARED, bool TAIL, bool RAGGED, bool NORM>
+template <class F, int KU, Columns COLUMNS, bool TAIL, bool RAGGED, bool NORM>
 __global__ void __launch_bounds__(WARPS * 32 + 128, 1) hopper_mv_group(const u8* w0, const u8* w1, const u8* w2, const void* x, float* y0, float* y1, float* y2,
                                                                        const __grid_constant__ HopperRowArgs args, u32 n1, u32 n2, const float* norm_weight, float* normed, float eps,
+                                                                       const __grid_constant__ TensorMap map0, const __grid_constant__ TensorMap map1, const __grid_constant__ TensorMap map2,
                                                                        const __grid_constant__ Ahead ahead) {
-    matvec<F, KU, PREPARED, false, TAIL, RAGGED, NORM>(ThreeMatrices{{{w0, y0, args.n}, {w1, y1, n1}, {w2, y2, n2}}}, x, nullptr, nullptr, args, {norm_weight, normed, eps}, ahead);
+    matvec<F, KU, COLUMNS, false, TAIL, RAGGED, NORM>(ThreeMatrices{{{w0, y0, args.n, &map0}, {w1, y1, n1, &map1}, {w2, y2, n2, &map2}}}, x, nullptr, nullptr, args, {norm_weight, normed, eps}, ahead);
 }
 // The same for a gated pair.
-template <class F, int KU, bool PREPARED, bool TAIL, bool RAGGED, bool NORM>
+template <class F, int KU, Columns COLUMNS, bool TAIL, bool RAGGED, bool NORM>
 __global__ void __launch_bounds__(WARPS * 32 + 128, 1) hopper_mv_gated(const u8* w0, const u8* w1, const void* x, float* y0, float* y1, const __grid_constant__ HopperRowArgs args,
-                                                                       u32 activation, const float* norm_weight, float* normed, float eps, const __grid_constant__ Ahead ahead) {
-    matvec<F, KU, PREPARED, false, TAIL, RAGGED, NORM>(GatedMatrices{{w0, y0, args.n}, {w1, y1, args.n}, activation}, x, nullptr, nullptr, args, {norm_weight, normed, eps}, ahead);
+                                                                       u32 activation, const float* norm_weight, float* normed, float eps, const __grid_constant__ TensorMap map0,
+                                                                       const __grid_constant__ TensorMap map1, const __grid_constant__ Ahead ahead) {
+    matvec<F, KU, COLUMNS, false, TAIL, RAGGED, NORM>(GatedMatrices{{w0, y0, args.n, &map0}, {w1, y1, args.n, &map1}, activation}, x, nullptr, nullptr, args, {norm_weight, normed, eps}, ahead);
 }
 // The same for affine formats: boxes of a stage's rows x side_pitch bytes of scales and biases.
-template <class F, int KU, bool PREPARED, bool CLUSTERED, bool TAIL, bool RAGGED>
+template <class F, int KU, Columns COLUMNS, bool CLUSTERED, bool TAIL, bool RAGGED>
 __global__ void __launch_bounds__(WARPS * 32 + 128, 1)
-    hopper_mv_affine(const u8* weights, const void* x, float* y, const __grid_constant__ HopperRowArgs args, const float* residual, float* sums, const __grid_constant__ TensorMap scales,
-                     const __grid_constant__ TensorMap biases, const __grid_constant__ Ahead ahead) {
-    matvec<F, KU, PREPARED, CLUSTERED, TAIL, RAGGED, false>(OneMatrix{{weights, y, args.n}, residual, sums}, x, &scales, &biases, args, {}, ahead);
+    hopper_mv_affine(const u8* weights, const void* x, float* y, const __grid_constant__ HopperRowArgs args, const float* residual, float* sums, const __grid_constant__ TensorMap map,
+                     const __grid_constant__ TensorMap scales, const __grid_constant__ TensorMap biases, const __grid_constant__ Ahead ahead) {
+    matvec<F, KU, COLUMNS, CLUSTERED, TAIL, RAGGED, false>(OneMatrix{{weights, y, args.n, &map}, residual, sums}, x, &scales, &biases, args, {}, ahead);
 }
 
 // Rows [first, first + m) of x f32 [.., k] as halves for one launch, scaled by a power of two each; a block takes one, with 512 bytes of shared memory for each unit.
@@ -464,7 +510,7 @@ template <class F> __global__ void __launch_bounds__(512) hopper_prepare_rows(co
                 if (i < units * 64) *(u16*)(smem + (i >> 6) * 512 + at[e]) = (u16)pack_halves(value * lower[e], 0.f);
             }
             if constexpr (F::OFFSET != 0 || F::MINIMUM) {
-                sum = sum_of_group<F, FOLDED<F, true>>(sum);
+                sum = sum_of_group<F, FOLDED<F, EIGHT_ROWS>>(sum);
                 if (lane % (F::SUB / 4) == 0 && i < units * 64) out.sums[((i >> 6) * Prepared<F>::GROUPS + slot) * 8 + blockIdx.x] = sum;
             }
         }

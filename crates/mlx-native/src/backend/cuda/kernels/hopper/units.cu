@@ -19,12 +19,30 @@ template <class F> DI constexpr int side_of() {
 // What lies behind the stages in shared memory.
 template <class F, int KU> struct MatVecLayout {
     static constexpr int GROUPS = 256 / F::SUB, TABLE = (F::OFFSET || F::MINIMUM) ? KU * GROUPS * 32 : 0; // bytes of a warp's sums of x
-    static constexpr int FULL = 0, EMPTY = 8 * MOST_STAGES, READY = 2 * EMPTY, DRAINED = READY + 8 * MOST_SUMS, RING = DRAINED + 8 * MOST_SUMS, SHARES = RING + 64;
+    static constexpr int FULL = 0, EMPTY = 8 * MOST_STAGES, DRAINED = 2 * EMPTY, RING = DRAINED + 8 * MOST_SUMS, SHARES = RING + 64;
     static constexpr int TABLES = SHARES + 64, SUMS = TABLES + WARPS * TABLE;
 };
 
+// How a launch's columns are used: a single row of x, whose groups lie side by side, up to four rows as good as f32, or up to eight that are prepared.
+enum Columns { ONE_ROW, FOUR_ROWS, EIGHT_ROWS };
 // Whether the minimums of a unit are multiplied at once.
-template <class F, bool PREPARED> constexpr bool FOLDED = F::FOLD == Plain::ALWAYS || (PREPARED && F::FOLD == Plain::WHEN_PREPARED);
+template <class F, Columns COLUMNS>
+constexpr bool FOLDED = COLUMNS == ONE_ROW ? F::FOLD == Plain::ALWAYS && F::SUB == 16 : F::FOLD == Plain::ALWAYS || (COLUMNS == EIGHT_ROWS && F::FOLD == Plain::WHEN_PREPARED);
+// Groups side by side in the columns: the one of a step, and a step's place among the four of a unit that a lane has operands for; and those steps.
+template <class F> DI constexpr int beside(int step) { return step * 16 / F::SUB & 3; }
+template <class F> DI constexpr int own_place(int step) {
+    constexpr int STEPS = F::SUB / 16; // of a group
+    return step / (4 * STEPS) * STEPS + step % STEPS;
+}
+template <class F> DI int own_step(int group, int place) {
+    constexpr int STEPS = F::SUB / 16;
+    return place / STEPS * 4 * STEPS + group * STEPS + place % STEPS;
+}
+// Ones, as pairs of halves, where a lane has the columns of a group.
+DI void own_columns(u32 (&own)[4]) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) own[i] = (threadIdx.x >> 3 & 3) == i ? 0x3c003c00u : 0;
+}
 
 // One unit of 16 rows: acc += rows x operands. `table` is where the sums of x over the unit's groups are, `valid` how many values the unit has.
 template <class F, int SHIFT, bool TAIL, bool FOLD> DI void multiply_unit(const Row<SHIFT>& top, const Row<SHIFT>& bottom, int t, const u32 (&b)[16][2], u32 table, int valid, float (&acc)[4]) {
@@ -90,6 +108,78 @@ template <class F, int SHIFT, bool TAIL, bool FOLD> DI void multiply_unit(const 
     }
 }
 
+// The same where only two columns are wanted: four groups of k lie side by side, each with columns of its own, so that every lane scales the sums of one of them. Lane t has
+// acc of the groups 4 i + t, and what is wanted is the sum over the four lanes. b are the operands of the steps whose group has a lane's columns; `own` makes zeros of
+// them for the others. sums(i) gives the sums of x over group 4 i + t for both columns, fold() what fold_sums has made of them.
+template <class F, int SHIFT, bool TAIL, class Sums, class Fold>
+DI void multiply_spread(const Row<SHIFT>& top, const Row<SHIFT>& bottom, int t, const u32 (&b)[4][2], const u32 (&own)[4], const Sums& sums, const Fold& fold, int valid, float (&acc)[4]) {
+    constexpr bool FOLD = FOLDED<F, ONE_ROW>;
+    constexpr int CHAINS = 64 / F::SUB, STEPS = 16 / CHAINS;
+    const typename F::Head none{};
+    const auto own0 = F::own(top, t), own1 = F::own(bottom, t);
+    float part[4] = {0.f, 0.f, 0.f, 0.f}, low[4] = {0.f, 0.f, 0.f, 0.f};
+    auto multiply = [&](float (&d)[4], const u32 (&q0)[4][2], const u32 (&q1)[4][2], int c) {
+#pragma unroll
+        for (int s = 4 * c; s < 4 * c + 4; s++) {
+            const u32 (&x)[2] = b[own_place<F>(s)], mine = own[beside<F>(s)];
+            mma(d, q0[s & 3][0], q1[s & 3][0], q0[s & 3][1], q1[s & 3][1], hmul2(x[0], mine), hmul2(x[1], mine), d[0], d[1], d[2], d[3]);
+        }
+    };
+    if constexpr (FOLD) {
+        u32 m0[2], m1[2];
+        F::minimums(top, none, t, m0), F::minimums(bottom, none, t, m1);
+        const uint4 s = fold();
+        mma(low, m0[0], m1[0], m0[1], m1[1], s.x, s.y, 0.f, 0.f, 0.f, 0.f);
+        mma(low, m0[0], m1[0], m0[1], m1[1], s.z, s.w, low[0], low[1], low[2], low[3]);
+    }
+#pragma unroll
+    for (int i = 0; i < CHAINS; i++) {
+        float2 s = make_float2(0.f, 0.f);
+        if constexpr (F::OFFSET != 0 || (F::MINIMUM && !FOLD)) s = sums(i);
+        const float x = F::OFFSET ? s.x : 0.f, y = F::OFFSET ? s.y : 0.f;
+        float d[4] = {x, y, x, y};
+#pragma unroll
+        for (int c = i * STEPS / 4; c < (i + 1) * STEPS / 4; c++) {
+            u32 q0[4][2], q1[4][2];
+            if constexpr (F::HIGH_APART) {
+                float high[4] = {0.f, 0.f, 0.f, 0.f};
+                F::high_bits(top, c, t, q0), F::high_bits(bottom, c, t, q1);
+                multiply(high, q0, q1, c);
+#pragma unroll
+                for (int e = 0; e < 4; e++) d[e] = fmaf(F::high_factor(c, t), high[e], d[e]);
+                F::low_bits(top, c, t, q0), F::low_bits(bottom, c, t, q1);
+            } else {
+                F::template bits<0>(top, none, c, t, q0);
+                F::template bits<0>(bottom, none, c, t, q1);
+            }
+            multiply(d, q0, q1, c);
+        }
+        const bool there = !TAIL || F::SUB * (4 * i + t) < valid;
+        const float s0 = there ? F::own_scale(top, own0, i, t) : 0.f, s1 = there ? F::own_scale(bottom, own1, i, t) : 0.f;
+        float* sum = F::UNIT_SCALE ? part : acc;
+        sum[0] = fmaf(s0, d[0], sum[0]), sum[1] = fmaf(s0, d[1], sum[1]), sum[2] = fmaf(s1, d[2], sum[2]), sum[3] = fmaf(s1, d[3], sum[3]);
+        if constexpr (F::MINIMUM && !FOLD) {
+            const float m0 = there ? F::own_minimum(top, own0, i, t) : 0.f, m1 = there ? F::own_minimum(bottom, own1, i, t) : 0.f;
+            float* minimums = F::UNIT_SCALE ? low : acc;
+            minimums[0] = fmaf(m0, s.x, minimums[0]), minimums[1] = fmaf(m0, s.y, minimums[1]), minimums[2] = fmaf(m1, s.x, minimums[2]), minimums[3] = fmaf(m1, s.y, minimums[3]);
+        }
+    }
+    if constexpr (F::UNIT_SCALE) {
+        const float d0 = F::unit_scale(own0), d1 = F::unit_scale(own1);
+        acc[0] = fmaf(d0, part[0], acc[0]), acc[1] = fmaf(d0, part[1], acc[1]), acc[2] = fmaf(d1, part[2], acc[2]), acc[3] = fmaf(d1, part[3], acc[3]);
+        if constexpr (F::MINIMUM) {
+            const float factor = FOLD ? F::QUANTUM : 1.f, m0 = F::unit_minimum(own0) * factor, m1 = F::unit_minimum(own1) * factor;
+            acc[0] = fmaf(m0, low[0], acc[0]), acc[1] = fmaf(m0, low[1], acc[1]), acc[2] = fmaf(m1, low[2], acc[2]), acc[3] = fmaf(m1, low[3], acc[3]);
+        }
+    }
+}
+// A lane's sums for its quad of lanes: of a row's two columns together, for the first row in lanes with even t and for the eighth after it in the others.
+DI float sum_of_quad(const float (&acc)[4], int t) {
+    const float first = acc[0] + acc[1], second = acc[2] + acc[3];
+    float sum = (t & 1 ? second : first) + __shfl_xor_sync(~0u, t & 1 ? first : second, 1);
+    return sum + __shfl_xor_sync(~0u, sum, 2);
+}
+
 // The power of two that brings the largest magnitude of a row to [2^9, 2^10), so that neither halves nor sums of 32 of them overflow, and its inverse.
 DI void power_of_two(float largest, float& scale, float& inverse) {
     int e = largest > 0.f && largest < 3.4e38f ? (int)(__float_as_uint(largest) >> 23 & 255) - 127 : 0;
@@ -137,10 +227,10 @@ DI float largest_of_block(float largest) {
     return largest;
 }
 
-// A warp's operands for the units unit(i), i < KU, of up to 4 rows of x. x(token) is the address of a row.
+// A warp's operands for the units unit(i), i < KU, of up to 4 rows of x, or of one whose groups lie side by side. x(token) is the address of a row.
 // With NORM, x's one row is multiplied by `weight`, and the result is the sum of its squares before that.
-template <class F, int KU, bool NORM, class Unit, class X>
-DI float load_operands(u32 (&b)[KU][16][2], float (&inverse)[2], int m, u32 k, const float* weight, const Unit& unit, const X& x, u32 staging, u32 table) {
+template <class F, int KU, bool ONE, bool NORM, class Unit, class X>
+DI float load_operands(u32 (&b)[KU][ONE ? 4 : 16][2], float (&inverse)[2], int m, u32 k, const float* weight, const Unit& unit, const X& x, u32 staging, u32 table) {
     const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
     constexpr int QUADS = 2 * KU;
     float4 v[QUADS], next[QUADS];
@@ -165,7 +255,7 @@ DI float load_operands(u32 (&b)[KU][16][2], float (&inverse)[2], int m, u32 k, c
 #pragma unroll
     for (int u = 0; u < KU; u++)
 #pragma unroll
-        for (int s = 0; s < 16; s++) b[u][s][0] = b[u][s][1] = 0;
+        for (int s = 0; s < (ONE ? 4 : 16); s++) b[u][s][0] = b[u][s][1] = 0;
     inverse[0] = inverse[1] = 0.f;
     fetch(0);
     float squares = 0.f;
@@ -193,7 +283,7 @@ DI float load_operands(u32 (&b)[KU][16][2], float (&inverse)[2], int m, u32 k, c
         for (int o = 16; o; o >>= 1) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, o));
         float scale, back;
         power_of_two(largest, scale, back);
-        if (t == token) inverse[0] = inverse[1] = back;
+        if (ONE || t == token) inverse[0] = inverse[1] = back;
 #pragma unroll
         for (int j = 0; j < QUADS; j++) v[j] = make_float4(v[j].x * scale, v[j].y * scale, v[j].z * scale, v[j].w * scale);
 #pragma unroll 1
@@ -211,17 +301,18 @@ DI float load_operands(u32 (&b)[KU][16][2], float (&inverse)[2], int m, u32 k, c
                     *(u16*)(smem + to[e] + j * 256) = (u16)pack_halves(h * lower[e], 0.f);
                 }
                 if constexpr (F::OFFSET != 0 || F::MINIMUM) {
-                    sum = sum_of_group<F, FOLDED<F, false>>(sum);
+                    sum = sum_of_group<F, FOLDED<F, ONE ? ONE_ROW : FOUR_ROWS>>(sum);
                     if (lane % (F::SUB / 4) == 0) *(float*)(smem + sum_to + j * (128 / F::SUB) * 32 + column * 4) = sum;
                 }
             }
             __syncwarp();
-            if (g == column) {
+            if ((ONE ? g & 1 : g) == column) {
 #pragma unroll
                 for (int u = 0; u < KU; u++)
 #pragma unroll
-                    for (int s = 0; s < 16; s++) {
-                        const uint2 pair = *(const uint2*)(smem + staging + u * 512 + s * 32 + t * 8);
+                    for (int s = 0; s < (ONE ? 4 : 16); s++) {
+                        const int step = ONE ? own_step<F>(g >> 1, s) : s;
+                        const uint2 pair = *(const uint2*)(smem + staging + u * 512 + step * 32 + t * 8);
                         b[u][s][0] = pair.x, b[u][s][1] = pair.y;
                     }
             }
@@ -243,8 +334,8 @@ template <class F> struct Prepared {
 
 // A warp's operands for the units unit(i), i < KU, of `columns` prepared rows.
 template <class F, int KU, class Unit>
-DI void fetch_operands(u32 (&b)[KU][16][2], float (&inverse)[2], int columns, const Unit& unit, int units, const Prepared<F>& from, u32 table) {
-    const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+DI void fetch_operands(u32 (&b)[KU][16][2], int columns, const Unit& unit, int units, const Prepared<F>& from, u32 table) {
+    const int lane = threadIdx.x & 31, g = lane >> 2;
 #pragma unroll
     for (int u = 0; u < KU; u++) {
         const bool there = unit(u) < units;
@@ -260,8 +351,6 @@ DI void fetch_operands(u32 (&b)[KU][16][2], float (&inverse)[2], int columns, co
                 *(float*)(smem + table + u * Prepared<F>::GROUPS * 32 + 4 * (i + lane)) = there && (lane & 7) < columns ? from.sums[unit(u) * Prepared<F>::GROUPS * 8 + i + lane] : 0.f;
         }
     }
-#pragma unroll
-    for (int e = 0; e < 2; e++) inverse[e] = 2 * t + e < columns ? from.inverse[2 * t + e] : 0.f;
     __syncwarp();
 }
 

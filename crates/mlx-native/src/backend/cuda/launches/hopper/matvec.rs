@@ -16,10 +16,18 @@ const PREPARE_THREADS: u32 = 512;
 const MOST_STAGES: usize = 12;
 /// Groups of rows of a block that are its own where that is all of them. With more, blocks that are done early do more.
 const MOST_OWN: usize = 4;
-/// Buffers for the sums of warps, `MOST_SUMS` in units.cu, and fewer.
-const SUMS: [usize; 2] = [4, 3];
+/// Buffers for the sums of warps, `MOST_SUMS` in units.cu, and fewer where that leaves too few stages: sums are added up while the next group is computed, or,
+/// where there are no more buffers than products of a group, at once.
+const SUMS: [usize; 4] = [4, 3, 2, 1];
+/// Stages that fewer than three buffers are not worth.
+const ENOUGH_STAGES: usize = 4;
+/// Stages at least.
+const LEAST_STAGES: usize = 3;
 /// Blocks of a cluster at most.
 const MOST_BLOCKS: usize = 8;
+/// Tensor copies of a stage at most, and bytes of a row in each: 256 elements of eight bytes.
+const MOST_BOXES: usize = 4;
+const BOX_BYTES: usize = 2048;
 /// Units of which a warp holds the input's operands.
 const MOST_UNITS: usize = 2;
 /// Rows of one launch: with operands as good as f32, which the blocks make, and as halves, which a kernel prepares.
@@ -36,12 +44,15 @@ struct Geometry {
     slice: usize,
     span: usize,
     sets: usize,
+    /// Tensor copies of a stage, each of so many units; none where rows are copied one by one.
+    boxes: usize,
+    piece: usize,
     pitch: usize,
     side_pitch: usize,
     stage_bytes: usize,
     stages: usize,
     lent: usize,
-    /// Buffers for the sums of warps: one more at least than a group takes, so that one is added up while the next is computed.
+    /// Buffers for the sums of warps.
     sums: usize,
     grid: usize,
     /// Groups of rows of a block before any is shared out.
@@ -60,6 +71,13 @@ fn slices(units: usize, whole: usize) -> Option<(usize, usize)> {
     let busy = fewest > 1 && units.div_ceil(twice) * 5 >= WARPS * 4;
     let blocks = if busy && suits(twice) { twice } else { fewest };
     suits(blocks).then(|| (blocks, slice(blocks)))
+}
+
+/// The fewest tensor copies that rows of `span` units can come in; each starts at a multiple of 16 bytes.
+fn boxes(unit: usize, span: usize) -> Option<usize> {
+    let fits =
+        |piece: usize| pitch_of(piece * unit) <= BOX_BYTES && (piece == span || (piece * unit).is_multiple_of(16));
+    (1..=MOST_BOXES).find(|boxes| span.is_multiple_of(*boxes) && fits(span / boxes))
 }
 
 /// The geometry that keeps most warps busy, the longer rows of a stage first. None where a row does not fit.
@@ -81,9 +99,13 @@ fn geometry(product: &Product<'_>, m: usize, prepared: bool) -> Option<Geometry>
         if span > WARPS || (units == 2 && span >= slice && slice > 1) {
             continue;
         }
+        // Beside the copies of scales and biases, a pair of boxes is slower than rows that take one copy each.
+        let suits = |boxes: &usize| !ragged && (*boxes != 2 || format.side == 0);
+        let boxes = boxes(format.unit, span).filter(suits).unwrap_or(0);
+        let piece = span / boxes.max(1);
         for sets in (1..=WARPS / span).rev() {
             let height = 16 * sets;
-            let pitch = pitch_of(span * format.unit + if ragged { 16 } else { 0 });
+            let pitch = pitch_of(piece * format.unit + if ragged { 16 } else { 0 });
             let sides = span * format.side;
             let side_pitch = match sides {
                 0 => 0,
@@ -93,18 +115,20 @@ fn geometry(product: &Product<'_>, m: usize, prepared: bool) -> Option<Geometry>
             if side_pitch > 512 {
                 continue;
             }
-            let stage_bytes = (height * (pitch + 2 * side_pitch)).next_multiple_of(128);
+            let stage_bytes = (height * (boxes.max(1) * pitch + 2 * side_pitch)).next_multiple_of(128);
             let groups = product.n.div_ceil(height);
             let items = groups.div_ceil(grid / cluster);
             // As `MatVecLayout` has it: barriers, the ring, sums of the input, sums of the warps, those of a cluster.
             let tables = if format.sums { WARPS * units * (256 / format.sub) * 32 } else { 0 };
             let partial = if cluster > 1 { items * height * m * 4 } else { 0 };
-            let fixed = |sums: usize| 16 * (MOST_STAGES + SUMS[0]) + 128 + tables + sums * WARPS * 64 * m + partial;
+            let fixed = |sums: usize| 16 * MOST_STAGES + 8 * SUMS[0] + 128 + tables + sums * WARPS * 64 * m + partial;
             let stages = |sums: usize| product.info.shared_bytes.saturating_sub(fixed(sums)) / stage_bytes;
-            let sums = if stages(SUMS[0]) >= 4 { SUMS[0] } else { SUMS[1] };
+            let with = |least: usize, among: &[usize]| among.iter().copied().find(|sums| stages(*sums) >= least);
+            let sums = with(ENOUGH_STAGES, &SUMS[..2]).or_else(|| with(LEAST_STAGES, &SUMS));
+            let Some(sums) = sums else { continue };
             let stages = stages(sums).min(MOST_STAGES);
             let lent = if prepared { 0 } else { (WARPS * units * 512).div_ceil(stage_bytes) };
-            if stages < (lent + 1).max(3) {
+            if stages < (lent + 1).max(LEAST_STAGES) {
                 continue;
             }
             let busy = (span * sets) as f64 / WARPS as f64 * slice as f64 / (span * units) as f64;
@@ -118,6 +142,8 @@ fn geometry(product: &Product<'_>, m: usize, prepared: bool) -> Option<Geometry>
                 slice,
                 span,
                 sets,
+                boxes,
+                piece,
                 pitch,
                 side_pitch,
                 stage_bytes,
@@ -152,6 +178,8 @@ fn args(product: &Product<'_>, geometry: &Geometry, x_row: u64, [first, m]: [usi
         slice: geometry.slice as u32,
         span: geometry.span as u32,
         sets: geometry.sets as u32,
+        boxes: geometry.boxes as u32,
+        piece: geometry.piece as u32,
         pitch: geometry.pitch as u32,
         side_pitch: geometry.side_pitch as u32,
         stage_bytes: geometry.stage_bytes as u32,
@@ -161,6 +189,21 @@ fn args(product: &Product<'_>, geometry: &Geometry, x_row: u64, [first, m]: [usi
         first: u32_of("first", first)?,
         own: geometry.own as u32,
     })
+}
+
+/// The map of a weight whose rows come in boxes; one that nobody reads otherwise.
+fn map(product: &Product<'_>, geometry: &Geometry) -> Bound {
+    if geometry.boxes == 0 {
+        return Bound::value(&[0u64; 16]);
+    }
+    let map = TensorMap {
+        element_bytes: 8,
+        dims: vec![product.w_row as u64 / 8, product.n as u64],
+        strides: vec![product.w_row as u64],
+        tile: vec![geometry.pitch as u32 / 8, 16 * geometry.sets as u32],
+        swizzled: false,
+    };
+    Bound::Tensor(map, Box::new(Bound::view(&product.weight.data)))
 }
 
 fn launch_of(function: String, mut bindings: Vec<Bound>, geometry: &Geometry, products: usize) -> Launch {
@@ -197,6 +240,17 @@ pub(super) struct Part {
     pub first: usize,
     pub m: usize,
     pub exact: bool,
+}
+
+impl Part {
+    /// The kernels' argument, `Columns` in units.cu.
+    fn columns(self) -> &'static str {
+        match self {
+            Part { m: 1, exact: true, .. } => "ONE_ROW",
+            Part { exact: true, .. } => "FOUR_ROWS",
+            Part { exact: false, .. } => "EIGHT_ROWS",
+        }
+    }
 }
 
 /// A part of the input's rows as its launches take them: prepared, unless they are to be as good as f32. None where the geometry does not fit.
@@ -241,6 +295,7 @@ pub(super) fn launch(
         Some(residual) => [Bound::view(residual.input), Bound::view(residual.sum)],
         None => [Bound::value(&0u64), Bound::value(&0u64)],
     });
+    bindings.push(map(product, &geometry));
     let mut name = "hopper_mv";
     if format.side > 0 {
         name = "hopper_mv_affine";
@@ -259,7 +314,7 @@ pub(super) fn launch(
         "{name}<{}, {}, {}, {}, {}, {}>",
         format.name,
         geometry.units,
-        !part.exact,
+        part.columns(),
         geometry.cluster > 1,
         !product.k.is_multiple_of(256),
         !product.aligned()
@@ -294,7 +349,7 @@ impl Group<'_> {
             other.format.name == format.name && other.k == product.k && (ragged || other.aligned())
         };
         let fits = match self.activation {
-            Some(_) => products.len() == 2 && others[0].n == product.n,
+            Some(_) => products.len() == 2 && others[0].n == product.n && geometry.sums >= products.len(),
             None => products.len() <= MATRICES,
         };
         if !fits || !others.iter().all(alike) || format.side > 0 || geometry.cluster > 1 {
@@ -324,11 +379,12 @@ impl Group<'_> {
             Some(norm) => [Bound::view(&norm.weight), Bound::view(&norm.output), Bound::value(&norm.params.eps)],
             None => [Bound::value(&0u64), Bound::value(&0u64), Bound::value(&0f32)],
         });
+        bindings.extend((0..count).map(|i| map(of(i).0, &geometry)));
         let function = format!(
             "{name}<{}, {}, {}, {}, {ragged}, {}>",
             format.name,
             geometry.units,
-            !part.exact,
+            part.columns(),
             !product.k.is_multiple_of(256),
             self.norm.is_some()
         );
@@ -339,6 +395,36 @@ impl Group<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::cuda::driver::DeviceInfo;
+    use crate::device::DeviceOptions;
+    use crate::format::{AffineFormat, WeightFormat};
+    use crate::{DType, GgmlType, MlxDevice, Weight};
+
+    /// k = 8192 is what the registers of a block's warps hold.
+    #[test]
+    fn every_format_takes_rows_of_8192() {
+        let info = DeviceInfo { name: String::new(), arch: 90, processors: 132, shared_bytes: 227 << 10 };
+        let options = DeviceOptions::default();
+        let device = MlxDevice::reference().unwrap();
+        let buffer = |bytes: usize, dtype| device.alloc_buffer(bytes, dtype, vec![]).unwrap();
+        let (n, k) = (16, 8192);
+        let affine = |bits| WeightFormat::Affine(AffineFormat { bits, group_size: 64, scale_dtype: DType::BF16 });
+        for format in GgmlType::all().map(WeightFormat::Ggml).chain([4, 8].map(affine)) {
+            let side = || matches!(format, WeightFormat::Affine(_)).then(|| buffer(n * k / 64 * 2, DType::BF16));
+            let data = buffer(n * format.row_bytes(k).unwrap(), DType::U8);
+            let weight = Weight::stack(format, 1, n, k, data, side(), side()).unwrap();
+            let view = weight.matrix_view(device.id(), "matmul").unwrap();
+            let Some(product) = Product::new(&view, [8, n, k], &info, &options) else { continue };
+            assert!(fits(&product), "{format:?}");
+            for m in 1..=ROWS {
+                let found = geometry(&product, m, m > EXACT_ROWS).unwrap();
+                assert!(
+                    found.stages >= LEAST_STAGES && found.shared_bytes <= info.shared_bytes,
+                    "{format:?}: {found:?}"
+                );
+            }
+        }
+    }
 
     #[test]
     fn long_rows_are_shared_by_blocks_that_all_have_some() {

@@ -47,6 +47,9 @@ args! {
         /// Units and sets of 16 weight rows of a stage.
         span: u32,
         sets: u32,
+        /// Tensor copies of a stage, none where rows are copied one by one, and the units of each of them.
+        boxes: u32,
+        piece: u32,
         /// Bytes from one row of a stage to the next: blocks or packed values, scales or biases.
         pitch: u32,
         side_pitch: u32,
@@ -314,17 +317,18 @@ pub(crate) fn pipelines() -> Vec<PipelineKey> {
     for format in formats() {
         let (name, mv) = (format.name, if format.side > 0 { "hopper_mv_affine" } else { "hopper_mv" });
         for geometry in [
-            "2, false, false, false, false",
-            "2, true, false, false, false",
-            "1, false, false, true, true",
-            "2, false, true, false, false",
-            "1, false, true, false, false",
+            "2, ONE_ROW, false, false, false",
+            "2, FOUR_ROWS, false, false, false",
+            "2, EIGHT_ROWS, false, false, false",
+            "1, ONE_ROW, false, true, true",
+            "2, ONE_ROW, true, false, false",
+            "1, ONE_ROW, true, false, false",
         ] {
             keys.push(key(format!("{mv}<{name}, {geometry}>")));
         }
         if format.side == 0 {
-            keys.push(key(format!("hopper_mv_group<{name}, 1, false, false, false, true>")));
-            keys.push(key(format!("hopper_mv_gated<{name}, 2, false, false, false, true>")));
+            keys.push(key(format!("hopper_mv_group<{name}, 1, ONE_ROW, false, false, true>")));
+            keys.push(key(format!("hopper_mv_gated<{name}, 2, ONE_ROW, false, false, true>")));
         }
         for geometry in ["1, false, false", "2, false, false", "1, true, true"] {
             keys.push(key(format!("hopper_mv_id<{name}, {geometry}>")));

@@ -27,6 +27,8 @@ const TOKENS: usize = 8;
 const STRIP: usize = 16;
 /// Stages at least.
 const LEAST_STAGES: usize = 3;
+/// As many stages keep the memory busy where rows are copied one by one: shorter pieces mean more copies.
+const ENOUGH_RAGGED_STAGES: usize = 4;
 /// As many stages keep the memory busy; units of a piece that a warp has at least, so that its sums and its turn cost little beside them.
 const ENOUGH_STAGES: usize = 6;
 const UNITS_OF_A_WARP: usize = 2;
@@ -55,6 +57,12 @@ struct Shape {
     n_experts: usize,
     /// Whether rows of weights do not all start at multiples of 16 bytes.
     ragged: bool,
+}
+
+impl Shape {
+    fn enough_stages(self) -> usize {
+        if self.ragged { ENOUGH_RAGGED_STAGES } else { ENOUGH_STAGES }
+    }
 }
 
 /// The geometry with stages enough and the fewest pieces. None where k is too long.
@@ -92,7 +100,8 @@ fn geometry(shape: Shape) -> Option<Geometry> {
         if stages < LEAST_STAGES || pending > MOST_PENDING {
             continue;
         }
-        if best.is_none_or(|best| stages.min(ENOUGH_STAGES) > best.stages.min(ENOUGH_STAGES)) {
+        let enough = shape.enough_stages();
+        if best.is_none_or(|best| stages.min(enough) > best.stages.min(enough)) {
             let shared_bytes = fixed + stages * stage_bytes;
             best = Some(Geometry { piece, span, pitch, side_pitch, stage_bytes, stages, shared_bytes });
         }
@@ -120,8 +129,8 @@ struct Operands<'a> {
     top_k: usize,
 }
 
-/// A launch for a part of the tokens. None where it does not fit, or has fewer stages.
-fn launch(product: &Product<'_>, operands: &Operands<'_>, part: Part, stages: usize) -> Result<Option<Launch>> {
+/// A launch for a part of the tokens. None where it does not fit, or has too few stages to be quick and has to be.
+fn launch(product: &Product<'_>, operands: &Operands<'_>, part: Part, quick: bool) -> Result<Option<Launch>> {
     let Operands { input, output, ids, n_experts, strides, top_k } = operands;
     let (format, shared_bytes) = (product.format, product.info.shared_bytes);
     let aligned = product.aligned() && strides[0].is_multiple_of(16);
@@ -130,9 +139,12 @@ fn launch(product: &Product<'_>, operands: &Operands<'_>, part: Part, stages: us
     // Rows are copied one by one where they must, or where whole strips would be too large.
     let mut ways = [false, true].into_iter().filter(|ragged| *ragged || aligned);
     let found = ways.find_map(|ragged| {
-        geometry(Shape { format, k, shared_bytes, tokens, exact, n_experts, ragged }).map(|found| (ragged, found))
+        let shape = Shape { format, k, shared_bytes, tokens, exact, n_experts, ragged };
+        geometry(shape).map(|found| (shape, found))
     });
-    let Some((ragged, geometry)) = found.filter(|(_, geometry)| geometry.stages >= stages && sides_aligned) else {
+    let enough = |shape: Shape, geometry: Geometry| !quick || geometry.stages >= shape.enough_stages();
+    let Some((Shape { ragged, .. }, geometry)) = found.filter(|(shape, found)| sides_aligned && enough(*shape, *found))
+    else {
         return Ok(None);
     };
     let args = HopperExpertArgs {
@@ -208,7 +220,7 @@ pub(super) fn rows(
     let most = if exact { EXACT_ROWS } else { TOKENS };
     for first in (0..op.n_tokens).step_by(most) {
         let part = Part { first, m: most.min(op.n_tokens - first), exact };
-        let Some(launch) = launch(product, &operands, part, LEAST_STAGES)? else { return Ok(None) };
+        let Some(launch) = launch(product, &operands, part, false)? else { return Ok(None) };
         plan.launches.push(launch);
     }
     Ok(Some(plan))
@@ -222,7 +234,7 @@ pub(super) fn long_rows(product: &Product<'_>, input: &Rows, output: &View, part
     }
     let strides = [product.w_row, product.side_row, product.side_row].map(|row| (row * product.n).next_multiple_of(16));
     let operands = Operands { input, output, ids: None, n_experts: 1, strides, top_k: 1 };
-    launch(product, &operands, part, ENOUGH_STAGES)
+    launch(product, &operands, part, true)
 }
 
 #[cfg(test)]
