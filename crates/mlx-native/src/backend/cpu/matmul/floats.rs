@@ -189,8 +189,8 @@ trait Values<S: Simd> {
 
     /// The first value of a row.
     unsafe fn row(&self, row: usize) -> *const u8;
-    /// The units from value l of some rows on, which begin at `p`; l is a multiple of [`UNIT`]. None if a value needs the general way.
-    unsafe fn units(&self, rows: [usize; ROWS], p: [*const u8; ROWS], l: usize) -> Option<[Self::Unit; ROWS]>;
+    /// The unit from value l of the row on; l is a multiple of [`UNIT`].
+    unsafe fn unit(&self, row: usize, l: usize) -> Self::Unit;
     /// Values `l..l + 4·LANES` of the row whose first value is at `p`; l is a multiple of 4·LANES.
     unsafe fn load(&self, p: *const u8, l: usize, unit: Self::Unit) -> S::Floats;
 }
@@ -219,9 +219,7 @@ impl<S: Simd, const TYPE: u8> Values<S> for Plain<TYPE> {
         unsafe { self.base.add(row * self.k * Self::BYTES) }
     }
     #[inline(always)]
-    unsafe fn units(&self, _: [usize; ROWS], _: [*const u8; ROWS], _: usize) -> Option<[(); ROWS]> {
-        Some([(); ROWS])
-    }
+    unsafe fn unit(&self, _: usize, _: usize) {}
     #[inline(always)]
     unsafe fn load(&self, p: *const u8, l: usize, (): ()) -> S::Floats {
         // SAFETY: the values lie within the row; the caller runs on S's instruction set.
@@ -253,23 +251,14 @@ impl<S: Simd> Values<S> for Mxfp8 {
         unsafe { self.packed.add(row * self.pitch) }
     }
     #[inline(always)]
-    unsafe fn units(&self, rows: [usize; ROWS], p: [*const u8; ROWS], l: usize) -> Option<[S::Floats; ROWS]> {
-        // SAFETY: a group for each unit exists, and the unit's values; the caller runs on S's instruction set.
-        unsafe {
-            let exponents = four!(|r| *self.scales.add(rows[r] * self.groups + l / UNIT) as u32);
-            // Times 2¹²⁰ larger ones are infinite.
-            let large = exponents.into_iter().fold(false, |large, e| large | (e > 127 + 7));
-            if large || S::has_e4m3_nan(four!(|r| p[r].add(l))) {
-                return None;
-            }
-            // The exponent of 2¹²⁰ times the scale; never that of a subnormal number.
-            Some(four!(|r| S::splat(f32::from_bits((exponents[r] + 120) << 23))))
-        }
+    unsafe fn unit(&self, row: usize, l: usize) -> S::Floats {
+        // SAFETY: a group for each unit exists; the caller runs on S's instruction set.
+        unsafe { S::splat(FpMode::Mxfp8.scale(*self.scales.add(row * self.groups + l / UNIT))) }
     }
     #[inline(always)]
     unsafe fn load(&self, p: *const u8, l: usize, scale: S::Floats) -> S::Floats {
         // SAFETY: the values lie within the row; the caller runs on S's instruction set.
-        unsafe { S::mul(S::load_small_e4m3(p.add(l)), scale) }
+        unsafe { S::mul(S::load_e4m3(p.add(l)), scale) }
     }
 }
 
@@ -295,24 +284,20 @@ unsafe fn one<S: Simd, V: Values<S>>(job: &Job, values: &V, stride: usize) {
                         S::prefetch_once(row.wrapping_add(l * V::BYTES + AHEAD_BYTES_ONE + line));
                     }
                 }
-                let Some(units) = values.units(index, rows, l) else {
-                    let values = widened(job.weight, job.k, index, l, UNIT);
-                    for i in (0..UNIT).step_by(width) {
-                        let x = S::load_floats(x.add(l + i));
-                        sum = four!(|r| S::mul_add(S::load_floats(values[r].as_ptr().add(i)), x, sum[r]));
-                    }
-                    continue;
-                };
+                let units = four!(|r| values.unit(index[r], l));
                 for l in (l..l + UNIT).step_by(width) {
                     let x = S::load_floats(x.add(l));
                     sum = four!(|r| S::mul_add(values.load(rows[r], l, units[r]), x, sum[r]));
                 }
             }
             if whole < job.k {
-                let values = widened(job.weight, job.k, index, whole, job.k - whole);
-                for i in (0..job.k - whole).step_by(width) {
-                    let x = S::load_floats(x.add(whole + i));
-                    sum = four!(|r| S::mul_add(S::load_floats(values[r].as_ptr().add(i)), x, sum[r]));
+                let mut rest = [[0.0; UNIT]; ROWS];
+                for (rest, row) in rest.iter_mut().zip(index) {
+                    widen::<S>(job.weight, job.k, row, whole, &mut rest[..job.k - whole]);
+                }
+                for l in (0..job.k - whole).step_by(width) {
+                    let x = S::load_floats(x.add(whole + l));
+                    sum = four!(|r| S::mul_add(S::load_floats(rest[r].as_ptr().add(l)), x, sum[r]));
                 }
             }
             for (r, sum) in sum.into_iter().enumerate() {
@@ -322,17 +307,6 @@ unsafe fn one<S: Simd, V: Values<S>>(job: &Job, values: &V, stride: usize) {
             }
         }
     }
-}
-
-/// `count` values of some rows from `first` on, at most [`UNIT`].
-#[cold]
-#[inline(never)]
-fn widened(weight: &Weight, k: usize, rows: [usize; ROWS], first: usize, count: usize) -> [[f32; UNIT]; ROWS] {
-    let mut values = [[0.0; UNIT]; ROWS];
-    for (values, row) in values.iter_mut().zip(rows) {
-        widen_any(weight, k, row, first, &mut values[..count]);
-    }
-    values
 }
 
 /// Values that [`one`] takes at once: whole vectors of every set, and a group of mxfp8.

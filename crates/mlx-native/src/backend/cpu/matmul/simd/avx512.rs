@@ -468,14 +468,6 @@ impl Simd for Avx512 {
         e4m3::numbers(low(p))
     }
     #[inline(always)]
-    unsafe fn load_small_e4m3(p: *const u8) -> __m512 {
-        e4m3::small(low(p))
-    }
-    #[inline(always)]
-    unsafe fn has_e4m3_nan(p: [*const u8; 4]) -> bool {
-        e4m3::has_nan(p)
-    }
-    #[inline(always)]
     unsafe fn exp2_rows(rows: [u32; 4]) -> __m512 {
         let exponent = _mm512_sub_ps(Self::u8_rows(rows), _mm512_set1_ps(128.0));
         _mm512_scalef_ps(_mm512_set1_ps(1.0), exponent)

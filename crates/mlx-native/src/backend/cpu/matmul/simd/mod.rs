@@ -350,18 +350,6 @@ pub(super) trait Simd: Copy + 'static {
             Self::load_floats(values.as_ptr())
         }
     }
-    /// [`load_e4m3`](Simd::load_e4m3) times 2⁻¹²⁰, none of the numbers being a NaN.
-    #[inline(always)]
-    unsafe fn load_small_e4m3(p: *const u8) -> Self::Floats {
-        // SAFETY: the caller's promise.
-        unsafe { Self::mul(Self::load_e4m3(p), Self::splat(f32::from_bits((127 - 120) << 23))) }
-    }
-    /// Whether one of the 32 E4M3 numbers at each of `p` is a NaN.
-    #[inline(always)]
-    unsafe fn has_e4m3_nan(p: [*const u8; 4]) -> bool {
-        // SAFETY: the caller's promise.
-        unsafe { (0..128).any(|i| *p[i / 32].add(i % 32) & 0x7F == 0x7F) }
-    }
     /// Place r of lane i: 2 to the power of byte i of `rows[r]` − 128.
     #[inline(always)]
     unsafe fn exp2_rows(rows: [u32; 4]) -> Self::Floats {

@@ -46,20 +46,3 @@ pub(super) unsafe fn unsigned(rows: [u64; 4]) -> [__m512; 2] {
         _mm512_mul_ps(_mm512_cvtph_ps(high), halved),
     ]
 }
-
-/// See [`load_small_e4m3`](super::super::Simd::load_small_e4m3).
-#[inline(always)]
-pub(super) unsafe fn small(bytes: __m128i) -> __m512 {
-    // Exponent and mantissa where f32 has the ends of its own; numbers that are subnormal here are so there.
-    let moved = _mm512_slli_epi32::<20>(_mm512_cvtepi8_epi32(bytes));
-    _mm512_castsi512_ps(_mm512_and_si512(moved, _mm512_set1_epi32(0x87F0_0000u32 as i32)))
-}
-
-/// See [`has_e4m3_nan`](super::super::Simd::has_e4m3_nan).
-#[inline(always)]
-pub(super) unsafe fn has_nan(p: [*const u8; 4]) -> bool {
-    let ones = _mm256_set1_epi8(-1);
-    let [a, b, c, d] = four!(|r| _mm256_or_si256(_mm256_loadu_si256(p[r].cast()), _mm256_set1_epi8(-128)));
-    let largest = _mm256_max_epu8(_mm256_max_epu8(a, b), _mm256_max_epu8(c, d));
-    _mm256_cmpeq_epi8_mask(largest, ones) != 0
-}
