@@ -29,8 +29,8 @@ impl From<WeightFormat> for WeightText {
 #[derive(Clone, Debug)]
 pub(crate) struct Fault {
     /// The ids, u32, or the values, f32.
+    // A kernel of CUDA reports the bad id itself, and a build may have no other GPU.
     #[cfg_attr(not(any(feature = "metal-host", target_os = "macos")), allow(dead_code))]
-    // A kernel of CUDA reports the bad id itself.
     pub ids: View,
     /// Ids below this are good; none where NaN is bad.
     pub limit: Option<usize>,

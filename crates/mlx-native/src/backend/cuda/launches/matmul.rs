@@ -359,6 +359,10 @@ pub(super) struct Experts {
     pub places: Bound,
 }
 
+/// Warps of that launch and experts that it takes at once, `MAP_WARPS` and `RANGE` in map_experts.cu.
+const MAP_WARPS: usize = 32;
+const MAP_RANGE: usize = 512;
+
 /// Appends the launch that lists the slots by expert and cuts the lists into tiles of `rows`.
 pub(super) fn map_experts(op: &MatmulId, args: &ProductArgs, rows: usize, plan: &mut Plan) -> Result<Experts> {
     let slots = op.n_tokens * op.top_k;
@@ -385,9 +389,9 @@ pub(super) fn map_experts(op: &MatmulId, args: &ProductArgs, rows: usize, plan: 
         Bound::Fault,
     ];
     let pipeline = PipelineKey::new(Library::MapExperts, "map_experts<>");
-    // A word for each warp and expert, `MAP_WARPS` and `RANGE` in map_experts.cu.
-    let shared_bytes = 32 * 4 * op.n_experts.min(512);
-    plan.launches.push(Launch { shared_bytes, ..Launch::new(pipeline, bindings, [1, 1, 1], 1024) });
+    // A word for each warp and expert of a range.
+    let shared_bytes = MAP_WARPS * 4 * op.n_experts.min(MAP_RANGE);
+    plan.launches.push(Launch { shared_bytes, ..Launch::new(pipeline, bindings, [1, 1, 1], 32 * MAP_WARPS as u32) });
     Ok(Experts { n_tiles, tiles, lists, places })
 }
 

@@ -114,7 +114,7 @@ impl Layout {
         Layout { pitch, side_pitch, w_stages, piece, shared_bytes }
     }
 }
-/// `SHARED_LIMIT` in matvec.cu.
+/// `SHARED_LIMIT` in units.cu.
 const SHARED_LIMIT: usize = 232_448;
 
 impl Product<'_> {

@@ -8,9 +8,9 @@ use crate::backend::gpu::u32_of;
 use crate::buffer::View;
 use crate::ops::{Activation, RmsNorm};
 
-/// Warps that multiply; the first of 4 more issues copies.
-const WARPS: usize = 16;
-const THREADS: u32 = (WARPS as u32 + 4) * 32;
+/// Warps that multiply, `WARPS` in units.cu; the first of 4 more issues copies, or all of them.
+pub(super) const WARPS: usize = 16;
+pub(super) const THREADS: u32 = (WARPS as u32 + 4) * 32;
 const PREPARE_THREADS: u32 = 512;
 /// Stages at most.
 const MOST_STAGES: usize = 12;
@@ -196,14 +196,19 @@ fn map(product: &Product<'_>, geometry: &Geometry) -> Bound {
     if geometry.boxes == 0 {
         return Bound::value(&[0u64; 16]);
     }
+    boxed_rows(&product.weight.data, 8, [product.w_row, product.n], [geometry.pitch, 16 * geometry.sets])
+}
+
+/// The map of `n` rows of `row` bytes, copied in boxes of `height` rows of `pitch` bytes, elements of so many bytes.
+fn boxed_rows(view: &View, element_bytes: usize, [row, n]: [usize; 2], [pitch, height]: [usize; 2]) -> Bound {
     let map = TensorMap {
-        element_bytes: 8,
-        dims: vec![product.w_row as u64 / 8, product.n as u64],
-        strides: vec![product.w_row as u64],
-        tile: vec![geometry.pitch as u32 / 8, 16 * geometry.sets as u32],
+        element_bytes: element_bytes as u32,
+        dims: vec![(row / element_bytes) as u64, n as u64],
+        strides: vec![row as u64],
+        tile: vec![(pitch / element_bytes) as u32, height as u32],
         swizzled: false,
     };
-    Bound::Tensor(map, Box::new(Bound::view(&product.weight.data)))
+    Bound::Tensor(map, Box::new(Bound::view(view)))
 }
 
 fn launch_of(function: String, mut bindings: Vec<Bound>, geometry: &Geometry, products: usize) -> Launch {
@@ -299,16 +304,9 @@ pub(super) fn launch(
     let mut name = "hopper_mv";
     if format.side > 0 {
         name = "hopper_mv_affine";
-        let map = TensorMap {
-            element_bytes: 2,
-            dims: vec![product.side_row as u64 / 2, product.n as u64],
-            strides: vec![product.side_row as u64],
-            tile: vec![geometry.side_pitch as u32 / 2, 16 * geometry.sets as u32],
-            swizzled: false,
-        };
+        let [rows, stage] = [[product.side_row, product.n], [geometry.side_pitch, 16 * geometry.sets]];
         let sides = [product.weight.scales.as_ref(), product.weight.biases.as_ref()];
-        bindings
-            .extend(sides.into_iter().flatten().map(|side| Bound::Tensor(map.clone(), Box::new(Bound::view(side)))));
+        bindings.extend(sides.into_iter().flatten().map(|side| boxed_rows(side, 2, rows, stage)));
     }
     let function = format!(
         "{name}<{}, {}, {}, {}, {}, {}>",

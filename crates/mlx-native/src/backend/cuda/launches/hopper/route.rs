@@ -1,6 +1,6 @@
 //! Expert-routed products of few tokens: the geometry and the launches of `hopper_mv_id`.
 
-use super::matvec::{EXACT_ROWS, Part};
+use super::matvec::{EXACT_ROWS, Part, THREADS, WARPS};
 use super::{Format, HopperExpertArgs, Product, Rows, UNIT, key, pitch_of};
 use crate::Result;
 use crate::backend::cuda::driver::{DeviceInfo, TensorMap};
@@ -11,9 +11,6 @@ use crate::buffer::View;
 use crate::device::Activations;
 use crate::ops::MatmulId;
 
-/// Warps that multiply; the first of 4 more issues copies, or all of them.
-const WARPS: usize = 16;
-const THREADS: u32 = (WARPS as u32 + 4) * 32;
 /// `MOST_ROUTED_STAGES`, `MOST_PENDING` and `MOST_ROUTED_SLOTS` of experts.cu, and what one word for each of them takes.
 const MOST_STAGES: usize = 24;
 const MOST_PENDING: usize = 128;
