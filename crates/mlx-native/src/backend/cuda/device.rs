@@ -5,6 +5,7 @@ use std::ffi::c_void;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::claim::Claim;
 use super::driver::{Context, DeviceAllocation, EncodedTensorMap, Geometry, Graph, Kernel, Stream};
 use super::fingerprint::Fingerprint;
 use super::frame::{Frame, live_bytes};
@@ -40,6 +41,7 @@ pub(crate) struct CudaBackend {
     stream: Arc<Stream>,
     uploader: Arc<Uploader>,
     engine: Mutex<Engine>,
+    claim: Claim,
 }
 
 /// What runs lists, one at a time.
@@ -117,13 +119,20 @@ fn address(view: &View, memory: &SharedMemory, writes: bool) -> Result<u64> {
     Ok(base + view.offset as u64)
 }
 
+impl Drop for CudaBackend {
+    fn drop(&mut self) {
+        // Buffers may keep the stream longer than the claim lives. An error was reported where it came up.
+        let _ = self.stream.synchronise();
+    }
+}
+
 impl CudaBackend {
     pub(crate) fn new(index: usize, options: DeviceOptions) -> Result<CudaBackend> {
         let context = Context::open(index)?;
         nvrtc::version()?;
         let stream = Arc::new(Stream::new(&context)?);
         let uploader = Arc::new(Uploader::new(&context));
-        Ok(CudaBackend { context, options, stream, uploader, engine: Mutex::default() })
+        Ok(CudaBackend { context, options, stream, uploader, engine: Mutex::default(), claim: Claim::new(index) })
     }
 
     fn engine(&self) -> MutexGuard<'_, Engine> {
@@ -173,7 +182,12 @@ impl CudaBackend {
     }
 
     fn planner<'a>(&'a self, recorded: &'a Recorded) -> Planner<'a> {
-        Planner { info: &self.context.info, options: &self.options, forced: recorded.kernel.as_deref() }
+        Planner {
+            info: &self.context.info,
+            options: &self.options,
+            forced: recorded.kernel.as_deref(),
+            alone: self.claim.granted,
+        }
     }
 
     /// The plan of the operations from `index` on that run together, and how many they are.

@@ -5,6 +5,7 @@
 //! compiles it and keeps the machine code on disk. [`driver`] has every unsafe call to the driver. [`device`] runs command lists: launch by
 //! launch at first, and as a graph when a list of the same shape comes again.
 
+mod claim;
 mod device;
 pub(crate) mod driver;
 mod fingerprint;

@@ -227,7 +227,7 @@ mod tests {
             Library::Hopper => {
                 let function = &key.function;
                 function.contains("ONE_ROW")
-                    || ["hopper_mm<", "hopper_mv_id<"].iter().any(|name| function.starts_with(name))
+                    || ["hopper_mm<", "hopper_mv_id<", "hopper_layer<"].iter().any(|name| function.starts_with(name))
             }
             library => matches!(library, Library::Flash | Library::Attention | Library::Heads),
         }

@@ -1,6 +1,6 @@
 //! Operations that follow one another and run as one launch, or share what makes their operands.
 
-use super::hopper::{self, Chain};
+use super::hopper::{self, Chain, Layer};
 use super::step::Step;
 use super::{Plan, Planner, attention, matmul};
 use crate::Result;
@@ -30,6 +30,11 @@ fn together(ops: &[Recorded], planner: &Planner<'_>) -> Option<(Result<Plan>, us
         && attention::turns_fit(q)
     {
         return Some((attention::rope_store(q, k, k_store, v_store), 4));
+    }
+    if let Some((layer, count)) = Layer::first(ops)
+        && let Some(plan) = layer.plan(planner).transpose()
+    {
+        return Some((plan, count));
     }
     if let Some((plan, count)) = chain(ops, planner) {
         return Some((Ok(plan), count));
@@ -140,7 +145,7 @@ mod tests {
     /// The kernels of a layer on a GPU of this architecture, without what their templates are made for.
     fn kernels(arch: u32, m: usize, v_type: GgmlType, options: &DeviceOptions) -> Vec<String> {
         let info = DeviceInfo { name: String::new(), arch, processors: 132, shared_bytes: 227 << 10 };
-        let planner = Planner { info: &info, options, forced: None };
+        let planner = Planner { info: &info, options, forced: None, alone: true };
         let device = MlxDevice::reference().unwrap();
         let mut encoder = device.command_encoder().unwrap();
         record(&mut encoder, &device, m, v_type);

@@ -429,7 +429,7 @@ mod tests {
         let mut encoder = device.command_encoder().unwrap();
         encoder.matmul(&x, &weight, &mut y).unwrap();
         let op = encoder.ops().next().unwrap().clone();
-        plan(&op, &Planner { info: &INFO, options, forced: None }).unwrap()
+        plan(&op, &Planner { info: &INFO, options, forced: None, alone: true }).unwrap()
     }
 
     fn functions(plan: &Plan) -> Vec<&str> {

@@ -175,6 +175,8 @@ pub(crate) struct Planner<'a> {
     pub options: &'a DeviceOptions,
     /// The kernel that must run a product, by the name that `capability` gives it.
     pub forced: Option<&'a str>,
+    /// Whether no other device of the process uses the GPU, so that all blocks of a launch may wait for each other.
+    pub alone: bool,
 }
 
 /// Plans an operation.

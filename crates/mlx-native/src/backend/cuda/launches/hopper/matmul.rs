@@ -319,7 +319,7 @@ pub(super) fn route(op: &Matmul, planner: &Planner<'_>) -> Option<bool> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{formats, text};
+    use super::super::{formats, layer, text};
     use super::*;
     use crate::backend::cuda::nvrtc::{self, Program};
 
@@ -347,6 +347,7 @@ mod tests {
                 }
             }
         }
+        text += &layer::assertions();
         let program = Program { name: "layouts.cu", text: &text, kernel: "hopper_align<>", arch: 90 };
         nvrtc::compile(&program).unwrap();
     }

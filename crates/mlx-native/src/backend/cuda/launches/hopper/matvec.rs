@@ -200,7 +200,12 @@ fn map(product: &Product<'_>, geometry: &Geometry) -> Bound {
 }
 
 /// The map of `n` rows of `row` bytes, copied in boxes of `height` rows of `pitch` bytes, elements of so many bytes.
-fn boxed_rows(view: &View, element_bytes: usize, [row, n]: [usize; 2], [pitch, height]: [usize; 2]) -> Bound {
+pub(super) fn boxed_rows(
+    view: &View,
+    element_bytes: usize,
+    [row, n]: [usize; 2],
+    [pitch, height]: [usize; 2],
+) -> Bound {
     let map = TensorMap {
         element_bytes: element_bytes as u32,
         dims: vec![(row / element_bytes) as u64, n as u64],

@@ -4,6 +4,7 @@
 mod ahead;
 mod chain;
 mod experts;
+mod layer;
 mod matmul;
 mod matvec;
 mod route;
@@ -11,6 +12,7 @@ mod route;
 pub(super) use ahead::look;
 pub(super) use chain::Chain;
 pub(super) use experts::matmul_id;
+pub(super) use layer::Layer;
 pub(super) use matmul::{matmul, matmuls};
 
 use crate::backend::cuda::driver::DeviceInfo;
@@ -289,10 +291,12 @@ pub(crate) fn text() -> String {
         &HopperTileArgs::render(),
         &HopperExpertArgs::render(),
         &ahead::text(),
+        &layer::text(),
         include_str!("../../kernels/hopper/async.cu"),
         include_str!("../../kernels/hopper/formats.cu"),
         include_str!("../../kernels/hopper/units.cu"),
         include_str!("../../kernels/hopper/matvec.cu"),
+        include_str!("../../kernels/hopper/layer.cu"),
         include_str!("../../kernels/hopper/experts.cu"),
         include_str!("../../kernels/hopper/wgmma.cu"),
         include_str!("../../kernels/hopper/prepare.cu"),
@@ -313,7 +317,7 @@ fn formats() -> impl Iterator<Item = Format> {
 /// The kernels of some formats and geometries, for tests that compile them.
 #[cfg(test)]
 pub(crate) fn pipelines() -> Vec<PipelineKey> {
-    let mut keys = vec![key("hopper_align<>".into())];
+    let mut keys = vec![key("hopper_align<>".into()), key("hopper_layer<2, Q4_K, Q6_K>".into())];
     for format in formats() {
         let (name, mv) = (format.name, if format.side > 0 { "hopper_mv_affine" } else { "hopper_mv" });
         for geometry in [
@@ -327,6 +331,7 @@ pub(crate) fn pipelines() -> Vec<PipelineKey> {
             keys.push(key(format!("{mv}<{name}, {geometry}>")));
         }
         if format.side == 0 {
+            keys.push(key(format!("hopper_layer<2, {name}>")));
             keys.push(key(format!("hopper_mv_group<{name}, 1, ONE_ROW, false, false, true>")));
             keys.push(key(format!("hopper_mv_gated<{name}, 2, ONE_ROW, false, false, true>")));
         }

@@ -283,7 +283,7 @@ mod tests {
         let mut encoder = device.command_encoder().unwrap();
         encoder.matmul_id(&x, &weight, &ids, &mut y, None).unwrap();
         let op = encoder.ops().next().unwrap().clone();
-        let plan = plan(&op, &Planner { info: &info(), options, forced }).unwrap();
+        let plan = plan(&op, &Planner { info: &info(), options, forced, alone: true }).unwrap();
         assert!(plan.fault.is_some());
         plan.launches.into_iter().map(|launch| launch.pipeline.function).collect()
     }
