@@ -14,7 +14,7 @@ use std::mem::MaybeUninit;
 
 use super::panels::{Entering, Kind, OfSource, of_kind};
 use super::simd::{MAX_LANES, Simd, array, four, unrolled};
-use super::source::{Scales, Source};
+use super::source::{ANY_SIDES, Scales, Source};
 use super::{Job, panels};
 
 /// Columns that share a pass over codes in the first-level cache.
@@ -102,14 +102,35 @@ unsafe fn x_scale<S: Simd>(record: *const u8) -> S::Floats {
 /// One column at a time.
 #[inline(always)]
 unsafe fn one<S: Simd, F: Source<S>>(job: &Job) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let source = F::new(job.weight, job.k);
+        if !F::BY_SIDES {
+            return bands::<S, F, ANY_SIDES>(job, &source);
+        }
+        match source.sides() {
+            0 => bands::<S, F, 0>(job, &source),
+            1 => bands::<S, F, 1>(job, &source),
+            2 => bands::<S, F, 2>(job, &source),
+            3 => bands::<S, F, 3>(job, &source),
+            4 => bands::<S, F, 4>(job, &source),
+            5 => bands::<S, F, 5>(job, &source),
+            _ => bands::<S, F, ANY_SIDES>(job, &source),
+        }
+    }
+}
+
+/// One column at a time, four bands of rows at once.
+#[inline(always)]
+unsafe fn bands<S: Simd, F: Source<S>, const SIDES: usize>(job: &Job, source: &F) {
     let (steps, record_bytes) = (job.layout.steps(), job.layout.record_bytes());
     let (planes, column_bytes) = (job.layout.planes(), job.layout.column_bytes());
     let count = job.n.len();
     let band = count.div_ceil(4);
     let full = job.k / (32 * S::LANES) / F::STEPS * F::STEPS;
+    let together = if SIDES == ANY_SIDES { 0 } else { full / 4 * 4 };
     // SAFETY: the caller's promise: rows below n.end exist in the weight, records in the prepared x, places in y.
     unsafe {
-        let source = F::new(job.weight, job.k);
         for i in 0..job.rows.len() {
             let (x_row, y_row) = job.rows.get(i);
             let y = job.y.data.add(y_row * job.y.stride + job.n.start);
@@ -120,18 +141,27 @@ unsafe fn one<S: Simd, F: Source<S>>(job: &Job) {
                 for plane in (0..planes).rev() {
                     let mut record = job.prepared.add((x_row * planes + plane) * column_bytes);
                     let mut total = S::splat(0.0);
-                    for step in (0..full).step_by(F::STEPS) {
+                    for step in (0..together).step_by(4) {
+                        let scales = source.four_scales::<SIDES>(&rows, step);
+                        unrolled!(4, |s| {
+                            source.prefetch_quarter::<SIDES>(&rows, step + ahead(AHEAD_BYTES_ONE, F::STEP_BYTES), s);
+                            let stage = source.stage::<true>(&rows, step + s);
+                            total = dot_step::<S, F>(source, &stage, 0, &scales[s], record, total);
+                            record = record.add(record_bytes);
+                        });
+                    }
+                    for step in (together..full).step_by(F::STEPS) {
                         // Behind the end of a row lies the next one of its band.
                         source.prefetch(&rows, step + ahead(AHEAD_BYTES_ONE, F::STEP_BYTES).next_multiple_of(F::STEPS));
                         let stage = source.stage::<true>(&rows, step);
                         unrolled!(F::STEPS, |s| {
-                            total = dot_step::<S, F>(&source, &stage, s, record, total);
+                            total = dot_step::<S, F>(source, &stage, s, &source.scales(&stage, s), record, total);
                             record = record.add(record_bytes);
                         });
                     }
                     if F::TAILS && full < steps {
                         let stage = source.stage::<false>(&rows, full);
-                        total = dot_step::<S, F>(&source, &stage, 0, record, total);
+                        total = dot_step::<S, F>(source, &stage, 0, &source.scales(&stage, 0), record, total);
                     }
                     // The smallest plane first; adding to nothing would turn −0 into 0.
                     sum = if plane + 1 == planes { total } else { S::add(sum, total) };
@@ -152,6 +182,7 @@ unsafe fn dot_step<S: Simd, F: Source<S>>(
     source: &F,
     stage: &F::Stage,
     s: usize,
+    scales: &Scales<S>,
     record: *const u8,
     total: S::Floats,
 ) -> S::Floats {
@@ -169,12 +200,11 @@ unsafe fn dot_step<S: Simd, F: Source<S>>(
                 lo[r] = S::dot(F::WIDE, lo[r], codes[1], x_hi);
             }
         }
-        let scales = source.scales(stage, s);
         let mut v = scaled::<S>(S::add_ints(S::sum_each(lo), start::<S, F>(record, 0)), scales.scale[0], None);
         if F::HALVES {
             v = scaled::<S>(S::add_ints(S::sum_each(hi), start::<S, F>(record, 1)), scales.scale[1], Some(v));
         }
-        S::mul_add(with_mins::<S, OfSource<S, F>>(v, &scales, record), x_scale::<S>(record), total)
+        S::mul_add(with_mins::<S, OfSource<S, F>>(v, scales, record), x_scale::<S>(record), total)
     }
 }
 

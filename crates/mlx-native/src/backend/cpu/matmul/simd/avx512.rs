@@ -2,6 +2,7 @@
 #![allow(unsafe_op_in_unsafe_fn)] // The contract of all of them stands at `simd`.
 
 mod e4m3;
+mod groups;
 mod levels;
 mod record;
 mod strided;
@@ -420,6 +421,10 @@ impl Simd for Avx512 {
     unsafe fn bf16_groups(rows: [u64; 4], shift: u32) -> __m512 {
         // The upper half of an f32.
         _mm512_castsi512_ps(by_lane(rows, shift, 0xAAAA_AAAA))
+    }
+    #[inline(always)]
+    unsafe fn groups_of_steps(p: [*const u8; 4], shift: u32, f16: bool) -> [__m512; 4] {
+        groups::of_steps(p, shift, f16)
     }
     #[inline(always)]
     unsafe fn words(words: [u64; 2 * MAX_LANES]) -> __m512i {

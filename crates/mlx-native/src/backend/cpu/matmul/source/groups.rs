@@ -3,7 +3,7 @@
 use super::super::Weight;
 use super::super::simd::{MAX_LANES, Simd, four};
 use super::blocks::{MXFP4_CODES, joined, nibbles, prefetch};
-use super::{Scales, Source};
+use super::{ANY_SIDES, Scales, Source};
 use crate::DType;
 use crate::format::FpMode;
 
@@ -136,6 +136,16 @@ unsafe fn words<T: Copy + Into<u64>>(values: *const u8, at: [usize; 4]) -> [u64;
 }
 
 impl<const BITS: usize> Affine<BITS> {
+    /// What codes are multiplied with, and what is added then.
+    #[inline(always)]
+    unsafe fn of_codes<S: Simd>(scale: S::Floats, bias: S::Floats) -> Scales<S> {
+        // SAFETY: the caller runs on S's instruction set. Signed codes are q − 128.
+        unsafe {
+            let signed = BITS == 8 && S::WIDE_OFFSET == 0;
+            Scales::with_min(scale, if signed { S::mul_add(scale, S::splat(128.0), bias) } else { bias })
+        }
+    }
+
     /// Scales and biases of four rows at a step; 0 beyond k.
     #[inline(always)]
     unsafe fn values<S: Simd>(&self, stage: &Stage) -> [S::Floats; 2] {
@@ -204,6 +214,7 @@ impl<S: Simd, const BITS: usize> Source<S> for Affine<BITS> {
     const PAIRS: bool = BITS == 4;
     const STEP_BYTES: usize = 4 * BITS * S::LANES;
     const OFFSET: i32 = 0;
+    const BY_SIDES: bool = true;
     type Rows = Rows;
     type Stage = Stage;
 
@@ -247,12 +258,45 @@ impl<S: Simd, const BITS: usize> Source<S> for Affine<BITS> {
     unsafe fn scales(&self, stage: &Stage, _: usize) -> Scales<S> {
         // SAFETY: the caller's promise.
         unsafe {
-            let [scale, mut min] = self.values::<S>(stage);
-            if BITS == 8 && S::WIDE_OFFSET == 0 {
-                // Signed codes are q − 128.
-                min = S::mul_add(scale, S::splat(128.0), min);
+            let [scale, min] = self.values::<S>(stage);
+            Self::of_codes(scale, min)
+        }
+    }
+    /// Twice log₂ of the blocks in a group, and one more for f16 instead of bf16.
+    #[inline(always)]
+    fn sides(&self) -> usize {
+        if self.dtype == DType::F32 || self.shift > 2 {
+            return ANY_SIDES;
+        }
+        2 * self.shift as usize + (self.dtype == DType::F16) as usize
+    }
+    #[inline(always)]
+    unsafe fn prefetch_quarter<const SIDES: usize>(&self, rows: &Rows, step: usize, quarter: usize) {
+        // SAFETY: any address may be prefetched; the caller runs on S's instruction set.
+        unsafe {
+            let (at, lines) = (step * 4 * BITS * S::LANES, (16 * BITS * S::LANES).div_ceil(64));
+            for line in lines * quarter / 4..lines * (quarter + 1) / 4 {
+                for row in rows.packed {
+                    S::prefetch_once(row.wrapping_add(at + 64 * line));
+                }
             }
-            Scales::with_min(scale, min)
+            if quarter == 0 {
+                let shift = SIDES / 2;
+                let (at, step_bytes) = (2 * ((step * S::LANES) >> shift), (8 * S::LANES) >> shift);
+                prefetch_side::<S>(self.scales, rows, at, step_bytes);
+                prefetch_side::<S>(self.biases, rows, at, step_bytes);
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn four_scales<const SIDES: usize>(&self, rows: &Rows, step: usize) -> [Scales<S>; 4] {
+        let (shift, f16) = (SIDES as u32 / 2, SIDES % 2 == 1);
+        let at = 2 * ((step * S::LANES) >> shift);
+        // SAFETY: the caller's promise.
+        unsafe {
+            let of = |values: *const u8| S::groups_of_steps(four!(|r| values.add(at + rows.side[r])), shift, f16);
+            let (scales, mins) = (of(self.scales), of(self.biases));
+            four!(|s| Self::of_codes(scales[s], mins[s]))
         }
     }
     #[inline(always)]

@@ -6,7 +6,7 @@ mod groups;
 mod k_quants;
 
 use super::prepare::{Layout, Sums};
-use super::simd::Simd;
+use super::simd::{Simd, four};
 use super::{Config, Kernel, Precision, Weight, floats, tiles};
 use crate::backend::cpu::isa::Isa;
 use crate::format::ggml::{
@@ -43,6 +43,9 @@ impl<S: Simd> Scales<S> {
         unsafe { Scales { scale: [scale, S::splat(0.0)], min: [min, S::splat(0.0)] } }
     }
 }
+
+/// See [`Source::sides`]: the kinds are the numbers below.
+pub(super) const ANY_SIDES: usize = 6;
 
 /// A weight matrix as 8-bit codes, read four rows and some steps at a time.
 ///
@@ -82,6 +85,26 @@ pub(super) trait Source<S: Simd>: Sized {
     /// Asks for the memory of a step of four rows, which need not exist.
     #[inline(always)]
     unsafe fn prefetch(&self, _rows: &Self::Rows, _step: usize) {}
+    /// The loop over one column takes four steps at once, and is compiled for each kind of [`sides`](Self::sides).
+    const BY_SIDES: bool = false;
+    /// Which scales the weight has, or `ANY_SIDES`.
+    #[inline(always)]
+    fn sides(&self) -> usize {
+        ANY_SIDES
+    }
+    /// Asks for a quarter of the memory of steps `step..step + 4` of four rows, which need not exist.
+    #[inline(always)]
+    unsafe fn prefetch_quarter<const SIDES: usize>(&self, rows: &Self::Rows, step: usize, quarter: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { self.prefetch(rows, step + quarter) }
+    }
+    /// Scales of steps `step..step + 4`, all of which lie within k: loaded together they take a third of the instructions. STEPS is 1 then, and `SIDES`
+    /// what [`sides`](Self::sides) says.
+    #[inline(always)]
+    unsafe fn four_scales<const SIDES: usize>(&self, rows: &Self::Rows, step: usize) -> [Scales<S>; 4] {
+        // SAFETY: the caller's promise.
+        unsafe { four!(|s| self.scales(&self.stage::<true>(rows, step + s), 0)) }
+    }
     /// Codes of row r at the s-th staged step: first and second halves of its blocks.
     unsafe fn codes(&self, stage: &Self::Stage, r: usize, s: usize) -> [S::Bytes; 2];
 }
