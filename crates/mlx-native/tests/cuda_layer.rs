@@ -18,7 +18,7 @@ struct Shape {
     activation: Activation,
 }
 
-const SHAPES: [Shape; 6] = [
+const SHAPES: [Shape; 7] = [
     Shape {
         hidden: 4096,
         feed: 14336,
@@ -53,6 +53,15 @@ const SHAPES: [Shape; 6] = [
         formats: [Q4_0, Q4_0, Q4_0, Q6_K],
         activation: Activation::Silu,
     },
+    // Five slices, whose blocks are not all of the GPU's.
+    Shape {
+        hidden: 2816,
+        feed: 20480,
+        heads: 2816,
+        next: &[2816],
+        formats: [Q4_K, Q4_0, Q4_K, Q4_0],
+        activation: Activation::Silu,
+    },
     Shape {
         hidden: 4096,
         feed: 12288,
@@ -71,38 +80,53 @@ const SHAPES: [Shape; 6] = [
     },
 ];
 
-struct Layer {
-    shape: Shape,
+/// What a layer begins with.
+struct Content {
     /// Output, gate, up, down, and what the next layer begins with.
-    weights: Vec<Weight>,
-    norms: [MlxBuffer; 2],
-    /// Attention's output and the residual stream, then what is written.
-    floats: Vec<MlxBuffer>,
+    weights: Vec<WeightData>,
+    norms: [Vec<f32>; 2],
+    /// Attention's output and the residual stream, then what is written: delta, normed, gate, up, and the next layer's.
+    floats: Vec<Vec<f32>>,
 }
 
-impl Layer {
-    fn new(device: &MlxDevice, shape: Shape) -> Layer {
+impl Content {
+    fn new(shape: Shape) -> Content {
         let Shape { hidden, feed, heads, next, formats, .. } = shape;
         let mut rng = rng(1, &format!("{shape:?}"));
         let [output, gate, down, after] = formats;
         let mut all = vec![(output, hidden, heads), (gate, feed, hidden), (gate, feed, hidden), (down, hidden, feed)];
         all.extend(next.iter().map(|n| (after, *n, hidden)));
-        let mut weight = |(ty, n, k)| {
-            let data = WeightData::random(WeightFormat::Ggml(ty), 1, n, k, Scales::Ordinary, &mut rng).unwrap();
-            data.upload(device).unwrap()
-        };
+        let mut weight =
+            |(ty, n, k)| WeightData::random(WeightFormat::Ggml(ty), 1, n, k, Scales::Ordinary, &mut rng).unwrap();
         let weights = all.into_iter().map(&mut weight).collect();
-        let filled = |values: Vec<f32>| {
+        let norms = [0, 1].map(|_| normals(&mut rng, hidden, 1.0));
+        let mut floats = vec![normals(&mut rng, heads, 1.0), normals(&mut rng, hidden, 1.0)];
+        // What no kernel writes stays NaN.
+        floats.extend([hidden, hidden, feed, feed].iter().chain(next).map(|len| vec![f32::NAN; *len]));
+        Content { weights, norms, floats }
+    }
+}
+
+struct Layer {
+    shape: Shape,
+    weights: Vec<Weight>,
+    norms: [MlxBuffer; 2],
+    floats: Vec<MlxBuffer>,
+}
+
+impl Layer {
+    fn new(device: &MlxDevice, shape: Shape, content: &Content) -> Layer {
+        let filled = |values: &Vec<f32>| {
             let mut buffer = device.alloc_buffer(4 * values.len(), DType::F32, vec![values.len()]).unwrap();
-            buffer.as_mut_slice::<f32>().unwrap().copy_from_slice(&values);
+            buffer.as_mut_slice::<f32>().unwrap().copy_from_slice(values);
             buffer
         };
-        let norms = [0, 1].map(|_| filled(normals(&mut rng, hidden, 1.0)));
-        let mut floats = vec![filled(normals(&mut rng, heads, 1.0)), filled(normals(&mut rng, hidden, 1.0))];
-        // delta, normed, gate, up: what no kernel writes stays NaN.
-        let lens = [hidden, hidden, feed, feed].into_iter().chain(next.iter().copied());
-        floats.extend(lens.map(|len| filled(vec![f32::NAN; len])));
-        Layer { shape, weights, norms, floats }
+        Layer {
+            shape,
+            weights: content.weights.iter().map(|weight| weight.upload(device).unwrap()).collect(),
+            norms: content.norms.each_ref().map(filled),
+            floats: content.floats.iter().map(filled).collect(),
+        }
     }
 
     fn record(&mut self, encoder: &mut CommandEncoder, each: &mut dyn FnMut(&mut CommandEncoder)) {
@@ -150,27 +174,27 @@ fn a_layers_products_are_those_that_its_operations_give_alone() {
     };
     let second = MlxDevice::cuda(0).unwrap();
     for shape in SHAPES {
-        let mut alone = Layer::new(&device, shape);
-        let initial = alone.results();
+        let content = Content::new(shape);
+        let mut layer = Layer::new(&device, shape, &content);
         let mut encoder = device.command_encoder().unwrap();
-        alone.record(&mut encoder, &mut |encoder| encoder.commit_and_wait().unwrap());
-        let expected = alone.results();
-        for device in [&device, &second] {
-            let mut together = Layer::new(device, shape);
+        layer.record(&mut encoder, &mut |encoder| encoder.commit_and_wait().unwrap());
+        let expected = layer.results();
+        let others = Layer::new(&second, shape, &content);
+        for (device, mut layer) in [(&device, layer), (&second, others)] {
             let mut encoder = device.command_encoder().unwrap();
             let mut first: Option<Vec<Vec<f32>>> = None;
             for round in 0..4 {
-                together.restore(&initial);
+                layer.restore(&content.floats);
                 // Twice in a list: the second one's launch finds what the first one's has left.
-                together.record(&mut encoder, &mut |_| ());
+                layer.record(&mut encoder, &mut |_| ());
                 if round == 3 {
-                    together.record(&mut encoder, &mut |_| ());
+                    layer.record(&mut encoder, &mut |_| ());
                     encoder.commit_and_wait().unwrap();
-                    assert!(together.results().iter().flatten().all(|x| x.is_finite()), "{shape:?}");
+                    assert!(layer.results().iter().flatten().all(|x| x.is_finite()), "{shape:?}");
                     continue;
                 }
                 encoder.commit_and_wait().unwrap();
-                let found = together.results();
+                let found = layer.results();
                 for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
                     let errors: f64 = found.iter().zip(expected).map(|(a, b)| f64::from(a - b).powi(2)).sum();
                     let energy: f64 = expected.iter().map(|b| f64::from(*b).powi(2)).sum();
