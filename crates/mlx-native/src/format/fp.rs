@@ -154,13 +154,13 @@ impl FpMode {
 pub const E2M1: [f32; 16] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
 
 /// `2^(e − 127)`; 255 is infinity.
-pub fn e8m0_to_f32(e: u8) -> f32 {
+pub const fn e8m0_to_f32(e: u8) -> f32 {
     // 2^-127 is subnormal; exponent field 255 is infinity.
     f32::from_bits(if e == 0 { 1 << 22 } else { (e as u32) << 23 })
 }
 
 /// An E4M3 number (OCP 8-bit floating point, the variant without infinities): bias 7, 0x7F and 0xFF are NaN.
-pub fn e4m3_to_f32(x: u8) -> f32 {
+pub const fn e4m3_to_f32(x: u8) -> f32 {
     let (exponent, mantissa) = ((x >> 3) & 15, (x & 7) as f32);
     let magnitude = match (exponent, x & 7) {
         (15, 7) => f32::NAN,

@@ -9,6 +9,7 @@ use super::source::Choice;
 use super::tiles::AHEAD_BYTES_ONE;
 use super::{Config, Job, Weight};
 use crate::backend::cpu::isa::Isa;
+use crate::format::fp::e8m0_to_f32;
 use crate::format::{FpMode, GgmlType, dequantize_row};
 use half::{bf16, f16};
 
@@ -180,19 +181,18 @@ pub(super) fn element(dtype: crate::DType, bytes: &[u8], i: usize) -> f32 {
     }
 }
 
-/// A format whose vectors of values are loaded as f32, [`UNIT`] values at a time.
+/// A format whose values are loaded as f32, four vectors (16·LANES values) at a time.
 trait Values<S: Simd> {
     /// Bytes of a value.
     const BYTES: usize;
-    /// What the values of a unit have in common.
-    type Unit: Copy;
 
     /// The first value of a row.
     unsafe fn row(&self, row: usize) -> *const u8;
-    /// The unit from value l of the row on; l is a multiple of [`UNIT`].
-    unsafe fn unit(&self, row: usize, l: usize) -> Self::Unit;
-    /// Values `l..l + 4·LANES` of the row whose first value is at `p`; l is a multiple of 4·LANES.
-    unsafe fn load(&self, p: *const u8, l: usize, unit: Self::Unit) -> S::Floats;
+    /// Values `l..l + 16·LANES` of the row, whose first value is at `p`; l is a multiple of 16·LANES.
+    unsafe fn four(&self, row: usize, p: *const u8, l: usize) -> [S::Floats; 4];
+    /// Asks for what else is needed a line ahead of the row's value l.
+    #[inline(always)]
+    unsafe fn prefetch_side(&self, _row: usize, _l: usize) {}
 }
 
 /// Plain values.
@@ -211,7 +211,6 @@ impl<const TYPE: u8> Plain<TYPE> {
 
 impl<S: Simd, const TYPE: u8> Values<S> for Plain<TYPE> {
     const BYTES: usize = Self::BYTES;
-    type Unit = ();
 
     #[inline(always)]
     unsafe fn row(&self, row: usize) -> *const u8 {
@@ -219,21 +218,22 @@ impl<S: Simd, const TYPE: u8> Values<S> for Plain<TYPE> {
         unsafe { self.base.add(row * self.k * Self::BYTES) }
     }
     #[inline(always)]
-    unsafe fn unit(&self, _: usize, _: usize) {}
-    #[inline(always)]
-    unsafe fn load(&self, p: *const u8, l: usize, (): ()) -> S::Floats {
+    unsafe fn four(&self, _: usize, p: *const u8, l: usize) -> [S::Floats; 4] {
         // SAFETY: the values lie within the row; the caller runs on S's instruction set.
         unsafe {
-            match TYPE {
-                F32 => S::load_floats(p.cast::<f32>().add(l)),
-                F16 => S::load_f16(p.cast::<u16>().add(l)),
-                _ => S::load_bf16(p.cast::<u16>().add(l)),
-            }
+            four!(|i| {
+                let l = l + 4 * S::LANES * i;
+                match TYPE {
+                    F32 => S::load_floats(p.cast::<f32>().add(l)),
+                    F16 => S::load_f16(p.cast::<u16>().add(l)),
+                    _ => S::load_bf16(p.cast::<u16>().add(l)),
+                }
+            })
         }
     }
 }
 
-/// MLX mxfp8: E4M3 numbers, and a power of two for each unit of them.
+/// MLX mxfp8: E4M3 numbers, and a power of two for each group of them.
 struct Mxfp8 {
     packed: *const u8,
     pitch: usize,
@@ -241,9 +241,22 @@ struct Mxfp8 {
     groups: usize,
 }
 
+/// Values of a group.
+const GROUP: usize = 32;
+
+/// What each byte of scales stands for.
+static POWERS: [f32; 256] = {
+    let mut powers = [0.0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        powers[byte] = e8m0_to_f32(byte as u8);
+        byte += 1;
+    }
+    powers
+};
+
 impl<S: Simd> Values<S> for Mxfp8 {
     const BYTES: usize = 1;
-    type Unit = S::Floats;
 
     #[inline(always)]
     unsafe fn row(&self, row: usize) -> *const u8 {
@@ -251,14 +264,23 @@ impl<S: Simd> Values<S> for Mxfp8 {
         unsafe { self.packed.add(row * self.pitch) }
     }
     #[inline(always)]
-    unsafe fn unit(&self, row: usize, l: usize) -> S::Floats {
-        // SAFETY: a group for each unit exists; the caller runs on S's instruction set.
-        unsafe { S::splat(FpMode::Mxfp8.scale(*self.scales.add(row * self.groups + l / UNIT))) }
+    unsafe fn four(&self, row: usize, p: *const u8, l: usize) -> [S::Floats; 4] {
+        // SAFETY: the values and their groups exist; the caller runs on S's instruction set.
+        unsafe {
+            let values = S::load_e4m3_four(p.add(l));
+            let scale = |i: usize| {
+                let byte = *self.scales.add(row * self.groups + (l + 4 * S::LANES * i) / GROUP);
+                S::splat(POWERS[byte as usize])
+            };
+            four!(|i| S::mul(values[i], scale(i)))
+        }
     }
     #[inline(always)]
-    unsafe fn load(&self, p: *const u8, l: usize, scale: S::Floats) -> S::Floats {
-        // SAFETY: the values lie within the row; the caller runs on S's instruction set.
-        unsafe { S::mul(S::load_e4m3(p.add(l)), scale) }
+    unsafe fn prefetch_side(&self, row: usize, l: usize) {
+        if l.is_multiple_of(64 * GROUP) {
+            // SAFETY: any address may be prefetched; the caller runs on S's instruction set.
+            unsafe { S::prefetch_once(self.scales.wrapping_add(row * self.groups + l / GROUP + 64)) };
+        }
     }
 }
 
@@ -266,7 +288,7 @@ impl<S: Simd> Values<S> for Mxfp8 {
 #[inline(always)]
 unsafe fn one<S: Simd, V: Values<S>>(job: &Job, values: &V, stride: usize) {
     let width = 4 * S::LANES;
-    let whole = job.k / UNIT * UNIT;
+    let whole = job.k / (4 * width) * (4 * width);
     let count = job.n.len();
     let band = count.div_ceil(ROWS);
     let (x_row, y_row) = job.rows.get(0);
@@ -278,20 +300,22 @@ unsafe fn one<S: Simd, V: Values<S>>(job: &Job, values: &V, stride: usize) {
             let index: [usize; ROWS] = four!(|r| job.n.start + (t + r * band).min(count - 1));
             let rows: [*const u8; ROWS] = four!(|r| values.row(index[r]));
             let mut sum: [S::Floats; ROWS] = [S::splat(0.0); ROWS];
-            for l in (0..whole).step_by(UNIT) {
-                for row in rows {
-                    for line in (0..UNIT * V::BYTES).step_by(64) {
+            for l in (0..whole).step_by(4 * width) {
+                for (r, row) in rows.into_iter().enumerate() {
+                    for line in (0..4 * width * V::BYTES).step_by(64) {
                         S::prefetch_once(row.wrapping_add(l * V::BYTES + AHEAD_BYTES_ONE + line));
                     }
+                    values.prefetch_side(index[r], l);
                 }
-                let units = four!(|r| values.unit(index[r], l));
-                for l in (l..l + UNIT).step_by(width) {
-                    let x = S::load_floats(x.add(l));
-                    sum = four!(|r| S::mul_add(values.load(rows[r], l, units[r]), x, sum[r]));
+                for r in 0..ROWS {
+                    let values = values.four(index[r], rows[r], l);
+                    for (i, v) in values.into_iter().enumerate() {
+                        sum[r] = S::mul_add(v, S::load_floats(x.add(l + width * i)), sum[r]);
+                    }
                 }
             }
             if whole < job.k {
-                let mut rest = [[0.0; UNIT]; ROWS];
+                let mut rest = [[0.0; 16 * MAX_LANES]; ROWS];
                 for (rest, row) in rest.iter_mut().zip(index) {
                     widen::<S>(job.weight, job.k, row, whole, &mut rest[..job.k - whole]);
                 }
@@ -308,9 +332,6 @@ unsafe fn one<S: Simd, V: Values<S>>(job: &Job, values: &V, stride: usize) {
         }
     }
 }
-
-/// Values that [`one`] takes at once: whole vectors of every set, and a group of mxfp8.
-const UNIT: usize = 32;
 
 /// A whole job.
 #[inline(always)]

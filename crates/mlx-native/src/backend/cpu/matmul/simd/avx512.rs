@@ -473,6 +473,10 @@ impl Simd for Avx512 {
         e4m3::numbers(low(p))
     }
     #[inline(always)]
+    unsafe fn load_e4m3_four(p: *const u8) -> [__m512; 4] {
+        e4m3::many(p)
+    }
+    #[inline(always)]
     unsafe fn exp2_rows(rows: [u32; 4]) -> __m512 {
         let exponent = _mm512_sub_ps(Self::u8_rows(rows), _mm512_set1_ps(128.0));
         _mm512_scalef_ps(_mm512_set1_ps(1.0), exponent)

@@ -366,6 +366,12 @@ pub(super) trait Simd: Copy + 'static {
             Self::load_floats(values.as_ptr())
         }
     }
+    /// 16·LANES E4M3 numbers at `p`.
+    #[inline(always)]
+    unsafe fn load_e4m3_four(p: *const u8) -> [Self::Floats; 4] {
+        // SAFETY: the caller's promise.
+        unsafe { four!(|i| Self::load_e4m3(p.add(4 * Self::LANES * i))) }
+    }
     /// Place r of lane i: 2 to the power of byte i of `rows[r]` − 128.
     #[inline(always)]
     unsafe fn exp2_rows(rows: [u32; 4]) -> Self::Floats {
