@@ -11,6 +11,9 @@ DI void barrier_wait(u32 bar, u32 parity) {
         "{\n.reg .pred p;\nAGAIN_%=:\n mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n @p bra DONE_%=;\n bra AGAIN_%=;\nDONE_%=:\n}" ::"r"(bar), "r"(parity)
         : "memory");
 }
+// Every thread of the cluster arrives; initialised barriers, but not other memory, are seen by who has waited for all.
+DI void cluster_arrive() { asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory"); }
+DI void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
 // Makes initialised barriers visible to the cluster and to the copy engine.
 DI void barriers_ready() {
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -23,6 +26,7 @@ DI void memory_fence() {
     asm volatile("fence.proxy.async;" ::: "memory");
     __threadfence();
 }
+DI void raise_flag(u32* flag) { asm volatile("st.release.gpu.b32 [%0], %1;" ::"l"(flag), "r"(1) : "memory"); }
 // Named barriers: `sync` waits until so many threads have come, `join` does not; a warp comes as one.
 DI void barrier_sync(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 DI void barrier_join(int id, int threads) { asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory"); }

@@ -31,10 +31,16 @@ template <int SHIFT> struct Row {
     // The same row, every offset `bytes` further on, and 4 t further on.
     DI Row moved(u32 bytes) const { return {at + bytes, bits, scales, biases}; }
     DI Row lane(int t) const { return moved(4 * t); }
+    // Two bytes at an even constant offset lie in one word, whatever the unit's start: that word, and whether they are its upper ones: 0 or 2.
+    DI u32 holding(u32 offset) const {
+        if constexpr (SHIFT < 0) return word(offset & ~3u);
+        else return *(const u32*)(at + (offset + SHIFT / 8 & ~3u));
+    }
+    DI static constexpr u32 within(u32 offset) { return offset + (SHIFT < 0 ? 0 : SHIFT / 8) & 2; }
     // The half at `offset`, an even constant, in both halves of the result.
     DI u32 half(u32 offset) const {
-        u32 w = word(offset & ~3u);
-        return prmt(w, w, offset & 2 ? 0x3232 : 0x1010);
+        u32 w = holding(offset);
+        return prmt(w, w, within(offset) ? 0x3232 : 0x1010);
     }
     DI u32 byte(u32 offset) const { return word(offset & ~3u) >> (8 * (offset & 3)) & 255; }
     // The unit's first byte, and the two bytes at an even offset from it that a lane chooses.
@@ -55,7 +61,7 @@ template <int SHIFT> struct Row {
     // Lane t's four of the 16 bytes at the even constant `offset`, in order.
     DI u32 even_quad(u32 offset, int t) const {
         const Row own = lane(t);
-        return offset & 2 ? prmt(own.word(offset - 2), own.word(offset + 2), 0x5432) : own.word(offset);
+        return within(offset) ? prmt(own.holding(offset), own.holding(offset + 2), 0x5432) : own.holding(offset);
     }
 };
 
@@ -100,6 +106,7 @@ DI void lookup(u32 w, u32 t0, u32 t1, u32 t2, u32 t3, u32& first, u32& second) {
 
 struct Plain { // what most formats have in common
     static constexpr int SUB = 32, OFFSET = 0, LIFT = 0; // LIFT: the half-precision weights are times 2^LIFT
+    static constexpr int SLICES = 1;                     // of a unit, each a stage of the tile kernel
     static constexpr float QUANTUM = SUBNORMAL;          // what bits<0> gives for 1
     static constexpr bool MINIMUM = false, UNIT_SCALE = false, TRUE_HALVES = false, AFFINE = false;
     // Scales and minimums of the tile kernel are found in half arithmetic: `half_scale` and `half_minimum`, in both halves.
@@ -136,8 +143,9 @@ template <int BLOCK, int QS> struct Blocks : Plain {
     template <class R> DI static float scale(const R& row, const Head& head, int c, int group) { return low_half(half_scale(row, head, c, group)); }
     template <class R> DI static float own_scale(const R& row, const Plain::Own&, int i, int t) { return low_half(row.two_bytes(BLOCK * t + 4 * BLOCK * i)); }
 };
-struct Q4_0 : Blocks<18, 2> { static constexpr int OFFSET = 8; };
+struct Q4_0 : Blocks<18, 2> { static constexpr int OFFSET = 8, SLICES = 2; };
 struct Q4_1 : Blocks<20, 4> {
+    static constexpr int SLICES = 2;
     static constexpr bool MINIMUM = true;
     static constexpr Plain::Fold FOLD = Plain::ALWAYS;
     template <class R> DI static u32 half_minimum(const R& row, const Head&, int c, int group) { return row.half((2 * c + group) * 20 + 2); }
@@ -153,11 +161,16 @@ template <int BLOCK, int QH, int QS> struct FiveBits : Blocks<BLOCK, QS> {
     template <u32 MAGIC, class R> DI static void bits(const R& row, const Head&, int c, int t, u32 (&q)[4][2]) {
         // A product spreads the four bits of a quad, which a byte's lower or upper half has: the first and third to bits 4 and 20, the others one further on.
         const u32 spread = t & 1 ? 0x00004001u : 0x00040010u;
-        const u8* const fifths = row.start() + (t >> 1);
 #pragma unroll
         for (int j = 0; j < 2; j++) {
             const int block = (2 * c + j) * BLOCK;
-            const u32 w = row.even_quad(block + QS, t), y = w >> 8, low = fifths[block + QH] * spread, high = fifths[block + QH + 2] * (spread << 4);
+            u32 fifths, more; // the bytes for the low and the high nibbles
+            if constexpr (MAGIC) {
+                // The tile kernel is short of loads from shared memory: words, which it needs anyway.
+                fifths = prmt(row.holding(block + QH), 0, 0x4440 + R::within(block + QH) + (t >> 1));
+                more = prmt(row.holding(block + QH + 2), 0, 0x4440 + R::within(block + QH + 2) + (t >> 1));
+            } else fifths = row.start()[block + QH + (t >> 1)], more = row.start()[block + QH + 2 + (t >> 1)];
+            const u32 w = row.even_quad(block + QS, t), y = w >> 8, low = fifths * spread, high = more * (spread << 4);
             q[2 * j][0] = and_or(w, 0x000f000fu, and_or(low, 0x00100010u, MAGIC));
             q[2 * j][1] = and_or(y, 0x000f000fu, and_or(low >> 1, 0x00100010u, MAGIC));
             q[2 * j + 1][0] = and_or(w, 0x00f000f0u, and_or(high, 0x01000100u, MAGIC));
@@ -176,12 +189,16 @@ struct Q5_1 : FiveBits<24, 4, 8> {
     template <class R> DI static void minimums(const R& row, const Head&, int t, u32 (&m)[1]) { m[0] = prmt(row.moved(48 * t).word(0), row.moved(48 * t).word(24), 0x7632); }
 };
 struct Q8_0 : Plain {
-    static constexpr int UNIT = 272, OFFSET = 128;
+    static constexpr int UNIT = 272, OFFSET = 128, SLICES = 2;
     DI static constexpr int shift(int) { return 0; }
-    DI static constexpr int place(int i) { return (i & ~15) + byte_place(i & 15, ((i >> 5) * 34 + 2) & 3); }
+    // A block that starts two bytes past a word rotates its 32 bytes by two.
+    DI static constexpr int place(int i) { return (i & ~31) + (((i & 31) + ((i & 32) ? 0 : 2)) & 31); }
     template <u32 MAGIC, class R> DI static void bits(const R& row, const Head&, int c, int t, u32 (&q)[4][2]) {
-#pragma unroll
-        for (int s = 0; s < 4; s++) bytes<MAGIC>(row.quad((2 * c + (s >> 1)) * 34 + 2 + 16 * (s & 1), t) ^ 0x80808080u, q[s]);
+        const u32 first = row.lane(t).word(68 * c), end = row.word(68 * c + 32);
+        bytes<MAGIC>(prmt(first, end, t ? 0x3210 : 0x3254) ^ 0x80808080u, q[0]);
+        bytes<MAGIC>(row.lane(t).word(68 * c + 16) ^ 0x80808080u, q[1]);
+        bytes<MAGIC>(row.lane(t).word(68 * c + 36) ^ 0x80808080u, q[2]);
+        bytes<MAGIC>(row.lane(t).word(68 * c + 52) ^ 0x80808080u, q[3]);
     }
     static constexpr bool HALVES = true;
     template <class R> DI static u32 half_scale(const R& row, const Head&, int c, int group) { return row.half((2 * c + group) * 34); }
@@ -443,7 +460,36 @@ struct Q6_K : Planes<210> {
 template <int BITS, int GROUP, int SCALE_BYTES, bool BFLOAT> struct Affine : Plain {
     static constexpr int UNIT = 32 * BITS, LIFT = 6, SIDE = 256 / GROUP * SCALE_BYTES; // bytes of scales in a unit
     static constexpr int SUB = GROUP < 64 ? 32 : 64;
-    static constexpr bool MINIMUM = true, AFFINE = true;
+    static constexpr bool MINIMUM = true, AFFINE = true, HALVES = true;
+    static constexpr int PAIRS = 128 / GROUP;
+    struct Head { u32 scales[PAIRS], biases[PAIRS]; }; // times 2^LIFT, pairs of halves
+    template <class R> DI static Head head(const R& row) {
+        Head head;
+        pairs(row.scales, head.scales), pairs(row.biases, head.biases);
+        return head;
+    }
+    DI static void pairs(const u8* at, u32 (&to)[PAIRS]) {
+        constexpr float LIFTED = (float)(1 << LIFT);
+#pragma unroll
+        for (int i = 0; i < PAIRS; i++) {
+            if constexpr (SCALE_BYTES == 4) {
+                const float2 both = *(const float2*)(at + 8 * i);
+                to[i] = pack_halves(both.x * LIFTED, both.y * LIFTED);
+            } else {
+                u32 both;
+                if constexpr (PAIRS == 1) both = *(const u32*)at;
+                else {
+                    const uint2 two = *(const uint2*)(at + 8 * (i / 2));
+                    both = i & 1 ? two.y : two.x;
+                }
+                if constexpr (BFLOAT) to[i] = pack_halves(__uint_as_float(both << 16) * LIFTED, __uint_as_float(both & 0xffff0000u) * LIFTED);
+                else to[i] = pack_halves(low_half(both) * LIFTED, high_half(both) * LIFTED);
+            }
+        }
+    }
+    DI static constexpr int group_of(int c, int group) { return (64 * c + SUB * group) / GROUP; }
+    template <class R> DI static u32 half_scale(const R&, const Head& head, int c, int group) { return spread(head.scales[group_of(c, group) / 2], group_of(c, group) & 1); }
+    template <class R> DI static u32 half_minimum(const R&, const Head& head, int c, int group) { return spread(head.biases[group_of(c, group) / 2], group_of(c, group) & 1); }
     DI static float read(const u8* at) {
         if constexpr (SCALE_BYTES == 4) return *(const float*)at;
         else if constexpr (BFLOAT) return __uint_as_float((u32)*(const u16*)at << 16);
@@ -457,7 +503,7 @@ template <int BITS, int GROUP, int SCALE_BYTES, bool BFLOAT> struct Affine : Pla
 };
 template <int GROUP, int SCALE_BYTES, bool BFLOAT> struct Affine4 : Affine<4, GROUP, SCALE_BYTES, BFLOAT> {
     static constexpr bool PAIRED = true;
-    using typename Plain::Head;
+    using typename Affine<4, GROUP, SCALE_BYTES, BFLOAT>::Head;
     DI static constexpr int shift(int step) { return step & 1 ? 4 : 0; }
     // Eight consecutive values in a lane's word: even ones in the low nibbles, odd ones in the high.
     DI static constexpr int place(int i) { return (i & ~31) + 16 * (i & 1) + (i >> 3 & 3) * 4 + swap_middle(i >> 1 & 3); }
@@ -467,7 +513,8 @@ template <int GROUP, int SCALE_BYTES, bool BFLOAT> struct Affine4 : Affine<4, GR
     }
 };
 template <int GROUP, int SCALE_BYTES, bool BFLOAT> struct Affine8 : Affine<8, GROUP, SCALE_BYTES, BFLOAT> {
-    using typename Plain::Head;
+    static constexpr int SLICES = 2;
+    using typename Affine<8, GROUP, SCALE_BYTES, BFLOAT>::Head;
     DI static constexpr int shift(int) { return 0; }
     DI static constexpr int place(int i) { return i; }
     template <u32 MAGIC, class R> DI static void bits(const R& row, const Head&, int c, int t, u32 (&q)[4][2]) {

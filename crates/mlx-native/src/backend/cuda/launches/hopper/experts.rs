@@ -38,15 +38,13 @@ pub(in crate::backend::cuda) fn matmul_id(
     }
     // About so many slots an expert has, and few experts more than that by two and a half times its square root.
     let each = slots.div_ceil(op.n_experts.min(slots));
-    // References (MXFP4), scales and minimums of a block (Q4_K): two warpgroups have the registers.
-    let (groups, sets) = if ["MXFP4", "Q4_K"].contains(&product.format.name) { (2, 2) } else { (4, 1) };
-    let (groups, sets, rows) = match each {
-        ..=20 => (groups, sets, 32),
-        21..=33 => (groups, sets, 48),
-        34..=96 => (groups, sets, 64),
-        _ => (2, 2, 128),
+    let rows = match each {
+        ..=20 => 32,
+        21..=33 => 48,
+        34..=96 => 64,
+        _ => 128,
     };
-    let tile = Tile { groups, sets, rows, cluster: 1, staged: false, ragged: false };
+    let tile = Tile { groups: 2, sets: 2, rows, cluster: 1, staged: false, ragged: false };
     let shared_bytes = Layout::new(product.format, tile).shared_bytes;
     let fault = Fault { ids: op.ids.clone(), limit: Some(op.n_experts), words: ["matmul_id", "slot", "expert"] };
     let mut plan = Plan { fault: Some(fault), ..Plan::default() };

@@ -28,15 +28,14 @@ pub(super) struct Tile {
 
 impl Tile {
     /// Wide tiles spend less on dequantization; narrow ones compute fewer rows that nobody wants. Up to 128 rows three warpgroups hide more of it than two with twice
-    /// the rows, which formats of many bytes are better off with.
-    pub(super) fn choose(format: super::Format, m: usize) -> Tile {
+    /// the rows.
+    pub(super) fn choose(m: usize) -> Tile {
         let tile =
             |groups, sets, rows, cluster| Tile { groups, sets, rows, cluster, staged: rows == 256, ragged: false };
         let narrow = m.div_ceil(128) * 128 * 5 <= m.div_ceil(256) * 256 * 4;
         match m {
             ..=64 => tile(4, 1, 64, 2),
-            _ if narrow && Layout::new(format, tile(2, 2, 128, 1)).w_stages > 2 => tile(3, 1, 128, 1),
-            _ if narrow => tile(2, 2, 128, 1),
+            _ if narrow => tile(3, 1, 128, 1),
             _ => tile(2, 1, 256, 2),
         }
     }
@@ -68,8 +67,6 @@ pub(super) struct Layout {
     /// Bytes from one row of a unit to the next in a stage, and of its scales.
     pitch: usize,
     side_pitch: usize,
-    /// Stages of weights.
-    w_stages: usize,
     /// Rows of the output that a copy takes from shared memory.
     piece: usize,
     pub shared_bytes: usize,
@@ -77,14 +74,18 @@ pub(super) struct Layout {
 
 impl Layout {
     pub(super) fn new(format: super::Format, tile: Tile) -> Layout {
-        let past = match format.unit {
+        // Staged tiles have slices of units as stages.
+        let slices = if tile.staged && !tile.ragged { format.slices } else { 1 };
+        let slice = format.unit / slices;
+        let past = match slice {
             _ if tile.ragged => 16,
             unit if unit.is_multiple_of(16) => 0,
             unit if unit.is_multiple_of(8) => 8,
             unit if unit.is_multiple_of(4) => 12,
             _ => 14,
         };
-        let (pitch, side_pitch) = (pitch_of(format.unit + past), format.side.next_multiple_of(16));
+        let side_pitch = format.side.next_multiple_of(if tile.staged { 16 } else { 32 });
+        let pitch = pitch_of(slice + past);
         let rows = tile.features();
         let chunk_bytes = tile.rows * 128;
         let w_bytes = (rows * pitch).next_multiple_of(128) + 2 * rows * side_pitch;
@@ -97,21 +98,17 @@ impl Layout {
             _ => (chunk_bytes, 0),
         };
         let (w_stages, x_stages) = if tile.staged {
-            (2, 4)
+            (slices + 1, 4)
         } else {
-            let w_stages = match () {
-                () if many > 2 => many,
-                () if 3 * w_bytes <= room && (room - 3 * w_bytes) / x_bytes >= 4 => 3,
-                () => 2,
-            };
+            let w_stages = if many > 2 { many } else { ((room - 6 * x_bytes) / w_bytes).clamp(2, 3) };
             (w_stages, ((room - w_stages * w_bytes) / x_bytes).min(8))
         };
         let stages = x_stages * x_bytes + w_stages * w_bytes;
-        let piece = if room - stages >= 3 * tile.groups * 32 * 256 { 32 } else { 16 };
+        let piece = if room - stages >= 2 * tile.groups * 32 * 256 { 32 } else { 16 };
         let piece_bytes = tile.groups * piece * 256;
         let pieces = if tile.staged { ((room - stages) / piece_bytes).min(8) } else { 0 };
-        let shared_bytes = stages + pieces * piece_bytes + 16 * (x_stages + w_stages);
-        Layout { pitch, side_pitch, w_stages, piece, shared_bytes }
+        let shared_bytes = stages + pieces * piece_bytes + 16 * (x_stages + w_stages + tile.groups * pieces);
+        Layout { pitch, side_pitch, piece, shared_bytes }
     }
 }
 /// `SHARED_LIMIT` in units.cu.
@@ -274,7 +271,7 @@ fn tiles(
 ) -> Result<()> {
     let product = &products[0];
     let (m, name) = (product.m, product.format.name);
-    let tile = Tile::choose(product.format, m);
+    let tile = Tile::choose(m);
     let prepared = plan.scratch(product.prepared_bytes(m));
     let inverse = plan.scratch(m * 4);
     let blocks = planner.info.processors as usize / tile.cluster * tile.cluster;
@@ -337,11 +334,11 @@ mod tests {
             {
                 for ragged in [false, format.side == 0] {
                     let tile = Tile { groups, sets, rows, cluster: 1, staged: rows == 256, ragged };
-                    let Layout { pitch, side_pitch, w_stages, piece, shared_bytes } = Layout::new(format, tile);
+                    let Layout { pitch, side_pitch, piece, shared_bytes } = Layout::new(format, tile);
                     let name =
                         format!("MatMulLayout<{}, {}, {}, {ragged}>", format.name, tile.arguments(), tile.staged);
                     text += &format!(
-                        "static_assert({name}::PITCH == {pitch} && {name}::SIDE_PITCH == {side_pitch} && {name}::W_STAGES == {w_stages} \
+                        "static_assert({name}::PITCH == {pitch} && {name}::SIDE_PITCH == {side_pitch} \
                          && {name}::PIECE == {piece} && {name}::BYTES == {shared_bytes}, \"{name}\");\n"
                     );
                 }

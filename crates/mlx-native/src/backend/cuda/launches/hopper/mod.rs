@@ -128,21 +128,23 @@ struct Format {
     sub: usize,
     /// Whether sums of the input are needed beside it.
     sums: bool,
+    /// Slices of a unit that widest tiles have as stages.
+    slices: usize,
 }
 
 impl Format {
     const fn blocks(name: &'static str, unit: usize, sub: usize) -> Format {
-        Format { name, unit, side: 0, sub, sums: true }
+        Format { name, unit, side: 0, sub, sums: true, slices: 1 }
     }
 
     fn of(format: WeightFormat) -> Option<Format> {
         Some(match format {
             WeightFormat::Ggml(ty) => match ty {
-                GgmlType::Q4_0 => Format::blocks("Q4_0", 144, 32),
-                GgmlType::Q4_1 => Format::blocks("Q4_1", 160, 32),
+                GgmlType::Q4_0 => Format { slices: 2, ..Format::blocks("Q4_0", 144, 32) },
+                GgmlType::Q4_1 => Format { slices: 2, ..Format::blocks("Q4_1", 160, 32) },
                 GgmlType::Q5_0 => Format::blocks("Q5_0", 176, 32),
                 GgmlType::Q5_1 => Format::blocks("Q5_1", 192, 32),
-                GgmlType::Q8_0 => Format::blocks("Q8_0", 272, 32),
+                GgmlType::Q8_0 => Format { slices: 2, ..Format::blocks("Q8_0", 272, 32) },
                 GgmlType::IQ4_NL => Format::blocks("IQ4_NL", 144, 32),
                 GgmlType::IQ4_XS => Format::blocks("IQ4_XS", 136, 32),
                 GgmlType::MXFP4 => Format { sums: false, ..Format::blocks("MXFP4", 136, 32) },
@@ -177,7 +179,8 @@ impl Format {
                 };
                 let side = UNIT / affine.group_size as usize * affine.scale_dtype.size_of();
                 let sub = affine.group_size.min(64) as usize;
-                Format { side, ..Format::blocks(name, UNIT * affine.bits as usize / 8, sub) }
+                let slices = if affine.bits == 8 { 2 } else { 1 };
+                Format { side, slices, ..Format::blocks(name, UNIT * affine.bits as usize / 8, sub) }
             }
             WeightFormat::Fp(_) => return None,
         })
@@ -300,6 +303,7 @@ pub(crate) fn text() -> String {
         include_str!("../../kernels/hopper/experts.cu"),
         include_str!("../../kernels/hopper/wgmma.cu"),
         include_str!("../../kernels/hopper/prepare.cu"),
+        include_str!("../../kernels/hopper/tiles.cu"),
         include_str!("../../kernels/hopper/matmul.cu"),
     ]
     .concat()
@@ -338,21 +342,14 @@ pub(crate) fn pipelines() -> Vec<PipelineKey> {
         for geometry in ["1, false, false", "2, false, false", "1, true, true"] {
             keys.push(key(format!("hopper_mv_id<{name}, {geometry}>")));
         }
-        for tile in [
-            "2, 1, 256, 2, false",
-            "2, 2, 128, 1, false",
-            "3, 1, 128, 1, false",
-            "4, 1, 64, 2, false",
-            "2, 1, 256, 2, true",
-        ] {
+        for tile in ["2, 1, 256, 2, false", "3, 1, 128, 1, false", "4, 1, 64, 2, false", "2, 1, 256, 2, true"] {
             if format.side > 0 && tile.ends_with("true") {
                 continue;
             }
             keys.push(key(format!("hopper_mm<{name}, {tile}>")));
         }
-        let groups = if ["MXFP4", "Q4_K"].contains(&name) { "2, 2" } else { "4, 1" };
         for rows in [32, 48, 64] {
-            keys.push(key(format!("hopper_mm_id<{name}, {groups}, {rows}>")));
+            keys.push(key(format!("hopper_mm_id<{name}, 2, 2, {rows}>")));
         }
         keys.push(key(format!("hopper_prepare<{name}>")));
         keys.push(key(format!("hopper_prepare_rows<{name}>")));
