@@ -106,7 +106,7 @@ DI void lookup(u32 w, u32 t0, u32 t1, u32 t2, u32 t3, u32& first, u32& second) {
 
 struct Plain { // what most formats have in common
     static constexpr int SUB = 32, OFFSET = 0, LIFT = 0; // LIFT: the half-precision weights are times 2^LIFT
-    static constexpr int SLICES = 1;                     // of a unit, each a stage of the tile kernel
+    static constexpr int SLICES = 1;                     // of a unit, each a stage of the widest tiles
     static constexpr float QUANTUM = SUBNORMAL;          // what bits<0> gives for 1
     static constexpr bool MINIMUM = false, UNIT_SCALE = false, TRUE_HALVES = false, AFFINE = false;
     // Scales and minimums of the tile kernel are found in half arithmetic: `half_scale` and `half_minimum`, in both halves.
