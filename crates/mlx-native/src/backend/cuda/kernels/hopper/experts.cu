@@ -293,7 +293,7 @@ DI void route(const u8* weights, const float* x, float* y, const HopperExpertArg
                             };
                             auto fold = [&]() { return g < 2 ? *(const uint4*)(smem + sums_of_x + 64 * (g & 1 ? column[1] : column[0]) + 16 * t) : make_uint4(0, 0, 0, 0); };
                             multiply_spread<F, decltype(row0)::PAST, TAIL>(row0, row1, t, *(const u32 (*)[4][2])b, own, of_group, fold, valid, acc);
-                        } else multiply_unit<F, decltype(row0)::PAST, TAIL, FOLDED<F, ONE_ROW>>(row0, row1, t, b, sums_of_x, valid, acc);
+                        } else multiply_unit<F, decltype(row0)::PAST, TAIL, FOLDED<F, ONE_ROW>, false>(row0, row1, t, b, sums_of_x, 0, valid, acc);
                     };
                     if constexpr (RAGGED) {
                         const u64 from = (u64)weights + expert * a.w_matrix + start * F::UNIT;

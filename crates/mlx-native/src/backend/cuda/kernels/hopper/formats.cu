@@ -9,7 +9,7 @@
 // which half arithmetic turns into a scaled weight. Formats whose bits are true halves already (TRUE_HALVES) ignore MAGIC.
 //
 // value = unit_scale x scale(group) x (integer - OFFSET) + unit_minimum x minimum(group); a group is SUB values, 16, 32 or 64.
-// SHIFT tells where a unit starts in shared memory: 0 on a word, 16 two bytes past one, -1 wherever row.bits says.
+// SHIFT tells where a unit starts in shared memory: 0 on a word, 16 two bytes past one, -1 wherever row.bits says, -2 the same, but on an even byte.
 
 constexpr u32 HALF_1024 = 0x64006400u;
 constexpr float SUBNORMAL = 1.0f / 16777216.0f; // 2^-24
@@ -17,7 +17,7 @@ constexpr float SUBNORMAL = 1.0f / 16777216.0f; // 2^-24
 template <int SHIFT> struct Row {
     static constexpr int PAST = SHIFT;
     const u8* at;                // the unit in shared memory, rounded down to a word
-    u32 bits;                    // SHIFT = -1: how many bits past that word the unit starts
+    u32 bits;                    // SHIFT < 0: how many bits past that word the unit starts
     const u8 *scales, *biases;   // affine: the unit's first scale and bias
 
     // The word `offset` bytes into the unit; offset is a multiple of 4.
@@ -47,7 +47,7 @@ template <int SHIFT> struct Row {
     DI const u8* start() const { return at + (SHIFT < 0 ? bits >> 3 : SHIFT / 8); }
     DI u32 two_bytes(u32 offset) const {
         const u8* from = start() + offset;
-        if constexpr (SHIFT < 0) return from[0] | from[1] << 8;
+        if constexpr (SHIFT == -1) return from[0] | from[1] << 8;
         else return *(const u16*)from;
     }
     // Four of the 16 bytes at the constant `offset` for lane t: bytes 4t - a + 0..3 (mod 16), a = offset % 4.
@@ -118,6 +118,7 @@ struct Plain { // what most formats have in common
     static constexpr Fold FOLD = NEVER;
     static constexpr bool HIGH_APART = false; // `multiply_spread` takes high bits, as `high_bits` gives them, as operands of their own
     static constexpr bool PAIRED = false; // runs of 16 values alternate between two steps
+    static constexpr bool BESIDE = false; // the row kernel multiplies two units side by side, so that instructions of one fill pauses of the other: where they, not memory, bind
     struct Head {};
     template <class R> DI static Head head(const R&) { return {}; }
     template <class H> DI static float unit_scale(const H&) { return 1.0f; }
@@ -220,6 +221,7 @@ template <u32 MAGIC> DI void codebook_of_16(u32 w, u32 (&low)[2], u32 (&high)[2]
     high[0] = prmt(a, MAGIC, 0x5351), high[1] = prmt(b, MAGIC, 0x5351);
 }
 struct IQ4_NL : Codebook<18, 2> {
+    static constexpr bool BESIDE = true;
     static constexpr int OFFSET = 128;
     template <u32 MAGIC, class R> DI static void bits(const R& row, const Head&, int c, int t, u32 (&q)[4][2]) {
 #pragma unroll
@@ -231,6 +233,7 @@ struct IQ4_NL : Codebook<18, 2> {
     template <class R> DI static float own_scale(const R& row, const Own&, int i, int t) { return low_half(row.two_bytes(18 * t + 72 * i)); }
 };
 struct IQ4_XS : Codebook<16, 8> {
+    static constexpr bool BESIDE = true;
     static constexpr int UNIT = 136, OFFSET = 128;
     static constexpr bool UNIT_SCALE = true;
     struct Head { u32 d, scales; };
@@ -361,6 +364,7 @@ template <int SIZE> struct Planes : Plain { // fields of values 32 or 64 apart s
     template <class R> DI static u32 apart(const R& row, u32 offset, int t) { return prmt(row.two_bytes(offset + 2 * t), 0, 0x4140); }
 };
 struct Q2_K : Planes<84> {
+    static constexpr bool BESIDE = true;
     static constexpr bool MINIMUM = true;
     static constexpr Fold FOLD = ALWAYS;
     struct Head { u32 d; };
@@ -388,6 +392,7 @@ struct Q2_K : Planes<84> {
     template <class H> DI static float unit_minimum(const H& head) { return -high_half(head.d) / SUBNORMAL; }
 };
 struct Q3_K : Planes<110> {
+    static constexpr bool BESIDE = true;
     static constexpr int OFFSET = 4;
     static constexpr bool HIGH_APART = true;
     struct Head { u32 d, scales[4]; };

@@ -46,6 +46,8 @@ DI void wait_for_count(const u32* counter, u32 target) {
     }
 }
 
+// The first of the named barriers at which all warps and the one that adds up announce sums.
+constexpr int FILLED = 3;
 // Bytes of a unit's sums of x: for both columns of every group, or the operand of its minimums.
 template <class F> DI constexpr int layer_table() { return FOLDED<F, ONE_ROW> ? 512 : F::OFFSET || F::MINIMUM ? 256 / F::SUB * 8 : 0; }
 // A block's shared memory: slots, then this.

@@ -4,7 +4,7 @@
 // is `sets` times 16 weight rows x `span` units of k, in `boxes` tensor copies of `piece` units each, or with a copy for each row where there are no boxes;
 // a warp owns one unit of one set, and the operands made from its part of x (KU units, one for each stage of a row) stay in its registers for the whole
 // launch. The eight columns of the mma are (high, low) halves of four rows of x, which is as good as f32 and made here, by every block; of one row, whose groups
-// lie side by side then (ONE_ROW); or eight rows in half precision, which take so long that a kernel prepares them once (EIGHT_ROWS). Sums over the warps go through
+// lie side by side then (ONE_ROW); or eight rows in half precision (EIGHT_ROWS). Sums over the warps go through
 // shared memory, in a ring of buffers: the warps take turns at adding up a group's, and none waits for another but where the ring is full.
 // Rows of more than 16 KU units are cut into slices, one for each block of a cluster, whose sums meet at the end.
 
@@ -12,8 +12,10 @@
 // after the launch before has ended.
 __device__ u32 row_groups[2];
 
-// The first of the named barriers at which all warps and the one that adds up announce sums.
-constexpr int FILLED = 3;
+template <int BITS> struct Shift { static constexpr int VALUE = BITS; };
+// As many floats in one access.
+template <int COUNT> struct Few { using type = float2; };
+template <> struct Few<4> { using type = float4; };
 
 // A weight, where its product goes, its rows, and boxes of a stage's rows.
 struct Matrix {
@@ -22,7 +24,16 @@ struct Matrix {
     u32 n;
     const TensorMap* map;
 };
-// What a launch multiplies. TURNS matrices are multiplied for a group of rows before the next group; of(group, height, turn) is the matrix that a
+// Where rows of weights start: on multiples of 16 bytes, or anywhere. Then rows are copied one by one, or 8 or 16 of them, which are a multiple of 16 bytes, are a row of the tensor
+// map, and a group has every eighth or sixteenth: those start at the same place past a multiple of 16, an even one where it is every eighth.
+enum Starts { ALIGNED, ANYWHERE, EVERY_8TH, EVERY_16TH };
+// Which rows of a matrix a group has: `height` neighbours, or of as many times `every` each one that is so many after the one before.
+struct Groups {
+    int height, every;
+    DI int of(u32 n) const { return (n + height * every - 1) / (height * every) * every; }
+    DI u32 row(int group, u32 r) const { return every == 1 ? group * height + r : (group / every * height + r) * every + group % every; }
+};
+// What a launch multiplies. TURNS matrices are multiplied for a group of rows before the next group; of(group, shape, turn) is the matrix that a
 // group belongs to, the group's number becoming the one within it; store(matrix, at, sums, held) takes element `at` of each turn's product, `matrix` being
 // the first turn's, and what `before` has loaded for it.
 struct OneMatrix {
@@ -32,8 +43,8 @@ struct OneMatrix {
     const float* residual;
     float* sums;
     DI void prefetch_maps() const { prefetch_map(matrix.map); }
-    DI int groups(int height) const { return (matrix.n + height - 1) / height; }
-    DI Matrix of(int& group, int height, int turn) const { return matrix; }
+    DI int groups(const Groups& shape) const { return shape.of(matrix.n); }
+    DI Matrix of(int& group, const Groups& shape, int turn) const { return matrix; }
     DI float before(u64 at) const { return residual ? residual[at] : 0.f; }
     DI void store(const Matrix& m, u64 at, const float (&sum)[TURNS], float held) const {
         m.output[at] = sum[0];
@@ -47,13 +58,12 @@ struct ThreeMatrices {
     DI void prefetch_maps() const {
         for (int i = 0; i < 3; i++) prefetch_map(matrices[i].map);
     }
-    DI int groups(int height, int i) const { return (matrices[i].n + height - 1) / height; }
-    DI int groups(int height) const { return groups(height, 0) + groups(height, 1) + groups(height, 2); }
-    DI Matrix of(int& group, int height, int turn) const {
-        if (group < groups(height, 0)) return matrices[0];
-        group -= groups(height, 0);
-        if (group < groups(height, 1)) return matrices[1];
-        group -= groups(height, 1);
+    DI int groups(const Groups& shape) const { return shape.of(matrices[0].n) + shape.of(matrices[1].n) + shape.of(matrices[2].n); }
+    DI Matrix of(int& group, const Groups& shape, int turn) const {
+        if (group < shape.of(matrices[0].n)) return matrices[0];
+        group -= shape.of(matrices[0].n);
+        if (group < shape.of(matrices[1].n)) return matrices[1];
+        group -= shape.of(matrices[1].n);
         return matrices[2];
     }
     DI float before(u64 at) const { return 0.f; }
@@ -65,8 +75,8 @@ struct GatedMatrices {
     Matrix gate, up;
     u32 activation; // 0 SiLU, 1 GELU by tanh
     DI void prefetch_maps() const { prefetch_map(gate.map), prefetch_map(up.map); }
-    DI int groups(int height) const { return (gate.n + height - 1) / height; }
-    DI Matrix of(int& group, int height, int turn) const { return turn ? up : gate; }
+    DI int groups(const Groups& shape) const { return shape.of(gate.n); }
+    DI Matrix of(int& group, const Groups& shape, int turn) const { return turn ? up : gate; }
     DI float before(u64 at) const { return 0.f; }
     DI void store(const Matrix& m, u64 at, const float (&sum)[TURNS], float held) const {
         gate.output[at] = (activation ? gelu_tanh(sum[0]) : sum[0] / (1.f + expf(-sum[0]))) * sum[1];
@@ -109,24 +119,27 @@ DI void box_copy(u32 to, const TensorMap* map, u32 x, u32 y, u32 bar, u64 policy
                  : "memory");
 }
 
-template <class F, int KU, Columns COLUMNS, bool CLUSTERED, bool TAIL, bool RAGGED, bool NORM, class Matrices>
-DI void matvec(const Matrices& matrices, const void* input, const TensorMap* scales, const TensorMap* biases, const HopperRowArgs& a, const Norm& norm, const Ahead& ahead) {
+template <class F, int KU, Columns COLUMNS, bool CLUSTERED, bool TAIL, Starts STARTS, bool NORM, class Matrices>
+DI void matvec(const Matrices& matrices, const float* input, const TensorMap* scales, const TensorMap* biases, const HopperRowArgs& a, const Norm& norm, const Ahead& ahead) {
     using L = MatVecLayout<F, KU>;
-    constexpr bool ONE = COLUMNS == ONE_ROW, PREPARED = COLUMNS == EIGHT_ROWS;
+    constexpr bool RAGGED = STARTS != ALIGNED, STRIDED = STARTS > ANYWHERE;
+    constexpr u32 EVERY = STARTS == EVERY_8TH ? 8 : STARTS == EVERY_16TH ? 16 : 1;
+    constexpr bool ONE = COLUMNS == ONE_ROW, EIGHT = COLUMNS == EIGHT_ROWS;
     static_assert(!NORM || ONE, "the norm is of one row");
-    constexpr int THREADS = WARPS * 32;
+    constexpr int THREADS = WARPS * 32, STRIP = strip_of(COLUMNS), WRITERS = ONE ? 16 : 32; // sums of a warp, and the lanes that have them
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
     const u32 fixed = a.stages * a.stage_bytes, shared = shared_address(0), barriers = shared + fixed;
     auto full = [&](int slot) { return barriers + 8 * slot + L::FULL; };
     auto empty = [&](int slot) { return barriers + 8 * slot + L::EMPTY; };
     auto drained = [&](int buffer) { return barriers + 8 * buffer + L::DRAINED; };
+    auto filled = [&](int buffer) { return barriers + 8 * buffer + L::FILLED; };
     if (threadIdx.x == WARPS * 32) { // maps that are not there are fetched one after the other
-        if (!RAGGED && a.boxes > 0) matrices.prefetch_maps();
+        if (STARTS != ANYWHERE && a.boxes > 0) matrices.prefetch_maps();
         if (F::AFFINE) prefetch_map(scales), prefetch_map(biases);
     }
     if (threadIdx.x == 0) {
         for (int i = 0; i < a.stages; i++) barrier_init(full(i), 1), barrier_init(empty(i), WARPS);
-        for (int i = 0; i < a.sums; i++) barrier_init(drained(i), 32);
+        for (int i = 0; i < a.sums; i++) barrier_init(drained(i), 32), barrier_init(filled(i), WARPS * WRITERS);
         barriers_ready();
     }
     __syncthreads();
@@ -136,13 +149,16 @@ DI void matvec(const Matrices& matrices, const void* input, const TensorMap* sca
         asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
         asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(slices));
     }
-    const int height = 16 * a.sets, groups = matrices.groups(height);
+    const int height = 16 * a.sets;
+    const Groups shape = {height, EVERY};
+    const int groups = matrices.groups(shape);
+    const bool boxed = STARTS != ANYWHERE && a.boxes > 0;
     const int first_unit = rank * a.slice, units = min((a.k + 255) / 256, first_unit + a.slice);
     // Groups of rows: a range for each cluster; else as many for each block as it has own ones, and the rest from the counter, passed on through a ring of
     // sixteen, more than there are stages.
     const int clusters = gridDim.x / slices, cluster = blockIdx.x / slices;
     const int begin = CLUSTERED ? (int)((u64)groups * cluster / clusters) : 0, end = CLUSTERED ? (int)((u64)groups * (cluster + 1) / clusters) : 0;
-    const u32 partial = fixed + L::SUMS + a.sums * WARPS * 64 * a.m; // a cluster's sums of its slices
+    const u32 partial = fixed + L::SUMS + a.sums * WARPS * 4 * STRIP; // a cluster's sums of its slices
     volatile int* ring = (volatile int*)(smem + fixed + L::RING);
     if (warp >= WARPS) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
@@ -151,17 +167,33 @@ DI void matvec(const Matrices& matrices, const void* input, const TensorMap* sca
         if (warp == WARPS) {
             const u64 policy = evict_first_policy();
             int issued = 0, slot = 0, phase = 1;
+            // The boxes of a stage, in the map of a matrix: of `every` of its rows each.
+            auto boxes_of = [&](int unit) { return (min((int)a.span, units - unit) + a.piece - 1) / a.piece; };
+            auto box_x = [&](int group, int unit, int box) { return (unit * F::UNIT + box * a.piece * F::UNIT + (STRIDED ? group % EVERY * (u32)a.w_row : 0) & ~15u) / 8; };
+            // Into L2, a group and those of the block's own after it: memory has idled while operands were made and stages were full.
+            auto fetch_own = [&](int group, int count) {
+                for (int j = 0; j < count && group < groups; j++, group += gridDim.x)
+                    for (int turn = 0; turn < Matrices::TURNS; turn++) {
+                        int within = group;
+                        const Matrix matrix = matrices.of(within, shape, turn);
+                        for (int unit = first_unit; unit < units; unit += a.span)
+                            if (lane < boxes_of(unit)) prefetch_box(matrix.map, box_x(within, unit, lane), within / EVERY * height);
+                    }
+            };
+            int next = CLUSTERED ? begin : blockIdx.x, own_left = EIGHT && !CLUSTERED && boxed && a.deep ? a.own : 0;
             // Copies units [unit, unit + span) of the rows of a group into the next stage.
             auto stage = [&](const Matrix& matrix, int group, int unit) {
-                if (issued == a.stages - a.lent) named_sync<2, THREADS + 32>(); // the operands are in registers now
+                if (issued == a.stages - a.lent) {
+                    named_sync<2, THREADS + 32>(); // the operands are in registers now
+                    fetch_own(next, own_left);
+                }
                 if (issued >= a.stages) barrier_wait(empty(slot), phase);
                 const u32 inside = unit * F::UNIT, at = shared + slot * a.stage_bytes, bar = full(slot), sides = 2 * (F::AFFINE ? height * a.side_pitch : 0);
-                const bool boxed = !RAGGED && a.boxes > 0;
                 const u32 length = (u32)min((u64)(min((int)a.span, units - unit) * F::UNIT), a.w_row - inside);
                 u32 total = height * ((length + 15) & ~15u);
-                const int boxes = (min((int)a.span, units - unit) + a.piece - 1) / a.piece;
+                const int boxes = boxes_of(unit);
                 if (boxed) total = boxes * height * a.pitch;
-                if constexpr (RAGGED) {
+                if constexpr (STARTS == ANYWHERE) {
                     total = 0;
                     for (int r = lane; r < height; r += 32) {
                         const u32 past = (u32)((u64)matrix.weights + min((u32)(group * height + r), matrix.n - 1) * a.w_row + inside) & 15;
@@ -173,7 +205,7 @@ DI void matvec(const Matrices& matrices, const void* input, const TensorMap* sca
                 if (lane == 0) {
                     barrier_expect(bar, total + sides);
                     if (boxed)
-                        for (int box = 0; box < boxes; box++) box_copy(at + box * height * a.pitch, matrix.map, (inside + box * a.piece * F::UNIT) / 8, group * height, bar, policy);
+                        for (int box = 0; box < boxes; box++) box_copy(at + box * height * a.pitch, matrix.map, box_x(group, unit, box), group / EVERY * height, bar, policy);
                     if constexpr (F::AFFINE) {
                         const u32 side = at + height * a.pitch * max(a.boxes, 1);
                         tile_copy(side, scales, (unit * F::SIDE & ~15) / 2, group * height, bar);
@@ -183,7 +215,7 @@ DI void matvec(const Matrices& matrices, const void* input, const TensorMap* sca
                 __syncwarp();
                 for (int r = boxed ? height : lane; r < height; r += 32) {
                     const u8* from = matrix.weights + min((u32)(group * height + r), matrix.n - 1) * a.w_row + inside;
-                    const u32 past = RAGGED ? (u32)(u64)from & 15 : 0;
+                    const u32 past = STARTS == ANYWHERE ? (u32)(u64)from & 15 : 0;
                     bulk_copy(at + r * a.pitch, from - past, (past + length + 15) & ~15u, bar, policy);
                 }
                 issued++;
@@ -191,7 +223,6 @@ DI void matvec(const Matrices& matrices, const void* input, const TensorMap* sca
             };
             const bool drawn = !CLUSTERED && a.own * gridDim.x < groups;
             auto draw = [&]() { return (int)(atomicAdd(row_groups, 1) + a.own * gridDim.x); };
-            int next = CLUSTERED ? begin : blockIdx.x;
 #pragma unroll 1
             for (int i = 0;; i++) {
                 const int group = next;
@@ -200,10 +231,11 @@ DI void matvec(const Matrices& matrices, const void* input, const TensorMap* sca
                 else if (drawn && i + 1 > a.own && lane == 0) next = draw(); // asked for early enough to have arrived
                 if (!CLUSTERED && lane == 0) ring[i & 15] = group;
                 if (group >= (CLUSTERED ? end : groups)) break;
+                if (own_left > 0) own_left--;
 #pragma unroll 1
                 for (int turn = 0; turn < Matrices::TURNS; turn++) {
                     int within = group;
-                    const Matrix matrix = matrices.of(within, height, turn);
+                    const Matrix matrix = matrices.of(within, shape, turn);
 #pragma unroll 1
                     for (int unit = first_unit; unit < units; unit += a.span) stage(matrix, within, unit);
                 }
@@ -241,16 +273,14 @@ DI void matvec(const Matrices& matrices, const void* input, const TensorMap* sca
         const bool works = set < a.sets;
         const u32 table = fixed + L::TABLES + warp * L::TABLE;
         wait_for_predecessor();
-        const u32 strip = 16 * a.m; // sums of a warp: 16 rows of each token
         float* const all_sums = (float*)(smem + fixed + L::SUMS);
         auto unit_of = [&](int i) { return works && first_unit + place + i * a.span < units ? first_unit + place + i * a.span : 1 << 22; };
         float squares = 0.f;
-        if constexpr (PREPARED) {
-            const int all = (a.k + 255) / 256;
-            fetch_operands<F, KU>(b, a.m, unit_of, all, Prepared<F>((u8*)input, all), table);
+        if constexpr (EIGHT) {
+            make_columns<F, KU, FOLDED<F, COLUMNS>>(b, input + (u64)(a.first + min((u32)g, a.m - 1)) * a.x_row, g < a.m, a.k, unit_of, table, table + L::INVERSE);
         } else
             squares = load_operands<F, KU, ONE, NORM>(
-                b, inverse, a.m, a.k, norm.weight, unit_of, [&](int token) { return (const float*)input + (u64)(a.first + token) * a.x_row; },
+                b, inverse, a.m, a.k, norm.weight, unit_of, [&](int token) { return input + (u64)(a.first + token) * a.x_row; },
                 (a.stages - a.lent) * a.stage_bytes + warp * KU * 512, table);
         if constexpr (FOLDED<F, COLUMNS>) {
 #pragma unroll
@@ -262,18 +292,16 @@ DI void matvec(const Matrices& matrices, const void* input, const TensorMap* sca
         // A value of bits<0> is QUANTUM.
         inverse[0] *= 1.f / F::QUANTUM, inverse[1] *= 1.f / F::QUANTUM;
         float factor = 1.f;
+        float* shares = (float*)(smem + fixed + L::SHARES);
+        if (NORM && lane == 0) shares[warp] = set == 0 ? squares : 0.f;
+        if (!EIGHT) named_sync<1, THREADS>(); // no warp reads weights where another still has its part of x
         if constexpr (NORM) { // the factor of the row applies to the sums; the first set's warps have all of it
-            float* shares = (float*)(smem + fixed + L::SHARES);
-            if (lane == 0) shares[warp] = set == 0 ? squares : 0.f;
-            named_sync<1, THREADS>();
             float total = 0.f;
 #pragma unroll
             for (int w = 0; w < WARPS; w++) total += shares[w];
             factor = 1.f / sqrtf(total / (float)a.k + norm.eps);
             inverse[0] *= factor, inverse[1] *= factor;
         }
-        const u32 row = (set * 16 + g + place / a.piece * height) * a.pitch + place % a.piece * F::UNIT;
-        const u32 side = height * a.pitch * max(a.boxes, 1) + (set * 16 + g) * a.side_pitch + place * side_of<F>();
         // Sums are added up while the next group is computed, where they have a buffer of their own then.
         const bool later = a.sums > Matrices::TURNS;
         // Where the sums of a warp go: a buffer, and how often the ring has been gone round.
@@ -282,53 +310,109 @@ DI void matvec(const Matrices& matrices, const void* input, const TensorMap* sca
             DI void advance(int buffers) {
                 if (++buffer == buffers) buffer = 0, round ^= 1;
             }
-            // The buffer so many before this one.
-            DI int back(int count, int buffers) const {
-                int at = buffer - count;
-                while (at < 0) at += buffers;
+            // The place so many before this one.
+            DI Place back(int count, int buffers) const {
+                Place at = {buffer - count, round};
+                while (at.buffer < 0) at.buffer += buffers, at.round ^= 1;
                 return at;
             }
         };
-        // Adds up the sums of the block's i-th group, which begin in buffer `from`: a warp.
-        auto add_up = [&](int i, int from) {
+        // Adds up the sums of the block's i-th group, which begin in the buffer of `from`: a warp.
+        auto add_up = [&](int i, Place from) {
             const float* columns[Matrices::TURNS];
-            auto next = [&](int buffer) { return buffer + 1 == a.sums ? 0 : buffer + 1; };
-            int at = from, within = CLUSTERED ? begin + i : ring[i & 15];
-            const Matrix matrix = matrices.of(within, height, 0);
+            int within = CLUSTERED ? begin + i : ring[i & 15];
+            const Matrix matrix = matrices.of(within, shape, 0);
             // Element o of the group, token height + row, in the output.
             auto index = [&](u32 o) {
-                const u32 token = a.m == 1 ? 0 : o / height, r = o - token * height;
-                return (u64)(a.first + token) * matrix.n + min(within * height + r, matrix.n - 1);
+                const u32 token = ONE ? 0 : o / height, r = o - token * height;
+                return (u64)(a.first + token) * matrix.n + min(shape.row(within, r), matrix.n - 1);
             };
-            const float held = !CLUSTERED && lane < height * a.m ? matrices.before(index(lane)) : 0.f;
+            const float held = ONE && !CLUSTERED && lane < height ? matrices.before(index(lane)) : 0.f;
+            Place at = from;
 #pragma unroll
-            for (int turn = 0; turn < Matrices::TURNS; turn++) {
-                barrier_sync(FILLED + at, THREADS + 32);
-                columns[turn] = all_sums + at * WARPS * strip;
-                at = next(at);
+            for (int turn = 0; turn < Matrices::TURNS; turn++, at.advance(a.sums)) {
+                barrier_wait(filled(at.buffer), at.round);
+                columns[turn] = all_sums + at.buffer * WARPS * STRIP;
             }
-#pragma unroll 1
-            for (u32 o = lane; o < height * a.m; o += 32) {
-                const u32 token = a.m == 1 ? 0 : o / height, r = o - token * height, first = (r >> 4) * a.span * strip + token * 16 + (r & 15);
-                float sums[Matrices::TURNS];
-#pragma unroll
-                for (int turn = 0; turn < Matrices::TURNS; turn++) sums[turn] = 0.f;
-#pragma unroll 4
-                for (int w = 0; w < a.span; w++)
-#pragma unroll
-                    for (int turn = 0; turn < Matrices::TURNS; turn++) sums[turn] += columns[turn][first + w * strip];
-                if constexpr (PREPARED)
-#pragma unroll
-                    for (int turn = 0; turn < Matrices::TURNS; turn++) sums[turn] *= Prepared<F>((u8*)input, (a.k + 255) / 256).inverse[token] * (1.f / F::QUANTUM);
+            auto store = [&](u32 o, const float (&sums)[Matrices::TURNS]) {
+                const u32 r = ONE ? o : o % height;
                 if (CLUSTERED) *(float*)(smem + partial + (i * height * a.m + o) * 4) = sums[0];
-                else if (within * height + r < matrix.n) matrices.store(matrix, index(o), sums, o < 32 ? held : matrices.before(index(o)));
+                else if (shape.row(within, r) < matrix.n) matrices.store(matrix, index(o), sums, ONE && o < 32 ? held : matrices.before(index(o)));
+            };
+            if constexpr (ONE) {
+#pragma unroll 1
+                for (u32 o = lane; o < height; o += 32) {
+                    const u32 first = (o >> 4) * a.span * STRIP + (o & 15);
+                    float sums[Matrices::TURNS];
+#pragma unroll
+                    for (int turn = 0; turn < Matrices::TURNS; turn++) sums[turn] = 0.f;
+#pragma unroll 4
+                    for (int w = 0; w < a.span; w++)
+#pragma unroll
+                        for (int turn = 0; turn < Matrices::TURNS; turn++) sums[turn] += columns[turn][first + w * STRIP];
+                    store(o, sums);
+                }
+            } else {
+                constexpr int EACH = STRIP / 32; // of a lane
+                using Sums = typename Few<EACH>::type;
+#pragma unroll 1
+                for (u32 s = 0; s < a.sets; s++) {
+                    float sums[EACH][Matrices::TURNS];
+#pragma unroll
+                    for (int turn = 0; turn < Matrices::TURNS; turn++) {
+#pragma unroll
+                        for (int e = 0; e < EACH; e++) sums[e][turn] = 0.f;
+#pragma unroll 4
+                        for (int w = 0; w < a.span; w++) {
+                            const Sums v = ((const Sums*)(columns[turn] + (s * a.span + w) * STRIP))[lane];
+#pragma unroll
+                            for (int e = 0; e < EACH; e++) sums[e][turn] += (&v.x)[e];
+                        }
+                    }
+#pragma unroll
+                    for (int e = 0; e < EACH; e++) {
+                        const u32 token = EIGHT ? 2 * t + (e & 1) : t, row = 16 * s + g + 8 * (EIGHT ? e >> 1 : e);
+                        if (token < a.m) store(token * height + row, sums[e]);
+                    }
+                }
             }
 #pragma unroll
-            for (int turn = 0; turn < Matrices::TURNS; turn++) {
-                barrier_arrive(drained(from));
-                from = next(from);
-            }
+            for (int turn = 0; turn < Matrices::TURNS; turn++, from.advance(a.sums)) barrier_arrive(drained(from.buffer));
         };
+        const u32 row = (set * 16 + g + place / a.piece * height) * a.pitch + place % a.piece * F::UNIT;
+        const u32 side = height * a.pitch * max(a.boxes, 1) + (set * 16 + g) * a.side_pitch + place * side_of<F>();
+        // acc += this warp's rows of a stage times its operands for the unit `sub`.
+        auto multiply = [&](auto shift, int sub, int slot, int group, int turn, const auto& operands, float (&acc)[4]) {
+            using Aligned = Row<decltype(shift)::VALUE>;
+            constexpr int SHIFT = Aligned::PAST;
+            const int start = first_unit + sub * a.span, valid = (int)a.k - (start + place) * 256;
+            const u32 at = slot * a.stage_bytes, sums = table + sub * L::GROUPS * 32;
+            u32 top = at + row, bottom = top + 8 * a.pitch;
+            Aligned rows[2];
+            if constexpr (RAGGED) {
+                int within = group;
+                const Matrix matrix = matrices.of(within, shape, turn);
+                if constexpr (STRIDED) {
+                    const u32 past = (u32)(within % EVERY * a.w_row + (start + place / a.piece * a.piece) * F::UNIT) & 15;
+                    top += past, bottom += past;
+                } else {
+                    const u64 from = (u64)(matrix.weights + start * F::UNIT);
+                    const u32 weight_row = within * height + set * 16 + g;
+                    top += (u32)(from + min(weight_row, matrix.n - 1) * a.w_row) & 15;
+                    bottom += (u32)(from + min(weight_row + 8, matrix.n - 1) * a.w_row) & 15;
+                }
+            }
+            if constexpr (SHIFT < 0) rows[0] = {smem + (top & ~3u), 8 * (top & 3)}, rows[1] = {smem + (bottom & ~3u), 8 * (bottom & 3)};
+            else rows[0] = {smem + top - SHIFT / 8}, rows[1] = {smem + bottom - SHIFT / 8};
+            rows[0].scales = smem + at + side + (start * side_of<F>() & 15), rows[1].scales = rows[0].scales + 8 * a.side_pitch;
+            rows[0].biases = rows[0].scales + height * a.side_pitch, rows[1].biases = rows[1].scales + height * a.side_pitch;
+            if constexpr (ONE) {
+                auto of_group = [&](int i) { return *(const float2*)(smem + sums + 32 * t + 128 * i); };
+                auto fold = [&]() { return g < 2 ? *(const uint4*)(smem + sums + 16 * lane) : make_uint4(0, 0, 0, 0); };
+                multiply_spread<F, SHIFT, TAIL>(rows[0], rows[1], t, operands, own, of_group, fold, valid, acc);
+            } else multiply_unit<F, SHIFT, TAIL, FOLDED<F, COLUMNS>, EIGHT>(rows[0], rows[1], t, operands, sums, table + L::INVERSE + 32 * sub, valid, acc);
+        };
+        const bool together = !RAGGED && F::BESIDE && ONE && KU == 2 && works && first_unit + a.span + place < units && a.stages > 3;
         int slot = 0, phase = 0;
         Place to = {0, 0};
 #pragma unroll 1
@@ -338,59 +422,56 @@ DI void matvec(const Matrices& matrices, const void* input, const TensorMap* sca
 #pragma unroll 1
             for (int turn = 0; turn < Matrices::TURNS && !none; turn++) {
                 float acc[4] = {0.f, 0.f, 0.f, 0.f};
-#pragma unroll
-                for (int sub = 0; sub < KU; sub++) {
-                    const int start = first_unit + sub * a.span, unit = start + place;
-                    if (sub > 0 && start >= units) break;
+                // Waits for the stage of a unit, and learns from a group's first whether there is one.
+                auto await = [&](bool first) {
                     barrier_wait(full(slot), phase);
-                    if (!CLUSTERED && sub == 0 && turn == 0) {
-                        group = ring[i & 15];
-                        if (group >= groups) break;
-                    }
-                    if (works && unit < units) {
-                        const int valid = (int)a.k - unit * 256;
-                        const u32 at = slot * a.stage_bytes, sums = table + sub * L::GROUPS * 32;
-                        u32 top = at + row, bottom = top + 8 * a.pitch;
-                        auto run = [&](auto row0, auto row1) {
-                            row0.scales = smem + at + side + (start * side_of<F>() & 15), row1.scales = row0.scales + 8 * a.side_pitch;
-                            row0.biases = row0.scales + height * a.side_pitch, row1.biases = row1.scales + height * a.side_pitch;
-                            if constexpr (ONE) {
-                                auto of_group = [&](int i) { return *(const float2*)(smem + sums + 32 * t + 128 * i); };
-                                auto fold = [&]() { return g < 2 ? *(const uint4*)(smem + sums + 16 * lane) : make_uint4(0, 0, 0, 0); };
-                                multiply_spread<F, decltype(row0)::PAST, TAIL>(row0, row1, t, b[sub], own, of_group, fold, valid, acc);
-                            } else multiply_unit<F, decltype(row0)::PAST, TAIL, FOLDED<F, COLUMNS>>(row0, row1, t, b[sub], sums, valid, acc);
-                        };
-                        if constexpr (RAGGED) {
-                            int within = group;
-                            const Matrix matrix = matrices.of(within, height, turn);
-                            const u64 from = (u64)(matrix.weights + start * F::UNIT);
-                            const u32 weight_row = within * height + set * 16 + g;
-                            top += (u32)(from + min(weight_row, matrix.n - 1) * a.w_row) & 15;
-                            bottom += (u32)(from + min(weight_row + 8, matrix.n - 1) * a.w_row) & 15;
-                            run(Row<-1>{smem + (top & ~3u), 8 * (top & 3)}, Row<-1>{smem + (bottom & ~3u), 8 * (bottom & 3)});
-                        } else if constexpr (F::UNIT % 4 == 0) run(Row<0>{smem + top}, Row<0>{smem + bottom});
-                        else if (place & 1) run(Row<16>{smem + top - 2}, Row<16>{smem + bottom - 2});
-                        else run(Row<0>{smem + top}, Row<0>{smem + bottom});
-                    }
-                    __syncwarp();
-                    if (lane == 0) barrier_arrive(empty(slot));
+                    if (!CLUSTERED && first && turn == 0) group = ring[i & 15];
+                    return CLUSTERED || group < groups;
+                };
+                auto advance = [&]() {
                     if (++slot == a.stages) slot = 0, phase ^= 1;
+                };
+                if (together) { // so that one's instructions fill the other's pauses
+                    const int first = slot;
+                    if (await(true)) {
+                        advance();
+                        await(false);
+                        // All units of a warp start alike.
+                        if constexpr (F::UNIT % 4 == 0) multiply(Shift<0>{}, 0, first, group, turn, b[0], acc), multiply(Shift<0>{}, KU - 1, slot, group, turn, b[KU - 1], acc);
+                        else if (place & 1) multiply(Shift<16>{}, 0, first, group, turn, b[0], acc), multiply(Shift<16>{}, KU - 1, slot, group, turn, b[KU - 1], acc);
+                        else multiply(Shift<0>{}, 0, first, group, turn, b[0], acc), multiply(Shift<0>{}, KU - 1, slot, group, turn, b[KU - 1], acc);
+                        __syncwarp();
+                        if (lane == 0) barrier_arrive(empty(first)), barrier_arrive(empty(slot));
+                        advance();
+                    }
+                } else {
+#pragma unroll
+                    for (int sub = 0; sub < KU; sub++) {
+                        const int start = first_unit + sub * a.span;
+                        if (sub > 0 && start >= units) break;
+                        if (!await(sub == 0)) break;
+                        if (works && start + place < units) {
+                            if constexpr (STARTS == EVERY_8TH) multiply(Shift<-2>{}, sub, slot, group, turn, b[sub], acc);
+                            else if constexpr (RAGGED) multiply(Shift<-1>{}, sub, slot, group, turn, b[sub], acc);
+                            else if constexpr (F::UNIT % 4 == 0) multiply(Shift<0>{}, sub, slot, group, turn, b[sub], acc);
+                            else if (place & 1) multiply(Shift<16>{}, sub, slot, group, turn, b[sub], acc);
+                            else multiply(Shift<0>{}, sub, slot, group, turn, b[sub], acc);
+                        }
+                        __syncwarp();
+                        if (lane == 0) barrier_arrive(empty(slot));
+                        advance();
+                    }
                 }
                 none = !CLUSTERED && group >= groups;
                 if (none) break;
                 barrier_wait(drained(to.buffer), to.round ^ 1);
-                float* mine = all_sums + (to.buffer * WARPS + warp) * strip;
+                float* mine = all_sums + (to.buffer * WARPS + warp) * STRIP;
                 if constexpr (ONE) {
                     const float sum = sum_of_quad(acc, t);
                     if (t < 2) mine[8 * t + g] = sum * inverse[0];
-                } else if constexpr (!PREPARED) {
-                    if (t < a.m) mine[t * 16 + g] = (acc[0] + acc[1]) * inverse[0], mine[t * 16 + g + 8] = (acc[2] + acc[3]) * inverse[0];
-                } else {
-                    if (2 * t < a.m) mine[2 * t * 16 + g] = acc[0], mine[2 * t * 16 + g + 8] = acc[2];
-                    if (2 * t + 1 < a.m) mine[(2 * t + 1) * 16 + g] = acc[1], mine[(2 * t + 1) * 16 + g + 8] = acc[3];
-                }
-                __syncwarp();
-                barrier_join(FILLED + to.buffer, THREADS + 32);
+                } else if constexpr (!EIGHT) ((float2*)mine)[lane] = make_float2((acc[0] + acc[1]) * inverse[0], (acc[2] + acc[3]) * inverse[0]);
+                else ((float4*)mine)[lane] = make_float4(acc[0], acc[1], acc[2], acc[3]);
+                if (!ONE || t < 2) barrier_arrive(filled(to.buffer));
                 to.advance(a.sums);
                 const int due = later ? i - 1 : i;
                 if (turn == (later ? 0 : Matrices::TURNS - 1) && due >= 0 && warp == due % WARPS) add_up(due, to.back(Matrices::TURNS + (later ? 1 : 0), a.sums));
@@ -409,8 +490,8 @@ DI void matvec(const Matrices& matrices, const void* input, const TensorMap* sca
         auto cluster_sync = []() { asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory"); };
         const u32 all = (end - begin) * height * a.m, first = rank * blockDim.x + threadIdx.x;
         int group = 0;
-        const Matrix matrix = matrices.of(group, height, 0);
-        auto row = [&](u32 o) { return (begin + o / (height * a.m)) * height + o % height; };
+        const Matrix matrix = matrices.of(group, shape, 0);
+        auto row = [&](u32 o) { return shape.row(begin + o / (height * a.m), o % height); };
         auto index = [&](u32 o) { return (u64)(a.first + o / height % a.m) * matrix.n + min(row(o), matrix.n - 1); };
         wait_for_predecessor(); // the warps that copy have not waited
         const float held = first < all ? matrices.before(index(first)) : 0.f;
@@ -431,94 +512,32 @@ DI void matvec(const Matrices& matrices, const void* input, const TensorMap* sca
     }
 }
 
-// y [m, n] = x [m, k] times the weight's rows; x f32, or prepared rows. Where there is a residual, sums = residual + y.
-template <class F, int KU, Columns COLUMNS, bool CLUSTERED, bool TAIL, bool RAGGED>
+// y [m, n] = x [m, k] times the weight's rows. Where there is a residual, sums = residual + y.
+template <class F, int KU, Columns COLUMNS, bool CLUSTERED, bool TAIL, Starts STARTS>
 __global__ void __launch_bounds__(WARPS * 32 + 128, 1)
-    hopper_mv(const u8* weights, const void* x, float* y, const __grid_constant__ HopperRowArgs args, const float* residual, float* sums,
+    hopper_mv(const u8* weights, const float* x, float* y, const __grid_constant__ HopperRowArgs args, const float* residual, float* sums,
              const __grid_constant__ TensorMap map, const __grid_constant__ Ahead ahead) {
-    matvec<F, KU, COLUMNS, CLUSTERED, TAIL, RAGGED, false>(OneMatrix{{weights, y, args.n, &map}, residual, sums}, x, nullptr, nullptr, args, {}, ahead);
+    matvec<F, KU, COLUMNS, CLUSTERED, TAIL, STARTS, false>(OneMatrix{{weights, y, args.n, &map}, residual, sums}, x, nullptr, nullptr, args, {}, ahead);
 }
 // The same for up to three matrices of one format and as many columns: y0 = x w0, y1 = x w1, y2 = x w2. With NORM the input is x normed.
-template <class F, int KU, Columns COLUMNS, bool TAIL, bool RAGGED, bool NORM>
-__global__ void __launch_bounds__(WARPS * 32 + 128, 1) hopper_mv_group(const u8* w0, const u8* w1, const u8* w2, const void* x, float* y0, float* y1, float* y2,
+template <class F, int KU, Columns COLUMNS, bool TAIL, Starts STARTS, bool NORM>
+__global__ void __launch_bounds__(WARPS * 32 + 128, 1) hopper_mv_group(const u8* w0, const u8* w1, const u8* w2, const float* x, float* y0, float* y1, float* y2,
                                                                        const __grid_constant__ HopperRowArgs args, u32 n1, u32 n2, const float* norm_weight, float* normed, float eps,
                                                                        const __grid_constant__ TensorMap map0, const __grid_constant__ TensorMap map1, const __grid_constant__ TensorMap map2,
                                                                        const __grid_constant__ Ahead ahead) {
-    matvec<F, KU, COLUMNS, false, TAIL, RAGGED, NORM>(ThreeMatrices{{{w0, y0, args.n, &map0}, {w1, y1, n1, &map1}, {w2, y2, n2, &map2}}}, x, nullptr, nullptr, args, {norm_weight, normed, eps}, ahead);
+    matvec<F, KU, COLUMNS, false, TAIL, STARTS, NORM>(ThreeMatrices{{{w0, y0, args.n, &map0}, {w1, y1, n1, &map1}, {w2, y2, n2, &map2}}}, x, nullptr, nullptr, args, {norm_weight, normed, eps}, ahead);
 }
 // The same for a gated pair.
-template <class F, int KU, Columns COLUMNS, bool TAIL, bool RAGGED, bool NORM>
-__global__ void __launch_bounds__(WARPS * 32 + 128, 1) hopper_mv_gated(const u8* w0, const u8* w1, const void* x, float* y0, float* y1, const __grid_constant__ HopperRowArgs args,
+template <class F, int KU, Columns COLUMNS, bool TAIL, Starts STARTS, bool NORM>
+__global__ void __launch_bounds__(WARPS * 32 + 128, 1) hopper_mv_gated(const u8* w0, const u8* w1, const float* x, float* y0, float* y1, const __grid_constant__ HopperRowArgs args,
                                                                        u32 activation, const float* norm_weight, float* normed, float eps, const __grid_constant__ TensorMap map0,
                                                                        const __grid_constant__ TensorMap map1, const __grid_constant__ Ahead ahead) {
-    matvec<F, KU, COLUMNS, false, TAIL, RAGGED, NORM>(GatedMatrices{{w0, y0, args.n, &map0}, {w1, y1, args.n, &map1}, activation}, x, nullptr, nullptr, args, {norm_weight, normed, eps}, ahead);
+    matvec<F, KU, COLUMNS, false, TAIL, STARTS, NORM>(GatedMatrices{{w0, y0, args.n, &map0}, {w1, y1, args.n, &map1}, activation}, x, nullptr, nullptr, args, {norm_weight, normed, eps}, ahead);
 }
 // The same for affine formats: boxes of a stage's rows x side_pitch bytes of scales and biases.
-template <class F, int KU, Columns COLUMNS, bool CLUSTERED, bool TAIL, bool RAGGED>
+template <class F, int KU, Columns COLUMNS, bool CLUSTERED, bool TAIL, Starts STARTS>
 __global__ void __launch_bounds__(WARPS * 32 + 128, 1)
-    hopper_mv_affine(const u8* weights, const void* x, float* y, const __grid_constant__ HopperRowArgs args, const float* residual, float* sums, const __grid_constant__ TensorMap map,
+    hopper_mv_affine(const u8* weights, const float* x, float* y, const __grid_constant__ HopperRowArgs args, const float* residual, float* sums, const __grid_constant__ TensorMap map,
                      const __grid_constant__ TensorMap scales, const __grid_constant__ TensorMap biases, const __grid_constant__ Ahead ahead) {
-    matvec<F, KU, COLUMNS, CLUSTERED, TAIL, RAGGED, false>(OneMatrix{{weights, y, args.n, &map}, residual, sums}, x, &scales, &biases, args, {}, ahead);
-}
-
-// Rows [first, first + m) of x f32 [.., k] as halves for one launch, scaled by a power of two each; a block takes one, with 512 bytes of shared memory for each unit.
-template <class F> __global__ void __launch_bounds__(512) hopper_prepare_rows(const float* x, u8* to, const __grid_constant__ HopperRowArgs a) {
-    launch_dependents();
-    const int units = (a.k + 255) / 256;
-    const Prepared<F> out(to, units);
-    constexpr int THREADS = 512, HELD = 4;
-    wait_for_predecessor();
-    const float4* row = (const float4*)(x + (u64)(a.first + blockIdx.x) * a.x_row);
-    float4 v[HELD];
-    auto load = [&](int base) {
-#pragma unroll
-        for (int j = 0; j < HELD; j++) {
-            const u32 i = base + j * THREADS + threadIdx.x;
-            v[j] = 4 * i < a.k ? row[i] : make_float4(0.f, 0.f, 0.f, 0.f);
-        }
-    };
-    float largest = 0.f;
-    for (int base = 0; base < units * 64; base += HELD * THREADS) {
-        load(base);
-#pragma unroll
-        for (int j = 0; j < HELD; j++) largest = fmaxf(largest, fmaxf(fmaxf(fabsf(v[j].x), fabsf(v[j].y)), fmaxf(fabsf(v[j].z), fabsf(v[j].w))));
-    }
-    float scale, back;
-    power_of_two(largest_of_block(largest), scale, back);
-    if (threadIdx.x == 0) out.inverse[blockIdx.x] = back;
-    // A thread's four values have the same places in every unit it meets.
-    u32 at[4];
-    float lower[4];
-#pragma unroll
-    for (int e = 0; e < 4; e++) {
-        const int place = F::place(4 * (threadIdx.x & 63) + e);
-        at[e] = place * 2;
-        lower[e] = __uint_as_float((u32)(127 - F::shift(place >> 4)) << 23);
-    }
-    const int lane = threadIdx.x & 31, slot = slot_of_group<F>((threadIdx.x & 63) >> 2);
-    for (int base = 0; base < units * 64; base += HELD * THREADS) {
-        if (units * 64 > HELD * THREADS) load(base);
-#pragma unroll
-        for (int j = 0; j < HELD; j++) {
-            const int i = base + j * THREADS + threadIdx.x;
-            const float f[4] = {v[j].x, v[j].y, v[j].z, v[j].w};
-            float sum = 0.f;
-#pragma unroll
-            for (int e = 0; e < 4; e++) {
-                const float value = low_half(pack_halves(f[e] * scale, 0.f));
-                sum += value;
-                if (i < units * 64) *(u16*)(smem + (i >> 6) * 512 + at[e]) = (u16)pack_halves(value * lower[e], 0.f);
-            }
-            if constexpr (F::OFFSET != 0 || F::MINIMUM) {
-                sum = sum_of_group<F, FOLDED<F, EIGHT_ROWS>>(sum);
-                if (lane % (F::SUB / 4) == 0 && i < units * 64) out.sums[((i >> 6) * Prepared<F>::GROUPS + slot) * 8 + blockIdx.x] = sum;
-            }
-        }
-    }
-    __syncthreads();
-    for (int i = threadIdx.x; i < units * 32; i += THREADS) {
-        const int unit = i >> 5, pair = i >> 2 & 7, t = i & 3;
-        const uint2* from = (const uint2*)(smem + unit * 512 + pair * 64 + t * 8);
-        out.operands[(unit * 8 + pair) * 32 + blockIdx.x * 4 + t] = make_uint4(from[0].x, from[0].y, from[4].x, from[4].y);
-    }
+    matvec<F, KU, COLUMNS, CLUSTERED, TAIL, STARTS, false>(OneMatrix{{weights, y, args.n, &map}, residual, sums}, x, &scales, &biases, args, {}, ahead);
 }

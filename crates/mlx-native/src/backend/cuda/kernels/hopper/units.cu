@@ -1,4 +1,4 @@
-// Units of weight rows times a few rows of x: the layout of a block's shared memory, one unit's product, and the operands that are made from x.
+// Units of weight rows times a few rows of x: the layout of a block's shared memory, and one unit's product.
 
 // d = a b + c.
 DI void mma(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1, float c0, float c1, float c2, float c3) {
@@ -18,13 +18,16 @@ template <class F> DI constexpr int side_of() {
 }
 // What lies behind the stages in shared memory.
 template <class F, int KU> struct MatVecLayout {
-    static constexpr int GROUPS = 256 / F::SUB, TABLE = (F::OFFSET || F::MINIMUM) ? KU * GROUPS * 32 : 0; // bytes of a warp's sums of x
-    static constexpr int FULL = 0, EMPTY = 8 * MOST_STAGES, DRAINED = 2 * EMPTY, RING = DRAINED + 8 * MOST_SUMS, SHARES = RING + 64;
+    static constexpr int GROUPS = 256 / F::SUB, INVERSE = (F::OFFSET || F::MINIMUM) ? KU * GROUPS * 32 : 0; // bytes of a warp's sums of x
+    static constexpr int TABLE = INVERSE + KU * 32; // with what undoes the scaling of eight columns
+    static constexpr int FULL = 0, EMPTY = 8 * MOST_STAGES, DRAINED = 2 * EMPTY, FILLED = DRAINED + 8 * MOST_SUMS, RING = FILLED + 8 * MOST_SUMS, SHARES = RING + 64;
     static constexpr int TABLES = SHARES + 64, SUMS = TABLES + WARPS * TABLE;
 };
 
-// How a launch's columns are used: a single row of x, whose groups lie side by side, up to four rows as good as f32, or up to eight that are prepared.
+// How a launch's columns are used: a single row of x, whose groups lie side by side, up to four rows as good as f32, or up to eight as halves.
 enum Columns { ONE_ROW, FOUR_ROWS, EIGHT_ROWS };
+// Floats of a warp's sums: of 16 rows and one, four or eight columns.
+DI constexpr int strip_of(Columns columns) { return columns == ONE_ROW ? 16 : columns == FOUR_ROWS ? 64 : 128; }
 // Whether the minimums of a unit are multiplied at once.
 template <class F, Columns COLUMNS>
 constexpr bool FOLDED = COLUMNS == ONE_ROW ? F::FOLD == Plain::ALWAYS && F::SUB == 16 : F::FOLD == Plain::ALWAYS || (COLUMNS == EIGHT_ROWS && F::FOLD == Plain::WHEN_PREPARED);
@@ -44,8 +47,16 @@ DI void own_columns(u32 (&own)[4]) {
     for (int i = 0; i < 4; i++) own[i] = (threadIdx.x >> 3 & 3) == i ? 0x3c003c00u : 0;
 }
 
-// One unit of 16 rows: acc += rows x operands. `table` is where the sums of x over the unit's groups are, `valid` how many values the unit has.
-template <class F, int SHIFT, bool TAIL, bool FOLD> DI void multiply_unit(const Row<SHIFT>& top, const Row<SHIFT>& bottom, int t, const u32 (&b)[16][2], u32 table, int valid, float (&acc)[4]) {
+// sum += factors x d, of two rows and two columns.
+DI void scale_and_add(float (&sum)[4], float f0, float f1, float2 columns, const float (&d)[4]) {
+    sum[0] = fmaf(columns.x, f0 * d[0], sum[0]), sum[1] = fmaf(columns.y, f0 * d[1], sum[1]), sum[2] = fmaf(columns.x, f1 * d[2], sum[2]), sum[3] = fmaf(columns.y, f1 * d[3], sum[3]);
+}
+// One unit of 16 rows: acc += rows x operands. `table` is where the sums of x over the unit's groups are, `valid` how many values the unit has. Where columns are SCALED,
+// `inverse` is where what undoes that is.
+template <class F, int SHIFT, bool TAIL, bool FOLD, bool SCALED>
+DI void multiply_unit(const Row<SHIFT>& top, const Row<SHIFT>& bottom, int t, const u32 (&b)[16][2], u32 table, u32 inverse, int valid, float (&acc)[4]) {
+    constexpr bool APART = F::UNIT_SCALE || SCALED; // sums of the unit apart from those before
+    auto columns = [&]() { return SCALED ? *(const float2*)(smem + inverse + 8 * t) : make_float2(1.f, 1.f); };
     const typename F::Head head0 = F::head(top), head1 = F::head(bottom);
     float part[4] = {0.f, 0.f, 0.f, 0.f}, low[4] = {0.f, 0.f, 0.f, 0.f};
     if constexpr (FOLD) {
@@ -64,8 +75,7 @@ template <class F, int SHIFT, bool TAIL, bool FOLD> DI void multiply_unit(const 
             mma(low, m0[0], m1[0], m0[1], m1[1], s.x, s.y, 0.f, 0.f, 0.f, 0.f);
             mma(low, m0[0], m1[0], m0[1], m1[1], s.z, s.w, low[0], low[1], low[2], low[3]);
         }
-        const float f0 = F::unit_minimum(head0) * F::QUANTUM, f1 = F::unit_minimum(head1) * F::QUANTUM;
-        acc[0] = fmaf(f0, low[0], acc[0]), acc[1] = fmaf(f0, low[1], acc[1]), acc[2] = fmaf(f1, low[2], acc[2]), acc[3] = fmaf(f1, low[3], acc[3]);
+        scale_and_add(F::UNIT_SCALE || !APART ? acc : part, F::unit_minimum(head0) * F::QUANTUM, F::unit_minimum(head1) * F::QUANTUM, F::UNIT_SCALE ? columns() : make_float2(1.f, 1.f), low);
     }
 #pragma unroll
     for (int c = 0; c < 4; c++) {
@@ -87,24 +97,20 @@ template <class F, int SHIFT, bool TAIL, bool FOLD> DI void multiply_unit(const 
             for (int s = j * STEPS + 1; s < (j + 1) * STEPS; s++) mma(d, q0[s][0], q1[s][0], q0[s][1], q1[s][1], b[4 * c + s][0], b[4 * c + s][1], d[0], d[1], d[2], d[3]);
             float s0 = F::scale(top, head0, c, j), s1 = F::scale(bottom, head1, c, j);
             if (TAIL && 64 * c + F::SUB * j >= valid) s0 = s1 = 0.f;
-            float* sum = F::UNIT_SCALE ? part : acc;
+            float* sum = APART ? part : acc;
             sum[0] = fmaf(s0, d[0], sum[0]), sum[1] = fmaf(s0, d[1], sum[1]), sum[2] = fmaf(s1, d[2], sum[2]), sum[3] = fmaf(s1, d[3], sum[3]);
             if constexpr (F::MINIMUM && !FOLD) {
                 float m0 = F::minimum(top, head0, c, j), m1 = F::minimum(bottom, head1, c, j);
                 if (TAIL && 64 * c + F::SUB * j >= valid) m0 = m1 = 0.f;
-                float* minimums = F::UNIT_SCALE ? low : acc;
+                float* minimums = F::UNIT_SCALE ? low : sum;
                 minimums[0] = fmaf(m0, sums[0], minimums[0]), minimums[1] = fmaf(m0, sums[1], minimums[1]);
                 minimums[2] = fmaf(m1, sums[0], minimums[2]), minimums[3] = fmaf(m1, sums[1], minimums[3]);
             }
         }
     }
-    if constexpr (F::UNIT_SCALE) {
-        const float d0 = F::unit_scale(head0), d1 = F::unit_scale(head1);
-        acc[0] = fmaf(d0, part[0], acc[0]), acc[1] = fmaf(d0, part[1], acc[1]), acc[2] = fmaf(d1, part[2], acc[2]), acc[3] = fmaf(d1, part[3], acc[3]);
-        if constexpr (F::MINIMUM && !FOLD) {
-            const float m0 = F::unit_minimum(head0), m1 = F::unit_minimum(head1);
-            acc[0] = fmaf(m0, low[0], acc[0]), acc[1] = fmaf(m0, low[1], acc[1]), acc[2] = fmaf(m1, low[2], acc[2]), acc[3] = fmaf(m1, low[3], acc[3]);
-        }
+    if constexpr (APART) {
+        scale_and_add(acc, F::unit_scale(head0), F::unit_scale(head1), columns(), part);
+        if constexpr (F::UNIT_SCALE && F::MINIMUM && !FOLD) scale_and_add(acc, F::unit_minimum(head0), F::unit_minimum(head1), columns(), low);
     }
 }
 
@@ -180,42 +186,6 @@ DI float sum_of_quad(const float (&acc)[4], int t) {
     return sum + __shfl_xor_sync(~0u, sum, 2);
 }
 
-// The power of two that brings the largest magnitude of a row to [2^9, 2^10), so that neither halves nor sums of 32 of them overflow, and its inverse.
-DI void power_of_two(float largest, float& scale, float& inverse) {
-    int e = largest > 0.f && largest < 3.4e38f ? (int)(__float_as_uint(largest) >> 23 & 255) - 127 : 0;
-    e = e < -110 ? -110 : e;
-    scale = __uint_as_float((u32)(127 + 9 - e) << 23);
-    inverse = __uint_as_float((u32)(127 - 9 + e) << 23);
-}
-
-// A group's sum of x, as the kernels use it, from each lane's sum over four values.
-template <class F, bool FOLD> DI float sum_of_group(float sum) {
-#pragma unroll
-    for (int o = 1; o < F::SUB / 4; o *= 2) sum += __shfl_xor_sync(~0u, sum, o);
-    return FOLD ? sum : sum * ((F::OFFSET ? -(float)F::OFFSET : 1.f) * F::QUANTUM);
-}
-// Where the sum is of the group that has a run of 16 values.
-template <class F> DI constexpr int slot_of_group(int run) { return F::SUB == 16 ? plane_step(run) : run / (F::SUB / 16); }
-
-// Makes each lane's right operand for the unit's minimums from its groups' sums for eight columns, in place: halves and what rounding left. For eight groups they are
-// the halves of k of one mma, for sixteen two mmas.
-template <class F> DI void fold_sums(u32 table) {
-    const int g = threadIdx.x >> 2 & 7, t = threadIdx.x & 3;
-    constexpr int PAIRS = F::SUB == 16 ? 2 : 1;
-    u32 high[PAIRS], low[PAIRS];
-    __syncwarp();
-#pragma unroll
-    for (int p = 0; p < PAIRS; p++) {
-        const int first = PAIRS == 2 ? slot_of_group<F>(4 * t + p) : 2 * t, second = PAIRS == 2 ? slot_of_group<F>(4 * t + p + 2) : 2 * t + 1;
-        const float a = *(const float*)(smem + table + first * 32 + 4 * g), b = *(const float*)(smem + table + second * 32 + 4 * g);
-        high[p] = pack_halves(a, b);
-        low[p] = pack_halves(a - low_half(high[p]), b - high_half(high[p]));
-    }
-    __syncwarp();
-    if constexpr (PAIRS == 1) *(uint2*)(smem + table + 8 * (threadIdx.x & 31)) = make_uint2(high[0], low[0]);
-    else *(uint4*)(smem + table + 16 * (threadIdx.x & 31)) = make_uint4(high[0], high[1], low[0], low[1]);
-}
-
 // The largest of what the threads of a block of 512 have.
 DI float largest_of_block(float largest) {
     __shared__ float warps[16];
@@ -226,131 +196,3 @@ DI float largest_of_block(float largest) {
     for (int o = 8; o; o >>= 1) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, o));
     return largest;
 }
-
-// A warp's operands for the units unit(i), i < KU, of up to 4 rows of x, or of one whose groups lie side by side. x(token) is the address of a row.
-// With NORM, x's one row is multiplied by `weight`, and the result is the sum of its squares before that.
-template <class F, int KU, bool ONE, bool NORM, class Unit, class X>
-DI float load_operands(u32 (&b)[KU][ONE ? 4 : 16][2], float (&inverse)[2], int m, u32 k, const float* weight, const Unit& unit, const X& x, u32 staging, u32 table) {
-    const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
-    constexpr int QUADS = 2 * KU;
-    float4 v[QUADS], next[QUADS];
-    // Where this lane's four values of every 128 go, and what undoes the shift of their integers: place(i + 128) = place(i) + 128.
-    u32 to[4];
-    float lower[4];
-#pragma unroll
-    for (int e = 0; e < 4; e++) {
-        const int place = F::place(4 * lane + e);
-        to[e] = staging + place * 2;
-        lower[e] = __uint_as_float((u32)(127 - F::shift(place >> 4)) << 23);
-    }
-    const u32 sum_to = table + slot_of_group<F>(lane >> 2) * 32;
-    auto fetch = [&](int token) {
-        const float* row = x(token);
-#pragma unroll
-        for (int j = 0; j < QUADS; j++) {
-            const u32 i = unit(j >> 1) * 256 + (j & 1) * 128 + 4 * lane;
-            next[j] = i < k ? *(const float4*)(row + i) : make_float4(0.f, 0.f, 0.f, 0.f);
-        }
-    };
-#pragma unroll
-    for (int u = 0; u < KU; u++)
-#pragma unroll
-        for (int s = 0; s < (ONE ? 4 : 16); s++) b[u][s][0] = b[u][s][1] = 0;
-    inverse[0] = inverse[1] = 0.f;
-    fetch(0);
-    float squares = 0.f;
-    if constexpr (NORM) {
-#pragma unroll
-        for (int j = 0; j < QUADS; j++) {
-            const u32 i = unit(j >> 1) * 256 + (j & 1) * 128 + 4 * lane;
-            const float4 w = i < k ? *(const float4*)(weight + i) : make_float4(0.f, 0.f, 0.f, 0.f);
-            float4& x = next[j];
-            squares = fmaf(x.x, x.x, fmaf(x.y, x.y, fmaf(x.z, x.z, fmaf(x.w, x.w, squares))));
-            x = make_float4(x.x * w.x, x.y * w.y, x.z * w.z, x.w * w.w);
-        }
-#pragma unroll
-        for (int o = 16; o; o >>= 1) squares += __shfl_xor_sync(~0u, squares, o);
-    }
-#pragma unroll 1
-    for (int token = 0; token < m; token++) {
-        float largest = 0.f;
-#pragma unroll
-        for (int j = 0; j < QUADS; j++) v[j] = next[j];
-        if (token + 1 < m) fetch(token + 1);
-#pragma unroll
-        for (int j = 0; j < QUADS; j++) largest = fmaxf(largest, fmaxf(fmaxf(fabsf(v[j].x), fabsf(v[j].y)), fmaxf(fabsf(v[j].z), fabsf(v[j].w))));
-#pragma unroll
-        for (int o = 16; o; o >>= 1) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, o));
-        float scale, back;
-        power_of_two(largest, scale, back);
-        if (ONE || t == token) inverse[0] = inverse[1] = back;
-#pragma unroll
-        for (int j = 0; j < QUADS; j++) v[j] = make_float4(v[j].x * scale, v[j].y * scale, v[j].z * scale, v[j].w * scale);
-#pragma unroll 1
-        for (int column = 2 * token; column < 2 * token + 2; column++) { // rounded, then what rounding left
-            __syncwarp();
-#pragma unroll
-            for (int j = 0; j < QUADS; j++) {
-                float* f = &v[j].x;
-                float sum = 0.f;
-#pragma unroll
-                for (int e = 0; e < 4; e++) {
-                    const float h = low_half(pack_halves(f[e], 0.f));
-                    f[e] = fabsf(h) < 1e30f ? f[e] - h : 0.f;
-                    sum += h;
-                    *(u16*)(smem + to[e] + j * 256) = (u16)pack_halves(h * lower[e], 0.f);
-                }
-                if constexpr (F::OFFSET != 0 || F::MINIMUM) {
-                    sum = sum_of_group<F, FOLDED<F, ONE ? ONE_ROW : FOUR_ROWS>>(sum);
-                    if (lane % (F::SUB / 4) == 0) *(float*)(smem + sum_to + j * (128 / F::SUB) * 32 + column * 4) = sum;
-                }
-            }
-            __syncwarp();
-            if ((ONE ? g & 1 : g) == column) {
-#pragma unroll
-                for (int u = 0; u < KU; u++)
-#pragma unroll
-                    for (int s = 0; s < (ONE ? 4 : 16); s++) {
-                        const int step = ONE ? own_step<F>(g >> 1, s) : s;
-                        const uint2 pair = *(const uint2*)(smem + staging + u * 512 + step * 32 + t * 8);
-                        b[u][s][0] = pair.x, b[u][s][1] = pair.y;
-                    }
-            }
-        }
-    }
-    __syncwarp();
-    return squares;
-}
-
-// Rows of x prepared for a launch, in one piece of memory: operands, a word quadruple of each lane for every two steps of a unit; sums of x over each unit's groups,
-// for eight columns; what undoes the scaling of each column.
-template <class F> struct Prepared {
-    static constexpr int GROUPS = 256 / F::SUB;
-    uint4* operands; // [units][8][32]
-    float* sums;     // [units][GROUPS][8]
-    float* inverse;  // [8]
-    DI Prepared(u8* at, int units) : operands((uint4*)at), sums((float*)(at + (u64)units * 4096)), inverse(sums + (u64)units * GROUPS * 8) {}
-};
-
-// A warp's operands for the units unit(i), i < KU, of `columns` prepared rows.
-template <class F, int KU, class Unit>
-DI void fetch_operands(u32 (&b)[KU][16][2], int columns, const Unit& unit, int units, const Prepared<F>& from, u32 table) {
-    const int lane = threadIdx.x & 31, g = lane >> 2;
-#pragma unroll
-    for (int u = 0; u < KU; u++) {
-        const bool there = unit(u) < units;
-#pragma unroll
-        for (int s = 0; s < 8; s++) {
-            uint4 v = make_uint4(0, 0, 0, 0);
-            if (there && g < columns) v = from.operands[(unit(u) * 8 + s) * 32 + lane];
-            b[u][2 * s][0] = v.x, b[u][2 * s][1] = v.y, b[u][2 * s + 1][0] = v.z, b[u][2 * s + 1][1] = v.w;
-        }
-        if constexpr (F::OFFSET != 0 || F::MINIMUM) {
-#pragma unroll
-            for (int i = 0; i < Prepared<F>::GROUPS * 8; i += 32)
-                *(float*)(smem + table + u * Prepared<F>::GROUPS * 32 + 4 * (i + lane)) = there && (lane & 7) < columns ? from.sums[unit(u) * Prepared<F>::GROUPS * 8 + i + lane] : 0.f;
-        }
-    }
-    __syncwarp();
-}
-

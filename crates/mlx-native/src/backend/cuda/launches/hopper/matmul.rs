@@ -250,7 +250,6 @@ pub(in crate::backend::cuda) fn matmuls(
     let group = matvec::Group { products: &products, outputs: &outputs, norm: None, activation: None };
     for first in (0..op.m).step_by(most) {
         let part = matvec::Part { first, m: most.min(op.m - first), exact };
-        let Some(input) = matvec::prepared(&products[0], &input, part, &mut plan)? else { return Ok(None) };
         let launch = match &products[..] {
             [product] => matvec::launch(product, &input, &op.output, part, None)?,
             _ => group.launch(&input, part)?,

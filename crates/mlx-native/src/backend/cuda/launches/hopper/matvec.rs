@@ -1,9 +1,9 @@
 //! The geometry of the kernel for few rows.
 
-use super::{HopperRowArgs, MATRICES, Product, Rows, UNIT, ahead, key, pitch_of, route};
+use super::{HopperRowArgs, MATRICES, Product, Rows, ahead, key, pitch_of, route};
 use crate::Result;
 use crate::backend::cuda::driver::TensorMap;
-use crate::backend::cuda::launches::{Bound, Launch, Plan};
+use crate::backend::cuda::launches::{Bound, Launch};
 use crate::backend::gpu::u32_of;
 use crate::buffer::View;
 use crate::ops::{Activation, RmsNorm};
@@ -11,7 +11,6 @@ use crate::ops::{Activation, RmsNorm};
 /// Warps that multiply, `WARPS` in units.cu; the first of 4 more issues copies, or all of them.
 pub(super) const WARPS: usize = 16;
 pub(super) const THREADS: u32 = (WARPS as u32 + 4) * 32;
-const PREPARE_THREADS: u32 = 512;
 /// Stages at most.
 const MOST_STAGES: usize = 12;
 /// Groups of rows of a block that are its own where that is all of them. With more, blocks that are done early do more.
@@ -23,20 +22,64 @@ const SUMS: [usize; 4] = [4, 3, 2, 1];
 const ENOUGH_STAGES: usize = 4;
 /// Stages at least.
 const LEAST_STAGES: usize = 3;
+/// With as many stages the groups that find none are fetched into L2 once operands of five to eight rows are made.
+const DEEP_STAGES: usize = 5;
 /// Blocks of a cluster at most.
 const MOST_BLOCKS: usize = 8;
 /// Tensor copies of a stage at most, and bytes of a row in each: 256 elements of eight bytes.
 const MOST_BOXES: usize = 4;
 const BOX_BYTES: usize = 2048;
-/// Units of which a warp holds the input's operands.
+/// Units of which a warp holds the input's operands: of several rows, and of one, which needs fewer registers, where rows of weights come strided.
 const MOST_UNITS: usize = 2;
-/// Rows of one launch: with operands as good as f32, which the blocks make, and as halves, which a kernel prepares.
+const MOST_UNITS_OF_ONE: usize = 3;
+/// Rows of one launch: with operands as good as f32, and as halves.
 pub(super) const EXACT_ROWS: usize = 4;
 pub(super) const ROWS: usize = 8;
+
+/// Where rows of weights start, `Starts` in matvec.cu.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Starts {
+    Aligned,
+    Anywhere,
+    /// Every so-manieth row starts equally far from a multiple of 16 bytes, and as many rows are one of the tensor map.
+    Every(usize),
+}
+
+impl Starts {
+    fn of(products: &[Product<'_>]) -> Starts {
+        if products.iter().all(Product::aligned) {
+            return Starts::Aligned;
+        }
+        let strided = |every: usize| {
+            products.iter().all(|product| {
+                let whole = (every * product.w_row).is_multiple_of(16) && product.n.is_multiple_of(every);
+                whole && product.format.side == 0 && product.weight.data.offset.is_multiple_of(16)
+            })
+        };
+        [8, 16].into_iter().find(|every| strided(*every)).map_or(Starts::Anywhere, Starts::Every)
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Starts::Aligned => "ALIGNED",
+            Starts::Anywhere => "ANYWHERE",
+            Starts::Every(8) => "EVERY_8TH",
+            Starts::Every(_) => "EVERY_16TH",
+        }
+    }
+
+    fn every(self) -> usize {
+        match self {
+            Starts::Every(every) => every,
+            _ => 1,
+        }
+    }
+}
 
 /// How a launch cuts the matrix.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Geometry {
+    starts: Starts,
     /// Units of a warp.
     units: usize,
     /// Blocks that share a row.
@@ -55,15 +98,16 @@ struct Geometry {
     /// Buffers for the sums of warps.
     sums: usize,
     grid: usize,
-    /// Groups of rows of a block before any is shared out.
+    /// Groups of rows of a block before any is shared out, and whether those that find no stage are fetched into L2.
     own: usize,
+    deep: u32,
     shared_bytes: usize,
 }
 
 /// Blocks that share a row of so many units, and the units of each but the last, a multiple of `whole`; none where a cluster has too few. Where they are
 /// several anyway, a warp has one unit rather than two, whose operands take half as long to make, if most warps then have one.
-fn slices(units: usize, whole: usize) -> Option<(usize, usize)> {
-    let fewest = units.div_ceil(WARPS * MOST_UNITS).next_power_of_two();
+fn slices(units: usize, whole: usize, most: usize) -> Option<(usize, usize)> {
+    let fewest = units.div_ceil(WARPS * most).next_power_of_two();
     let slice = |blocks: usize| units.div_ceil(blocks).next_multiple_of(whole);
     // Every block has some.
     let suits = |blocks: usize| blocks <= MOST_BLOCKS && slice(blocks) * (blocks - 1) < units;
@@ -73,39 +117,63 @@ fn slices(units: usize, whole: usize) -> Option<(usize, usize)> {
     suits(blocks).then(|| (blocks, slice(blocks)))
 }
 
-/// The fewest tensor copies that rows of `span` units can come in; each starts at a multiple of 16 bytes.
-fn boxes(unit: usize, span: usize) -> Option<usize> {
-    let fits =
-        |piece: usize| pitch_of(piece * unit) <= BOX_BYTES && (piece == span || (piece * unit).is_multiple_of(16));
+/// The fewest tensor copies that rows of `span` units can come in; each starts at a multiple of 16 bytes, or so that a unit is up to `past` bytes on.
+fn boxes(unit: usize, span: usize, past: usize) -> Option<usize> {
+    let fits = |piece: usize| {
+        pitch_of(piece * unit + past) <= BOX_BYTES && (past > 0 || piece == span || (piece * unit).is_multiple_of(16))
+    };
     (1..=MOST_BOXES).find(|boxes| span.is_multiple_of(*boxes) && fits(span / boxes))
 }
 
-/// The geometry that keeps most warps busy, the longer rows of a stage first. None where a row does not fit.
-fn geometry(product: &Product<'_>, m: usize, prepared: bool) -> Option<Geometry> {
-    let (format, ragged) = (product.format, !product.aligned());
+/// Floats of a warp's sums, `strip_of` in units.cu.
+fn strip(m: usize, exact: bool) -> usize {
+    match (m, exact) {
+        (1, true) => 16,
+        (_, true) => 64,
+        (_, false) => 128,
+    }
+}
+
+/// The geometry of a product, or of several with n rows in all. None where a row does not fit.
+fn geometry(product: &Product<'_>, starts: Starts, m: usize, exact: bool) -> Option<Geometry> {
+    let strided = matches!(starts, Starts::Every(_));
+    geometry_with(product, starts, m, exact)
+        .or_else(|| strided.then(|| geometry_with(product, Starts::Anywhere, m, exact))?)
+}
+
+/// The geometry that keeps most warps busy, the longer rows of a stage first.
+fn geometry_with(product: &Product<'_>, starts: Starts, m: usize, exact: bool) -> Option<Geometry> {
+    let (format, ragged) = (product.format, starts != Starts::Aligned);
+    let strided = matches!(starts, Starts::Every(_));
+    let most_units = if strided && m == 1 && exact { MOST_UNITS_OF_ONE } else { MOST_UNITS };
     let processors = product.info.processors as usize;
     // Segments start at multiples of 16 bytes where rows do.
     let whole = (0..5).map(|i| 1 << i).find(|count| ragged || (count * format.unit).is_multiple_of(16)).unwrap_or(16);
-    let (cluster, slice) = slices(product.units(), whole)?;
+    let (cluster, slice) = slices(product.units(), whole, most_units)?;
     // Clusters of more than two do not fit into every part of the GPU.
     let grid = (if cluster > 2 { processors * 15 / 16 } else { processors }) / cluster * cluster;
     let mut best: Option<(f64, Geometry)> = None;
     // Of equals the one whose warps have less to convert.
-    for units in [1, 2] {
-        let span = match units {
+    for units in 1..=most_units {
+        let least = match units {
             1 => slice,
             _ => slice.div_ceil(units).next_multiple_of(whole),
         };
-        if span > WARPS || (units == 2 && span >= slice && slice > 1) {
+        if units > 1 && least * (units - 1) >= slice && slice > 1 {
             continue;
         }
         // Beside the copies of scales and biases, a pair of boxes is slower than rows that take one copy each.
-        let suits = |boxes: &usize| !ragged && (*boxes != 2 || format.side == 0);
-        let boxes = boxes(format.unit, span).filter(suits).unwrap_or(0);
+        let suits = |boxes: &usize| starts != Starts::Anywhere && (*boxes != 2 || format.side == 0);
+        let past = if ragged { 16 } else { 0 };
+        let boxes = |span: usize| boxes(format.unit, span, past).filter(suits).unwrap_or(0);
+        // Strided rows need boxes, if some warps have a unit less for that.
+        let span = if strided { (least..=WARPS).find(|span| boxes(*span) > 0) } else { Some(least) };
+        let Some(span) = span.filter(|span| *span <= WARPS) else { continue };
+        let boxes = boxes(span);
         let piece = span / boxes.max(1);
         for sets in (1..=WARPS / span).rev() {
             let height = 16 * sets;
-            let pitch = pitch_of(piece * format.unit + if ragged { 16 } else { 0 });
+            let pitch = pitch_of(piece * format.unit + past);
             let sides = span * format.side;
             let side_pitch = match sides {
                 0 => 0,
@@ -116,18 +184,21 @@ fn geometry(product: &Product<'_>, m: usize, prepared: bool) -> Option<Geometry>
                 continue;
             }
             let stage_bytes = (height * (boxes.max(1) * pitch + 2 * side_pitch)).next_multiple_of(128);
-            let groups = product.n.div_ceil(height);
+            let groups = product.n.div_ceil(height * starts.every()) * starts.every();
             let items = groups.div_ceil(grid / cluster);
             // As `MatVecLayout` has it: barriers, the ring, sums of the input, sums of the warps, those of a cluster.
-            let tables = if format.sums { WARPS * units * (256 / format.sub) * 32 } else { 0 };
+            let tables = WARPS * units * (32 + if format.sums { 256 / format.sub * 32 } else { 0 });
             let partial = if cluster > 1 { items * height * m * 4 } else { 0 };
-            let fixed = |sums: usize| 16 * MOST_STAGES + 8 * SUMS[0] + 128 + tables + sums * WARPS * 64 * m + partial;
+            let barriers = 16 * MOST_STAGES + 16 * SUMS[0];
+            let fixed = |sums: usize| barriers + 128 + tables + sums * WARPS * 4 * strip(m, exact) + partial;
             let stages = |sums: usize| product.info.shared_bytes.saturating_sub(fixed(sums)) / stage_bytes;
             let with = |least: usize, among: &[usize]| among.iter().copied().find(|sums| stages(*sums) >= least);
             let sums = with(ENOUGH_STAGES, &SUMS[..2]).or_else(|| with(LEAST_STAGES, &SUMS));
             let Some(sums) = sums else { continue };
             let stages = stages(sums).min(MOST_STAGES);
-            let lent = if prepared { 0 } else { (WARPS * units * 512).div_ceil(stage_bytes) };
+            let deep = !exact && cluster == 1 && boxes > 0 && stages >= DEEP_STAGES;
+            // Memory answers for rows of x sooner where fewer stages wait for it already.
+            let lent = if exact { (WARPS * units * 512).div_ceil(stage_bytes) } else { 1 + usize::from(deep) };
             if stages < (lent + 1).max(LEAST_STAGES) {
                 continue;
             }
@@ -137,6 +208,7 @@ fn geometry(product: &Product<'_>, m: usize, prepared: bool) -> Option<Geometry>
             let shallow = if stages < 5 && sets > 1 && span * format.unit > 2500 { 0.97 } else { 1.0 };
             let value = (busy * 1.5).min(1.0) * waves * shallow;
             let found = Geometry {
+                starts,
                 units,
                 cluster,
                 slice,
@@ -151,7 +223,8 @@ fn geometry(product: &Product<'_>, m: usize, prepared: bool) -> Option<Geometry>
                 lent,
                 sums,
                 grid,
-                own: if items <= MOST_OWN { items } else { 2 },
+                own: if items <= MOST_OWN || deep { items.min(MOST_OWN) } else { 2 },
+                deep: u32::from(deep),
                 shared_bytes: stages * stage_bytes + fixed(sums),
             };
             if best.is_none_or(|(most, _)| value > most) {
@@ -164,7 +237,8 @@ fn geometry(product: &Product<'_>, m: usize, prepared: bool) -> Option<Geometry>
 
 /// Whether the kernel takes the product.
 pub(super) fn fits(product: &Product<'_>) -> bool {
-    geometry(product, EXACT_ROWS, false).is_some() && geometry(product, ROWS, true).is_some()
+    let starts = Starts::of(&[*product]);
+    geometry(product, starts, EXACT_ROWS, true).is_some() && geometry(product, starts, ROWS, false).is_some()
 }
 
 /// The arguments of a launch for m rows, from row `first` on.
@@ -188,6 +262,8 @@ fn args(product: &Product<'_>, geometry: &Geometry, x_row: u64, [first, m]: [usi
         sums: geometry.sums as u32,
         first: u32_of("first", first)?,
         own: geometry.own as u32,
+        deep: geometry.deep,
+        pad: 0,
     })
 }
 
@@ -196,7 +272,9 @@ fn map(product: &Product<'_>, geometry: &Geometry) -> Bound {
     if geometry.boxes == 0 {
         return Bound::value(&[0u64; 16]);
     }
-    boxed_rows(&product.weight.data, 8, [product.w_row, product.n], [geometry.pitch, 16 * geometry.sets])
+    let every = geometry.starts.every();
+    let rows = [every * product.w_row, product.n / every];
+    boxed_rows(&product.weight.data, 8, rows, [geometry.pitch, 16 * geometry.sets])
 }
 
 /// The map of `n` rows of `row` bytes, copied in boxes of `height` rows of `pitch` bytes, elements of so many bytes.
@@ -231,7 +309,7 @@ pub(super) struct Order {
 
 /// The order of a product alone, or of one of several in a launch, which reads them as one.
 pub(super) fn order(product: &Product<'_>) -> Option<Order> {
-    let geometry = geometry(product, product.m.min(ROWS), product.m > EXACT_ROWS)?;
+    let geometry = geometry(product, Starts::of(&[*product]), product.m.min(ROWS), product.m <= EXACT_ROWS)?;
     let height = 16 * geometry.sets;
     let segments = if geometry.cluster > 1 { geometry.grid / geometry.cluster } else { 1 };
     Some(Order { height, groups: product.n.div_ceil(height), segments })
@@ -263,24 +341,7 @@ impl Part {
     }
 }
 
-/// A part of the input's rows as its launches take them: prepared, unless they are to be as good as f32. None where the geometry does not fit.
-pub(super) fn prepared(product: &Product<'_>, input: &Rows, part: Part, plan: &mut Plan) -> Result<Option<Rows>> {
-    if part.exact {
-        return Ok(Some(input.clone()));
-    }
-    let Some(geometry) = geometry(product, part.m, true) else { return Ok(None) };
-    let format = product.format;
-    let args = args(product, &geometry, input.stride, [part.first, part.m])?;
-    // As `Prepared` has it: operands, sums of groups, scales.
-    let rows = plan.scratch(product.units() * (4096 + UNIT / format.sub * 32) + 32);
-    let bindings = vec![input.at.clone(), rows.clone(), Bound::value(&args)];
-    let function = format!("hopper_prepare_rows<{}>", format.name);
-    let launch = Launch::new(key(function), bindings, [args.m, 1, 1], PREPARE_THREADS);
-    plan.launches.push(Launch { shared_bytes: product.units() * UNIT * 2, ..launch });
-    Ok(Some(Rows { at: rows, stride: input.stride }))
-}
-
-/// A launch for a part of the input's rows, as `prepared` made them.
+/// A launch for a part of the input's rows.
 pub(super) fn launch(
     product: &Product<'_>,
     input: &Rows,
@@ -288,7 +349,7 @@ pub(super) fn launch(
     part: Part,
     residual: Option<Residual<'_>>,
 ) -> Result<Option<Launch>> {
-    let Some(geometry) = geometry(product, part.m, !part.exact) else { return Ok(None) };
+    let Some(geometry) = geometry(product, Starts::of(&[*product]), part.m, part.exact) else { return Ok(None) };
     // A few units more than a block's leave half the warps of a cluster idle.
     if geometry.cluster > 1
         && !product.aligned()
@@ -320,7 +381,7 @@ pub(super) fn launch(
         part.columns(),
         geometry.cluster > 1,
         !product.k.is_multiple_of(256),
-        !product.aligned()
+        geometry.starts.name()
     );
     Ok(Some(launch_of(function, bindings, &geometry, 1)))
 }
@@ -346,11 +407,9 @@ impl Group<'_> {
             None => products.iter().map(|product| product.n).sum(),
         };
         let whole = Product { n, ..*product };
-        let Some(geometry) = geometry(&whole, part.m, !part.exact) else { return Ok(None) };
-        let (format, ragged) = (product.format, !product.aligned());
-        let alike = |other: &Product<'_>| {
-            other.format.name == format.name && other.k == product.k && (ragged || other.aligned())
-        };
+        let Some(geometry) = geometry(&whole, Starts::of(products), part.m, part.exact) else { return Ok(None) };
+        let format = product.format;
+        let alike = |other: &Product<'_>| other.format.name == format.name && other.k == product.k;
         let fits = match self.activation {
             Some(_) => products.len() == 2 && others[0].n == product.n && geometry.sums >= products.len(),
             None => products.len() <= MATRICES,
@@ -384,11 +443,12 @@ impl Group<'_> {
         });
         bindings.extend((0..count).map(|i| map(of(i).0, &geometry)));
         let function = format!(
-            "{name}<{}, {}, {}, {}, {ragged}, {}>",
+            "{name}<{}, {}, {}, {}, {}, {}>",
             format.name,
             geometry.units,
             part.columns(),
             !product.k.is_multiple_of(256),
+            geometry.starts.name(),
             self.norm.is_some()
         );
         Ok(Some(launch_of(function, bindings, &geometry, products.len())))
@@ -423,7 +483,7 @@ mod tests {
             assert!(fits(&product), "{format:?}");
             count += 1;
             for m in 1..=ROWS {
-                let found = geometry(&product, m, m > EXACT_ROWS).unwrap();
+                let found = geometry(&product, Starts::Aligned, m, m <= EXACT_ROWS).unwrap();
                 assert!(
                     found.stages >= LEAST_STAGES && found.shared_bytes <= info.shared_bytes,
                     "{format:?}: {found:?}"
@@ -435,12 +495,12 @@ mod tests {
 
     #[test]
     fn long_rows_are_shared_by_blocks_that_all_have_some() {
-        let found = [1, 32, 33, 56, 64, 112, 128, 256, 257].map(|units| slices(units, 1));
+        let found = [1, 32, 33, 56, 64, 112, 128, 256, 257].map(|units| slices(units, 1, MOST_UNITS));
         let expected = [(1, 1), (1, 32), (2, 17), (4, 14), (4, 16), (8, 14), (8, 16), (8, 32)];
         assert_eq!(found[..8], expected.map(Some));
         assert_eq!(found[8], None);
         for (units, whole) in (1..=256).flat_map(|units| [1, 2, 4, 8].map(|whole| (units, whole))) {
-            if let Some((blocks, slice)) = slices(units, whole) {
+            if let Some((blocks, slice)) = slices(units, whole, MOST_UNITS) {
                 assert!(slice * (blocks - 1) < units && slice * blocks >= units, "{units}, {whole}");
             }
         }

@@ -65,6 +65,9 @@ args! {
         first: u32,
         /// Groups of rows that are a block's from the start; the rest is shared out.
         own: u32,
+        /// Whether those of them that find no stage are fetched into L2 once operands are made.
+        deep: u32,
+        pad: u32,
     }
 }
 
@@ -298,6 +301,7 @@ pub(crate) fn text() -> String {
         include_str!("../../kernels/hopper/async.cu"),
         include_str!("../../kernels/hopper/formats.cu"),
         include_str!("../../kernels/hopper/units.cu"),
+        include_str!("../../kernels/hopper/operands.cu"),
         include_str!("../../kernels/hopper/matvec.cu"),
         include_str!("../../kernels/hopper/layer.cu"),
         include_str!("../../kernels/hopper/experts.cu"),
@@ -325,19 +329,20 @@ pub(crate) fn pipelines() -> Vec<PipelineKey> {
     for format in formats() {
         let (name, mv) = (format.name, if format.side > 0 { "hopper_mv_affine" } else { "hopper_mv" });
         for geometry in [
-            "2, ONE_ROW, false, false, false",
-            "2, FOUR_ROWS, false, false, false",
-            "2, EIGHT_ROWS, false, false, false",
-            "1, ONE_ROW, false, true, true",
-            "2, ONE_ROW, true, false, false",
-            "1, ONE_ROW, true, false, false",
+            "2, ONE_ROW, false, false, ALIGNED",
+            "2, FOUR_ROWS, false, false, ALIGNED",
+            "2, EIGHT_ROWS, false, false, ALIGNED",
+            "1, ONE_ROW, false, true, ANYWHERE",
+            "2, ONE_ROW, false, true, EVERY_8TH",
+            "2, ONE_ROW, true, false, ALIGNED",
+            "1, ONE_ROW, true, false, ALIGNED",
         ] {
             keys.push(key(format!("{mv}<{name}, {geometry}>")));
         }
         if format.side == 0 {
             keys.push(key(format!("hopper_layer<2, {name}>")));
-            keys.push(key(format!("hopper_mv_group<{name}, 1, ONE_ROW, false, false, true>")));
-            keys.push(key(format!("hopper_mv_gated<{name}, 2, ONE_ROW, false, false, true>")));
+            keys.push(key(format!("hopper_mv_group<{name}, 1, ONE_ROW, false, ALIGNED, true>")));
+            keys.push(key(format!("hopper_mv_gated<{name}, 2, ONE_ROW, false, ALIGNED, true>")));
         }
         for geometry in ["1, false, false", "2, false, false", "1, true, true"] {
             keys.push(key(format!("hopper_mv_id<{name}, {geometry}>")));
@@ -352,7 +357,6 @@ pub(crate) fn pipelines() -> Vec<PipelineKey> {
             keys.push(key(format!("hopper_mm_id<{name}, 2, 2, {rows}>")));
         }
         keys.push(key(format!("hopper_prepare<{name}>")));
-        keys.push(key(format!("hopper_prepare_rows<{name}>")));
         keys.push(key(format!("hopper_prepare_id<{name}>")));
     }
     keys
