@@ -21,7 +21,7 @@ pub(super) const FLOAT_PAD: usize = 16;
 pub(super) enum Sums {
     /// −offset · Σ codes, i32: undoes the offset in the weights' codes.
     Offset(i32),
-    /// Σ codes, f32: what a format's minimums are multiplied with.
+    /// The scale · Σ codes, f32: what a format's minimums are multiplied with.
     Plain,
 }
 
@@ -290,7 +290,7 @@ unsafe fn quantize<S: Simd>(work: &Work, i: usize, step: usize) {
                 notes.add(lane).write_unaligned(scale.to_bits());
                 let note = |sum: i32| match sums {
                     Sums::Offset(offset) => (-offset * sum) as u32,
-                    Sums::Plain => (sum as f32).to_bits(),
+                    Sums::Plain => (sum as f32 * scale).to_bits(),
                 };
                 if halves {
                     notes.add(S::LANES + lane).write_unaligned(note(half_sums[0]));

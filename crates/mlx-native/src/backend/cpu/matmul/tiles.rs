@@ -2,7 +2,7 @@
 //!
 //! A vector's place is (lane, row): lane i of a step is a block of 32 values, and its four places are four weight rows, so a vector of
 //! floats accumulates 4·lanes partial sums of four outputs, which [`Simd::fold`] adds up at the end. Every kernel here performs the same f32
-//! operations on a column: `sum = (int · scale [+ Σx · min]) · x_scale + sum`, step by step.
+//! operations on a column: `sum = int · scale · x_scale + sum [+ Σx · min]`, step by step.
 //!
 //! - [`one`]: one column. Weights are read once, so their codes stay in stored order (two dots a row and step), and the sums
 //!   of four rows are merged into one vector. The four rows come from four far-apart bands, each a contiguous stream.
@@ -63,9 +63,17 @@ unsafe fn scaled<S: Simd>(ints: S::Ints, scale: S::Floats, v: Option<S::Floats>)
     }
 }
 
-/// Adds minimums times sums of activations.
+/// `v · x_scale + total`, and minimums times sums of activations.
 #[inline(always)]
-unsafe fn with_mins<S: Simd, K: Kind>(mut v: S::Floats, scales: &Scales<S>, record: *const u8) -> S::Floats {
+unsafe fn added<S: Simd, K: Kind>(
+    v: S::Floats,
+    scales: &Scales<S>,
+    record: *const u8,
+    x_scale: S::Floats,
+    total: S::Floats,
+) -> S::Floats {
+    // SAFETY: the caller runs on S's instruction set.
+    let mut v = unsafe { S::mul_add(v, x_scale, total) };
     if matches!(K::SUMS, Entering::Mins) {
         // SAFETY: `record` is a whole record; the sums follow the activation scales.
         unsafe {
@@ -204,12 +212,12 @@ unsafe fn dot_step<S: Simd, F: Source<S>>(
         if F::HALVES {
             v = scaled::<S>(S::add_ints(S::sum_each(hi), start::<S, F>(record, 1)), scales.scale[1], Some(v));
         }
-        S::mul_add(with_mins::<S, OfSource<S, F>>(v, scales, record), x_scale::<S>(record), total)
+        added::<S, OfSource<S, F>>(v, scales, record, x_scale::<S>(record), total)
     }
 }
 
 /// The transposed codes of one step of four rows: dword s of the first half, then of the second.
-pub(super) type Codes<S> = [[<S as Simd>::Bytes; 4]; 2];
+type Codes<S> = [[<S as Simd>::Bytes; 4]; 2];
 
 /// One step of 4·T rows, and the columns that it is multiplied with.
 pub(crate) struct Step<'a, S: Simd, const T: usize> {
@@ -278,8 +286,8 @@ unsafe fn some_columns<S: Simd, K: Kind, const T: usize, const C: usize>(
             let x_scale = x_scale::<S>(records[c]);
             for t in 0..T {
                 let sum = sums.add((c * T + t) * 4 * S::LANES);
-                let v = with_mins::<S, K>(v[c][t], &scales[t], records[c]);
-                S::store_floats(sum, S::mul_add(v, x_scale, S::load_floats(sum)));
+                let v = added::<S, K>(v[c][t], &scales[t], records[c], x_scale, S::load_floats(sum));
+                S::store_floats(sum, v);
             }
         }
     }
@@ -340,7 +348,7 @@ pub(super) mod isa {
 
 /// The transposed codes of four rows.
 #[inline(always)]
-pub(super) unsafe fn transposed<S: Simd, F: Source<S>>(source: &F, stage: &F::Stage, s: usize) -> Codes<S> {
+unsafe fn transposed<S: Simd, F: Source<S>>(source: &F, stage: &F::Stage, s: usize) -> Codes<S> {
     // SAFETY: the caller's promise.
     unsafe {
         let rows = four!(|r| source.codes(stage, r, s));

@@ -95,6 +95,25 @@ impl Simd for Avx2 {
         _mm256_shuffle_epi8(Self::repeat(table.as_ptr()), Self::and(v, 15))
     }
     #[inline(always)]
+    unsafe fn repeat_words(words: [u64; 2]) -> __m256i {
+        _mm256_broadcastsi128_si256(_mm_set_epi64x(words[1] as i64, words[0] as i64))
+    }
+    #[inline(always)]
+    unsafe fn products(
+        codes: __m256i,
+        scales: __m256i,
+        at: [usize; MAX_LANES],
+        factors: &[i16; 8],
+        offset: u8,
+    ) -> __m256i {
+        // As for AVX-512.
+        let [a, b, _, _] = four!(|i| (at[i] as u64 * 0x0101_0101_0101_0101) as i64);
+        let scales = _mm256_shuffle_epi8(scales, _mm256_set_epi64x(b, b, a, a));
+        let products = _mm256_mullo_epi16(scales, _mm256_broadcastsi128_si256(low(factors.as_ptr().cast())));
+        let products = _mm256_add_epi8(products, _mm256_set1_epi8(offset as i8));
+        _mm256_shuffle_epi8(products, _mm256_add_epi8(codes, codes))
+    }
+    #[inline(always)]
     unsafe fn pick(v: __m256i, mask: [u8; MAX_LANES], value: u8) -> __m256i {
         let [a, b, ..] = four!(|i| (mask[i] as u64 * 0x0101_0101_0101_0101) as i64);
         let clear = _mm256_cmpeq_epi8(_mm256_and_si256(v, _mm256_set_epi64x(b, b, a, a)), _mm256_setzero_si256());
@@ -205,6 +224,10 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn add_ints(v: __m256i, w: __m256i) -> __m256i {
         _mm256_add_epi32(v, w)
+    }
+    #[inline(always)]
+    unsafe fn shl_ints<const N: u32>(v: __m256i) -> __m256i {
+        _mm256_sll_epi32(v, _mm_cvtsi32_si128(N as i32))
     }
     #[inline(always)]
     unsafe fn to_floats(v: __m256i) -> __m256 {

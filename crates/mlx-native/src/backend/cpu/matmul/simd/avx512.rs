@@ -184,6 +184,25 @@ impl Simd for Avx512 {
         _mm512_permutexvar_epi8(v, Self::repeat(table.as_ptr()))
     }
     #[inline(always)]
+    unsafe fn repeat_words(words: [u64; 2]) -> __m512i {
+        _mm512_broadcast_i32x4(_mm_set_epi64x(words[1] as i64, words[0] as i64))
+    }
+    #[inline(always)]
+    unsafe fn products(
+        codes: __m512i,
+        scales: __m512i,
+        at: [usize; MAX_LANES],
+        factors: &[i16; 8],
+        offset: u8,
+    ) -> __m512i {
+        let [a, b, c, d] = four!(|i| (at[i] as u64 * 0x0101_0101_0101_0101) as i64);
+        // Both bytes of a word are its lane's scale, and the upper one does not reach the low bits of a product.
+        let scales = _mm512_shuffle_epi8(scales, _mm512_set_epi64(d, d, c, c, b, b, a, a));
+        let products = _mm512_mullo_epi16(scales, _mm512_broadcast_i32x4(low(factors.as_ptr().cast())));
+        let products = _mm512_add_epi8(products, _mm512_set1_epi8(offset as i8));
+        _mm512_shuffle_epi8(products, _mm512_add_epi8(codes, codes))
+    }
+    #[inline(always)]
     unsafe fn pick(v: __m512i, mask: [u8; MAX_LANES], value: u8) -> __m512i {
         let [a, b, c, d] = four!(|i| (mask[i] as u64 * 0x0101_0101_0101_0101) as i64);
         let set = _mm512_test_epi8_mask(v, _mm512_set_epi64(d, d, c, c, b, b, a, a));
@@ -345,6 +364,10 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn add_ints(v: __m512i, w: __m512i) -> __m512i {
         _mm512_add_epi32(v, w)
+    }
+    #[inline(always)]
+    unsafe fn shl_ints<const N: u32>(v: __m512i) -> __m512i {
+        _mm512_slli_epi32::<N>(v)
     }
     #[inline(always)]
     unsafe fn to_floats(v: __m512i) -> __m512 {

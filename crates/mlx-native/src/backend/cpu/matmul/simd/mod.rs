@@ -193,6 +193,16 @@ pub(super) trait Simd: Copy + 'static {
     unsafe fn shl4(v: Self::Bytes) -> Self::Bytes;
     /// `table[v & 15]` for each byte.
     unsafe fn lookup(v: Self::Bytes, table: &[u8; 16]) -> Self::Bytes;
+    /// Every lane: the words' bytes, lowest first.
+    unsafe fn repeat_words(words: [u64; 2]) -> Self::Bytes;
+    /// For each code c < 8 of lane i, the low eight bits of `factors[c] · scales[at[i]] + offset`; `scales` are the same in all lanes.
+    unsafe fn products(
+        codes: Self::Bytes,
+        scales: Self::Bytes,
+        at: [usize; MAX_LANES],
+        factors: &[i16; 8],
+        offset: u8,
+    ) -> Self::Bytes;
     /// `value` in each byte of lane i that has a bit of `mask[i]`, else 0.
     unsafe fn pick(v: Self::Bytes, mask: [u8; MAX_LANES], value: u8) -> Self::Bytes;
     /// Byte t of lane i: `value` if bit t of `bits[i]` is set, else 0.
@@ -246,6 +256,8 @@ pub(super) trait Simd: Copy + 'static {
     unsafe fn splat_int(v: i32) -> Self::Ints;
     /// v + w.
     unsafe fn add_ints(v: Self::Ints, w: Self::Ints) -> Self::Ints;
+    /// v shifted left by N bits.
+    unsafe fn shl_ints<const N: u32>(v: Self::Ints) -> Self::Ints;
     /// The nearest floats.
     unsafe fn to_floats(v: Self::Ints) -> Self::Floats;
 

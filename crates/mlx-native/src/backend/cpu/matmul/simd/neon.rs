@@ -107,6 +107,23 @@ impl Simd for Neon {
         vqtbl1q_u8(vld1q_u8(table.as_ptr()), Self::and(v, 15))
     }
     #[inline(always)]
+    unsafe fn repeat_words(words: [u64; 2]) -> uint8x16_t {
+        vcombine_u8(vcreate_u8(words[0]), vcreate_u8(words[1]))
+    }
+    #[inline(always)]
+    unsafe fn products(
+        codes: uint8x16_t,
+        scales: uint8x16_t,
+        at: [usize; MAX_LANES],
+        factors: &[i16; 8],
+        offset: u8,
+    ) -> uint8x16_t {
+        // Both bytes of a word are the scale, and the upper one does not reach the low bits of a product.
+        let scales = vreinterpretq_s16_u8(vqtbl1q_u8(scales, vdupq_n_u8(at[0] as u8)));
+        let products = vmovn_u16(vreinterpretq_u16_s16(vmulq_s16(scales, vld1q_s16(factors.as_ptr()))));
+        vqtbl1q_u8(vcombine_u8(vadd_u8(products, vdup_n_u8(offset)), vdup_n_u8(0)), codes)
+    }
+    #[inline(always)]
     unsafe fn pick(v: uint8x16_t, mask: [u8; MAX_LANES], value: u8) -> uint8x16_t {
         vandq_u8(vtstq_u8(v, vdupq_n_u8(mask[0])), vdupq_n_u8(value))
     }
@@ -196,6 +213,10 @@ impl Simd for Neon {
     #[inline(always)]
     unsafe fn add_ints(v: int32x4_t, w: int32x4_t) -> int32x4_t {
         vaddq_s32(v, w)
+    }
+    #[inline(always)]
+    unsafe fn shl_ints<const N: u32>(v: int32x4_t) -> int32x4_t {
+        vshlq_s32(v, vdupq_n_s32(N as i32))
     }
     #[inline(always)]
     unsafe fn to_floats(v: int32x4_t) -> float32x4_t {

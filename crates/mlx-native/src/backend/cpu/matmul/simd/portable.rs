@@ -82,6 +82,20 @@ impl Simd for Portable {
         v.map(|b| table[(b & 15) as usize])
     }
     #[inline(always)]
+    unsafe fn repeat_words(words: [u64; 2]) -> [u8; 16] {
+        std::array::from_fn(|i| words[i / 8].to_le_bytes()[i % 8])
+    }
+    #[inline(always)]
+    unsafe fn products(
+        codes: [u8; 16],
+        scales: [u8; 16],
+        at: [usize; MAX_LANES],
+        factors: &[i16; 8],
+        offset: u8,
+    ) -> [u8; 16] {
+        codes.map(|c| (factors[c as usize % 8] as u8).wrapping_mul(scales[at[0]]).wrapping_add(offset))
+    }
+    #[inline(always)]
     unsafe fn pick(v: [u8; 16], mask: [u8; MAX_LANES], value: u8) -> [u8; 16] {
         v.map(|b| if b & mask[0] != 0 { value } else { 0 })
     }
@@ -156,6 +170,10 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn add_ints(v: [i32; 4], w: [i32; 4]) -> [i32; 4] {
         zip(v, w, |v, w| v + w)
+    }
+    #[inline(always)]
+    unsafe fn shl_ints<const N: u32>(v: [i32; 4]) -> [i32; 4] {
+        v.map(|v| v << N)
     }
     #[inline(always)]
     unsafe fn to_floats(v: [i32; 4]) -> [f32; 4] {

@@ -300,6 +300,10 @@ impl<S: Simd, const BITS: usize> Source<S> for Affine<BITS> {
         }
     }
     #[inline(always)]
+    fn spans(&self) -> bool {
+        self.shift > 0
+    }
+    #[inline(always)]
     unsafe fn codes(&self, stage: &Stage, r: usize, _: usize) -> [S::Bytes; 2] {
         // SAFETY: the caller's promise.
         unsafe {

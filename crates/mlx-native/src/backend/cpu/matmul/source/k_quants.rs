@@ -5,7 +5,7 @@
 use super::super::Weight;
 use super::super::simd::{MAX_LANES, Simd, both_halves, four};
 use super::blocks::{Rows, iq4_codes, joined, nibble_bytes, prefetch};
-use super::{Scales, Source};
+use super::{FOLDED_START, Scales, Source};
 
 /// Four rows at a block, with what is decoded for the block as a whole.
 pub(in super::super) struct Stage<T> {
@@ -129,6 +129,11 @@ impl<S: Simd> Source<S> for TQ2_0 {
     block_source!(TQ2_0, 66, (), |_p| ());
 
     #[inline(always)]
+    fn spans(&self) -> bool {
+        true
+    }
+
+    #[inline(always)]
     unsafe fn scales(&self, stage: &Self::Stage, _: usize) -> Scales<S> {
         // SAFETY: the staged blocks exist.
         unsafe { Scales::plain(block_scale::<S>(&stage.p, 64)) }
@@ -143,6 +148,7 @@ impl<S: Simd> Source<S> for TQ2_0 {
 impl<S: Simd> Source<S> for Q2_K {
     const HALVES: bool = true;
     const MINS: bool = true;
+    const FOLDED: bool = true;
     block_source!(Q2_K, 84, S::HalfBytes, |p| half_bytes::<S>(&p, 0));
 
     #[inline(always)]
@@ -165,6 +171,27 @@ impl<S: Simd> Source<S> for Q2_K {
             let p = stage.p[r].add(16 + s * S::LANES / 4 * 32);
             both_halves!(|half| S::fields(S::repeat(p.add(half)), s * S::LANES))
         }
+    }
+    #[inline(always)]
+    fn spans(&self) -> bool {
+        true
+    }
+    #[inline(always)]
+    unsafe fn folded(&self, stage: &Self::Stage, r: usize, s: usize) -> [S::Bytes; 2] {
+        // SAFETY: the staged blocks exist. Products are 45 at most.
+        unsafe {
+            let p = stage.p[r];
+            let scales = S::and(S::repeat(p), 15);
+            both_halves!(|half| {
+                let at = per_lane::<S, _>(s, |j| 2 * j + half / 16);
+                S::products(two_bits::<S>(p.add(16), s, half), scales, at, &[0, 1, 2, 3, 0, 0, 0, 0], 0)
+            })
+        }
+    }
+    #[inline(always)]
+    unsafe fn span_scale(&self, stage: &Self::Stage) -> S::Floats {
+        // SAFETY: the staged blocks exist.
+        unsafe { block_scale::<S>(&stage.p, 80) }
     }
 }
 
@@ -189,6 +216,8 @@ unsafe fn q3_k_scales(p: *const u8) -> [u64; 2] {
 impl<S: Simd> Source<S> for Q3_K {
     const HALVES: bool = true;
     const OFFSET: i32 = 4;
+    // Where wide codes are as fast as others.
+    const FOLDED: bool = S::WIDE_OFFSET as i32 == 4 << FOLDED_START;
     block_source!(Q3_K, 110, S::HalfBytes, |p| S::half_bytes(four!(|r| q3_k_scales(p[r]))));
 
     #[inline(always)]
@@ -211,6 +240,27 @@ impl<S: Simd> Source<S> for Q3_K {
                 S::or(low, high)
             })
         }
+    }
+    #[inline(always)]
+    fn spans(&self) -> bool {
+        <Self as Source<S>>::FOLDED
+    }
+    #[inline(always)]
+    unsafe fn folded(&self, stage: &Self::Stage, r: usize, s: usize) -> [S::Bytes; 2] {
+        // SAFETY: the staged blocks exist. (4 − q)·(scale − 32) is −128..=124: its negative would need a ninth bit.
+        unsafe {
+            let scales = S::repeat_words(q3_k_scales(stage.p[r]));
+            let codes = <Self as Source<S>>::codes(self, stage, r, s);
+            both_halves!(|half| {
+                let at = per_lane::<S, _>(s, |j| 2 * j + half / 16);
+                S::products(codes[half / 16], scales, at, &[4, 3, 2, 1, 0, -1, -2, -3], S::WIDE_OFFSET)
+            })
+        }
+    }
+    #[inline(always)]
+    unsafe fn span_scale(&self, stage: &Self::Stage) -> S::Floats {
+        // SAFETY: the staged blocks exist.
+        unsafe { S::mul(block_scale::<S>(&stage.p, 108), S::splat(-1.0)) }
     }
 }
 

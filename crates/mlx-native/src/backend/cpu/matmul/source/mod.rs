@@ -63,6 +63,8 @@ pub(super) trait Source<S: Simd>: Sized {
     const PAIRS: bool = false;
     /// What has been added to the signed weights to make codes.
     const OFFSET: i32 = if Self::WIDE { S::WIDE_OFFSET as i32 } else { 0 };
+    /// There are [`folded`](Self::folded) codes of formats with scales for each 16 values.
+    const FOLDED: bool = false;
     /// Steps that are staged together; at most those of 256 values.
     const STEPS: usize = 1;
     /// Bytes of a row that a step reads.
@@ -107,7 +109,28 @@ pub(super) trait Source<S: Simd>: Sized {
     }
     /// Codes of row r at the s-th staged step: first and second halves of its blocks.
     unsafe fn codes(&self, stage: &Self::Stage, r: usize, s: usize) -> [S::Bytes; 2];
+    /// Two blocks share a scale and a minimum; eight of formats without minimums, and of [`folded`](Self::folded) codes.
+    #[inline(always)]
+    fn spans(&self) -> bool {
+        false
+    }
+    /// [`codes`](Self::codes) multiplied by the integers that the scales of halves are multiples of, so that a span needs one scale. Those of formats without
+    /// minimums are wide, and their start is that of both halves, shifted by [`FOLDED_START`].
+    #[inline(always)]
+    unsafe fn folded(&self, stage: &Self::Stage, r: usize, s: usize) -> [S::Bytes; 2] {
+        // SAFETY: the caller's promise.
+        unsafe { self.codes(stage, r, s) }
+    }
+    /// The span's scale of [`folded`](Self::folded) codes in every lane.
+    #[inline(always)]
+    unsafe fn span_scale(&self, _stage: &Self::Stage) -> S::Floats {
+        // SAFETY: the caller runs on S's instruction set.
+        unsafe { S::splat(0.0) }
+    }
 }
+
+/// See [`Source::folded`].
+pub(super) const FOLDED_START: u32 = 5;
 
 /// A kernel and the layout of x that it reads.
 pub(super) struct Choice {

@@ -54,10 +54,10 @@ pub(super) unsafe fn quantize(x: *const f32, record: *mut u8, halves: bool, sums
     let scales = _mm512_mul_ps(largest, _mm512_set1_ps(1.0 / 127.0));
     _mm_storeu_si128(record.add(128).cast(), one_each(_mm512_castps_si512(scales)));
     if halves {
-        note(record.add(144), four!(|b| codes[b][0]), sums);
-        note(record.add(160), four!(|b| codes[b][1]), sums);
+        note(record.add(144), four!(|b| codes[b][0]), sums, scales);
+        note(record.add(160), four!(|b| codes[b][1]), sums, scales);
     } else {
-        note(record.add(144), four!(|b| _mm512_add_epi32(codes[b][0], codes[b][1])), sums);
+        note(record.add(144), four!(|b| _mm512_add_epi32(codes[b][0], codes[b][1])), sums, scales);
     }
     true
 }
@@ -69,16 +69,16 @@ unsafe fn one_each(v: __m512i) -> __m128i {
     _mm512_castsi512_si128(_mm512_permutexvar_epi32(first, v))
 }
 
-/// Writes what a record says about the sums of its codes: `codes[b]` belongs to block b.
+/// Writes what a record says about the sums of its codes: `codes[b]` and lane b of the scales belong to block b.
 #[inline(always)]
-unsafe fn note(place: *mut u8, codes: [__m512i; 4], sums: Sums) {
+unsafe fn note(place: *mut u8, codes: [__m512i; 4], sums: Sums, scales: __m512) {
     let [a, b, c, d] = Avx512::regroup(codes);
     let sum = _mm512_add_epi32(_mm512_add_epi32(a, b), _mm512_add_epi32(c, d));
     let sum = _mm512_add_epi32(sum, _mm512_shuffle_epi32::<0b01_00_11_10>(sum));
     let sum = _mm512_add_epi32(sum, _mm512_shuffle_epi32::<0b10_11_00_01>(sum));
     let sum = match sums {
         Sums::Offset(offset) => _mm512_mullo_epi32(sum, _mm512_set1_epi32(-offset)),
-        Sums::Plain => _mm512_castps_si512(_mm512_cvtepi32_ps(sum)),
+        Sums::Plain => _mm512_castps_si512(_mm512_mul_ps(_mm512_cvtepi32_ps(sum), scales)),
     };
     _mm_storeu_si128(place.cast(), one_each(sum));
 }
