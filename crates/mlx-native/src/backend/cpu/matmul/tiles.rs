@@ -119,10 +119,6 @@ unsafe fn one<S: Simd, F: Source<S>>(job: &Job) {
         match source.sides() {
             0 => bands::<S, F, 0>(job, &source),
             1 => bands::<S, F, 1>(job, &source),
-            2 => bands::<S, F, 2>(job, &source),
-            3 => bands::<S, F, 3>(job, &source),
-            4 => bands::<S, F, 4>(job, &source),
-            5 => bands::<S, F, 5>(job, &source),
             _ => bands::<S, F, ANY_SIDES>(job, &source),
         }
     }

@@ -446,8 +446,8 @@ impl Simd for Avx512 {
         _mm512_castsi512_ps(by_lane(rows, shift, 0xAAAA_AAAA))
     }
     #[inline(always)]
-    unsafe fn groups_of_steps(p: [*const u8; 4], shift: u32, f16: bool) -> [__m512; 4] {
-        groups::of_steps(p, shift, f16)
+    unsafe fn groups_of_64(p: [*const u8; 4], f16: bool) -> [__m512; 4] {
+        groups::of_64(p, f16)
     }
     #[inline(always)]
     unsafe fn words(words: [u64; 2 * MAX_LANES]) -> __m512i {

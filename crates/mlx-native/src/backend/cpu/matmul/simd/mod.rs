@@ -321,15 +321,14 @@ pub(super) trait Simd: Copy + 'static {
         // SAFETY: the caller runs on this instruction set.
         unsafe { Self::bf16_lanes(by_lane(rows, shift)) }
     }
-    /// Place r of lane i of result s: number (s·LANES + i) >> shift of the f16 or bf16 at `p[r]`.
+    /// Place r of lane i of result s: number (s·LANES + i) / 2 of the f16 or bf16 at `p[r]`.
     #[inline(always)]
-    unsafe fn groups_of_steps(p: [*const u8; 4], shift: u32, f16: bool) -> [Self::Floats; 4] {
+    unsafe fn groups_of_64(p: [*const u8; 4], f16: bool) -> [Self::Floats; 4] {
         // SAFETY: the caller's promise.
         unsafe {
             four!(|s| {
                 let lane = |i: usize| {
-                    let word =
-                        |r: usize| p[r].cast::<u16>().add((s * Self::LANES + i) >> shift).read_unaligned() as u64;
+                    let word = |r: usize| p[r].cast::<u16>().add((s * Self::LANES + i) / 2).read_unaligned() as u64;
                     if i < Self::LANES { word(0) | (word(1) << 16) | (word(2) << 32) | (word(3) << 48) } else { 0 }
                 };
                 let words = four!(|i| lane(i));

@@ -262,13 +262,14 @@ impl<S: Simd, const BITS: usize> Source<S> for Affine<BITS> {
             Self::of_codes(scale, min)
         }
     }
-    /// Twice log₂ of the blocks in a group, and one more for f16 instead of bf16.
+    /// Groups of 64 with scales in bf16 (0) and in f16 (1): each kind is compiled for every width and instruction set, so these are the usual ones.
     #[inline(always)]
     fn sides(&self) -> usize {
-        if self.dtype == DType::F32 || self.shift > 2 {
-            return ANY_SIDES;
+        match (self.shift, self.dtype) {
+            (1, DType::BF16) => 0,
+            (1, DType::F16) => 1,
+            _ => ANY_SIDES,
         }
-        2 * self.shift as usize + (self.dtype == DType::F16) as usize
     }
     #[inline(always)]
     unsafe fn prefetch_quarter<const SIDES: usize>(&self, rows: &Rows, step: usize, quarter: usize) {
@@ -281,20 +282,17 @@ impl<S: Simd, const BITS: usize> Source<S> for Affine<BITS> {
                 }
             }
             if quarter == 0 {
-                let shift = SIDES / 2;
-                let (at, step_bytes) = (2 * ((step * S::LANES) >> shift), (8 * S::LANES) >> shift);
-                prefetch_side::<S>(self.scales, rows, at, step_bytes);
-                prefetch_side::<S>(self.biases, rows, at, step_bytes);
+                prefetch_side::<S>(self.scales, rows, step * S::LANES, 4 * S::LANES);
+                prefetch_side::<S>(self.biases, rows, step * S::LANES, 4 * S::LANES);
             }
         }
     }
     #[inline(always)]
     unsafe fn four_scales<const SIDES: usize>(&self, rows: &Rows, step: usize) -> [Scales<S>; 4] {
-        let (shift, f16) = (SIDES as u32 / 2, SIDES % 2 == 1);
-        let at = 2 * ((step * S::LANES) >> shift);
         // SAFETY: the caller's promise.
         unsafe {
-            let of = |values: *const u8| S::groups_of_steps(four!(|r| values.add(at + rows.side[r])), shift, f16);
+            let of =
+                |values: *const u8| S::groups_of_64(four!(|r| values.add(step * S::LANES + rows.side[r])), SIDES == 1);
             let (scales, mins) = (of(self.scales), of(self.biases));
             four!(|s| Self::of_codes(scales[s], mins[s]))
         }

@@ -45,7 +45,7 @@ impl<S: Simd> Scales<S> {
 }
 
 /// See [`Source::sides`]: the kinds are the numbers below.
-pub(super) const ANY_SIDES: usize = 6;
+pub(super) const ANY_SIDES: usize = 2;
 
 /// A weight matrix as 8-bit codes, read four rows and some steps at a time.
 ///
