@@ -74,14 +74,13 @@ unsafe fn widen<S: Simd>(weight: &Weight, k: usize, row: usize, first: usize, ou
     if let Weight::Fp { mode: FpMode::Mxfp8, packed, scales } = *weight {
         let pitch = FpMode::Mxfp8.row_bytes(k).unwrap_or(0);
         let groups = FpMode::Mxfp8.groups(k);
-        let size = FpMode::Mxfp8.group_size() as usize;
-        let whole = out.len() / size * size;
+        let whole = out.len() / GROUP * GROUP;
         // SAFETY: the row's codes first..first + out.len() lie in the weight, and a group is whole vectors.
         unsafe {
             let codes = packed.as_ptr().add(row * pitch + first);
-            for group in (0..whole).step_by(size) {
-                let scale = S::splat(FpMode::Mxfp8.scale(scales[row * groups + (first + group) / size]));
-                for l in (group..group + size).step_by(4 * S::LANES) {
+            for group in (0..whole).step_by(GROUP) {
+                let scale = S::splat(FpMode::Mxfp8.scale(scales[row * groups + (first + group) / GROUP]));
+                for l in (group..group + GROUP).step_by(4 * S::LANES) {
                     S::store_floats(out.as_mut_ptr().add(l), S::mul(S::load_e4m3(codes.add(l)), scale));
                 }
             }
@@ -242,7 +241,7 @@ struct Mxfp8 {
 }
 
 /// Values of a group.
-const GROUP: usize = 32;
+const GROUP: usize = FpMode::Mxfp8.group_size() as usize;
 
 /// What each byte of scales stands for.
 static POWERS: [f32; 256] = {

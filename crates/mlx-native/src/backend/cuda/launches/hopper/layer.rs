@@ -1,7 +1,7 @@
 //! A layer's products from attention's output to the next layer's queries, keys and values as one launch, whose blocks wait for each other in between.
 
 use super::matmul::route;
-use super::matvec::{THREADS, WARPS, boxed_rows};
+use super::matvec::{BOX_BYTES, THREADS, WARPS, boxed_rows};
 use super::{Format, MATRICES, Product, key, pitch_of};
 use crate::Result;
 use crate::backend::Recorded;
@@ -22,8 +22,6 @@ const MOST_SLOTS: usize = 24;
 const LEAST_STAGES: usize = 3;
 /// What `LayerLayout` has before the sums of x: barriers, shares of a norm, sums of warps, room to put values into a format's order.
 const FIXED_BYTES: usize = 512 + 3 * WARPS * 128 + WARPS * 1024;
-/// Bytes of a row that a tensor copy takes at most.
-const BOX_BYTES: usize = 2048;
 /// Slices of a row at most.
 const MOST_SLICES: usize = 8;
 

@@ -28,7 +28,7 @@ const DEEP_STAGES: usize = 5;
 const MOST_BLOCKS: usize = 8;
 /// Tensor copies of a stage at most, and bytes of a row in each: 256 elements of eight bytes.
 const MOST_BOXES: usize = 4;
-const BOX_BYTES: usize = 2048;
+pub(super) const BOX_BYTES: usize = 2048;
 /// Units of which a warp holds the input's operands: of several rows, and of one, which needs fewer registers, where rows of weights come strided.
 const MOST_UNITS: usize = 2;
 const MOST_UNITS_OF_ONE: usize = 3;

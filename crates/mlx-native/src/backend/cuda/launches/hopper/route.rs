@@ -1,6 +1,6 @@
 //! Expert-routed products of few tokens: the geometry and the launches of `hopper_mv_id`.
 
-use super::matvec::{EXACT_ROWS, Part, THREADS, WARPS};
+use super::matvec::{BOX_BYTES, EXACT_ROWS, Part, THREADS, WARPS};
 use super::{Format, HopperExpertArgs, Product, Rows, UNIT, key, pitch_of};
 use crate::Result;
 use crate::backend::cuda::driver::{DeviceInfo, TensorMap};
@@ -86,7 +86,7 @@ fn geometry(shape: Shape) -> Option<Geometry> {
             _ => pitch_of(if sides.is_multiple_of(16) { sides } else { sides + 8 }),
         };
         // A box has 256 elements at most: of eight bytes, of two for scales.
-        if (!shape.ragged && pitch > 2048) || side_pitch > 512 {
+        if (!shape.ragged && pitch > BOX_BYTES) || side_pitch > 512 {
             continue;
         }
         let stage_bytes = (STRIP * (pitch + 2 * side_pitch)).next_multiple_of(128);

@@ -12,7 +12,7 @@ const PLACES: [[i32; 16]; 4] = {
     let mut t = 0;
     while t < 64 {
         let (block, r) = (t / 4, t % 4);
-        index[t / 16][t % 16] = (8 * r + block / 2 % 8) as i32;
+        index[t / 16][t % 16] = (8 * r + block / 2) as i32;
         t += 1;
     }
     index
