@@ -359,5 +359,5 @@ template <class F, int PARTS, bool TAIL, bool RAGGED>
 __global__ void __launch_bounds__(WARPS * 32 + 128, 1)
     hopper_mv_id(const u8* weights, const float* x, float* y, const __grid_constant__ HopperExpertArgs args, const u32* ids, u64* fault, const __grid_constant__ TensorMap map,
                  const __grid_constant__ TensorMap scales, const __grid_constant__ TensorMap biases) {
-    route<F, PARTS, TAIL, RAGGED>(weights, x, y, args, ids, fault, &map, &scales, &biases);
+    route<typename Started<F, RAGGED>::Format, PARTS, TAIL, RAGGED>(weights, x, y, args, ids, fault, &map, &scales, &biases);
 }

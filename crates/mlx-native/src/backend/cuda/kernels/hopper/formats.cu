@@ -9,7 +9,8 @@
 // which half arithmetic turns into a scaled weight. Formats whose bits are true halves already (TRUE_HALVES) ignore MAGIC.
 //
 // value = unit_scale x scale(group) x (integer - OFFSET) + unit_minimum x minimum(group); a group is SUB values, 16, 32 or 64.
-// SHIFT tells where a unit starts in shared memory: 0 on a word, 16 two bytes past one, -1 wherever row.bits says, -2 the same, but on an even byte.
+// SHIFT tells where a unit starts in shared memory: 0 on a word, 16 two bytes past one, -1 wherever row.bits says, -2 the same, but on an even byte. With the last two a lane reads
+// its four of 16 bytes where they are, so that nothing is rotated: `Unrotated`.
 
 constexpr u32 HALF_1024 = 0x64006400u;
 constexpr float SUBNORMAL = 1.0f / 16777216.0f; // 2^-24
@@ -53,6 +54,10 @@ template <int SHIFT> struct Row {
     // Four of the 16 bytes at the constant `offset` for lane t: bytes 4t - a + 0..3 (mod 16), a = offset % 4.
     DI u32 quad(u32 offset, int t) const {
         const u32 a = offset & 3;
+        if constexpr (SHIFT < 0) { // in order
+            const u32* from = (const u32*)(at + 4 * t + ((bits >> 3) + a & 4) + (offset - a));
+            return funnel(from[0], from[1], bits + 8 * a);
+        }
         u32 w = lane(t).word(offset - a);
         if (a == 0) return w;
         u32 end = word(offset - a + 16);
@@ -116,8 +121,11 @@ struct Plain { // what most formats have in common
     // groups, 4t and 4t + 2, then 4t + 1 and 4t + 3, as pairs of halves. NEVER, or WHEN_PREPARED: beside the conversion of x registers run out.
     enum Fold { NEVER, WHEN_PREPARED, ALWAYS };
     static constexpr Fold FOLD = NEVER;
+    static constexpr bool ROTATED = false; // `place` rotates runs of 16 values by what their bytes start past a word, `unrotated` does not
     static constexpr bool HIGH_APART = false; // `multiply_spread` takes high bits, as `high_bits` gives them, as operands of their own
     static constexpr bool PAIRED = false; // runs of 16 values alternate between two steps
+    // Of five to eight rows: the code that makes a unit's operands is there once, which leaves more registers, and the first groups that find no stage are fetched into L2.
+    static constexpr bool ROLLED = true, FETCHED = false;
     static constexpr bool BESIDE = false; // the row kernel multiplies two units side by side, so that instructions of one fill pauses of the other: where they, not memory, bind
     struct Head {};
     template <class R> DI static Head head(const R&) { return {}; }
@@ -134,7 +142,9 @@ struct Plain { // what most formats have in common
 template <int BLOCK, int QS> struct Blocks : Plain {
     static constexpr int UNIT = 8 * BLOCK;
     DI static constexpr int shift(int step) { return step & 1 ? 4 : 0; }
+    static constexpr bool ROTATED = true;
     DI static constexpr int place(int i) { return (i & ~15) + nibble_place(i & 15, ((i >> 5) * BLOCK + QS) & 3); }
+    DI static constexpr int unrotated(int i) { return (i & ~15) + nibble_place(i & 15, 0); }
     template <u32 MAGIC, class R> DI static void bits(const R& row, const Head&, int c, int t, u32 (&q)[4][2]) {
         nibbles<MAGIC>(row.quad(2 * c * BLOCK + QS, t), q[0], q[1]);
         nibbles<MAGIC>(row.quad((2 * c + 1) * BLOCK + QS, t), q[2], q[3]);
@@ -144,10 +154,13 @@ template <int BLOCK, int QS> struct Blocks : Plain {
     template <class R> DI static float scale(const R& row, const Head& head, int c, int group) { return low_half(half_scale(row, head, c, group)); }
     template <class R> DI static float own_scale(const R& row, const Plain::Own&, int i, int t) { return low_half(row.two_bytes(BLOCK * t + 4 * BLOCK * i)); }
 };
-struct Q4_0 : Blocks<18, 2> { static constexpr int OFFSET = 8, SLICES = 2; };
+struct Q4_0 : Blocks<18, 2> {
+    static constexpr int OFFSET = 8, SLICES = 2;
+    static constexpr bool FETCHED = true;
+};
 struct Q4_1 : Blocks<20, 4> {
     static constexpr int SLICES = 2;
-    static constexpr bool MINIMUM = true;
+    static constexpr bool MINIMUM = true, FETCHED = true;
     static constexpr Plain::Fold FOLD = Plain::ALWAYS;
     template <class R> DI static u32 half_minimum(const R& row, const Head&, int c, int group) { return row.half((2 * c + group) * 20 + 2); }
     template <class R> DI static float minimum(const R& row, const Head& head, int c, int group) { return low_half(half_minimum(row, head, c, group)); }
@@ -179,9 +192,12 @@ template <int BLOCK, int QH, int QS> struct FiveBits : Blocks<BLOCK, QS> {
         }
     }
 };
-struct Q5_0 : FiveBits<22, 2, 6> { static constexpr int OFFSET = 16; };
+struct Q5_0 : FiveBits<22, 2, 6> {
+    static constexpr int OFFSET = 16;
+    static constexpr bool FETCHED = true;
+};
 struct Q5_1 : FiveBits<24, 4, 8> {
-    static constexpr bool MINIMUM = true;
+    static constexpr bool MINIMUM = true, FETCHED = true;
     static constexpr Plain::Fold FOLD = Plain::ALWAYS;
     template <class R> DI static u32 half_minimum(const R& row, const Head&, int c, int group) { return row.half((2 * c + group) * 24 + 2); }
     template <class R> DI static float minimum(const R& row, const Head& head, int c, int group) { return low_half(half_minimum(row, head, c, group)); }
@@ -191,6 +207,7 @@ struct Q5_1 : FiveBits<24, 4, 8> {
 };
 struct Q8_0 : Plain {
     static constexpr int UNIT = 272, OFFSET = 128, SLICES = 2;
+    static constexpr bool FETCHED = true;
     DI static constexpr int shift(int) { return 0; }
     // A block that starts two bytes past a word rotates its 32 bytes by two.
     DI static constexpr int place(int i) { return (i & ~31) + (((i & 31) + ((i & 32) ? 0 : 2)) & 31); }
@@ -211,7 +228,9 @@ struct Q8_0 : Plain {
 template <int BLOCK, int QS> struct Codebook : Plain {
     static constexpr int UNIT = 8 * BLOCK;
     DI static constexpr int shift(int) { return 0; }
+    static constexpr bool ROTATED = true;
     DI static constexpr int place(int i) { return (i & ~15) + byte_place(i & 15, ((i >> 5) * BLOCK + QS) & 3); }
+    DI static constexpr int unrotated(int i) { return i; }
 };
 // The codebook of IQ4_NL and IQ4_XS plus 128: 1 24 45 63 79 93 106 118 129 141 153 166 181 197 217 241.
 template <u32 MAGIC> DI void codebook_of_16(u32 w, u32 (&low)[2], u32 (&high)[2]) {
@@ -263,12 +282,14 @@ DI u32 times(u32 w, u32 factor) { return w * factor; }
 struct MXFP4 : Plain {
     static constexpr int UNIT = 136;
     static constexpr float QUANTUM = 1.0f / 32768.0f; // 2^-15, as scales are halved
-    static constexpr bool TRUE_HALVES = true, RANGED = true;
+    static constexpr bool TRUE_HALVES = true, RANGED = true, ROLLED = false, FETCHED = true;
     // Weights are kept in halves as they are times 2^(127 - reference - HEADROOM), E2M1 times at most 2^MOST; exponents above the reference
     // by more than HEADROOM + MOST need another one.
     static constexpr int HEADROOM = 6, MOST = 1;
     DI static constexpr int shift(int) { return 0; }
+    static constexpr bool ROTATED = true;
     DI static constexpr int place(int i) { return (i & ~15) + nibble_place(i & 15, ((i >> 5) * 17 + 1) & 3); }
+    DI static constexpr int unrotated(int i) { return (i & ~15) + nibble_place(i & 15, 0); }
     // The largest exponent of a unit's first `valid` values, found by a quad of lanes together.
     template <class R> DI static int largest_exponent(const R& row, int t, int valid) {
         int e = max(valid > 64 * t ? (int)row.at[34 * t] : 0, valid > 64 * t + 32 ? (int)row.at[34 * t + 17] : 0);
@@ -295,7 +316,10 @@ struct MXFP4 : Plain {
     }
     // Half of 2^(e - 127): e = 255 stays finite, e = 0 and 1 are subnormal.
     template <class R> DI static float scale(const R& row, const Head&, int c, int group) {
-        return of_reference(row.start()[(2 * c + group) * 17]);
+        // As of_reference, by products: what the compiler knows to be a power of two it makes a shift, which takes the masks' turns. Launches are one block high. (A constant in memory
+        // of the module's own makes each launch some 0.4 us longer.)
+        const int e = row.start()[(2 * c + group) * 17], one = gridDim.y << 23;
+        return __int_as_float(max(e * one - 0x00800000, e * (one >> 2) + 0x00200000));
     }
     template <class R> DI static float own_scale(const R& row, const Own&, int i, int t) { return of_reference(row.start()[17 * t + 68 * i]); }
 };
@@ -333,6 +357,7 @@ template <int QS> struct SixBitScales : Plain { // Q4_K and Q5_K
 };
 struct Q4_K : SixBitScales<16> {
     static constexpr int UNIT = 144;
+    static constexpr bool ROLLED = false, FETCHED = true;
     static constexpr Fold FOLD = WHEN_PREPARED;
     template <u32 MAGIC, class R> DI static void bits(const R& row, const Head&, int c, int t, u32 (&q)[4][2]) {
         nibbles<MAGIC>(row.lane(t).word(16 + 32 * c), q[0], q[2]);
@@ -364,7 +389,7 @@ template <int SIZE> struct Planes : Plain { // fields of values 32 or 64 apart s
     template <class R> DI static u32 apart(const R& row, u32 offset, int t) { return prmt(row.two_bytes(offset + 2 * t), 0, 0x4140); }
 };
 struct Q2_K : Planes<84> {
-    static constexpr bool BESIDE = true;
+    static constexpr bool BESIDE = true, ROLLED = false;
     static constexpr bool MINIMUM = true;
     static constexpr Fold FOLD = ALWAYS;
     struct Head { u32 d; };
@@ -392,7 +417,7 @@ struct Q2_K : Planes<84> {
     template <class H> DI static float unit_minimum(const H& head) { return -high_half(head.d) / SUBNORMAL; }
 };
 struct Q3_K : Planes<110> {
-    static constexpr bool BESIDE = true;
+    static constexpr bool BESIDE = true, ROLLED = false;
     static constexpr int OFFSET = 4;
     static constexpr bool HIGH_APART = true;
     struct Head { u32 d, scales[4]; };
@@ -527,3 +552,13 @@ template <int GROUP, int SCALE_BYTES, bool BFLOAT> struct Affine8 : Affine<8, GR
         for (int s = 0; s < 4; s++) bytes<MAGIC>(row.lane(t).word(64 * c + 16 * s), q[s]);
     }
 };
+
+// A format whose rows start anywhere.
+template <class F> struct Unrotated : F {
+    DI static constexpr int place(int i) {
+        if constexpr (F::ROTATED) return F::unrotated(i);
+        else return F::place(i);
+    }
+};
+template <class F, bool ANYWHERE> struct Started { using Format = F; };
+template <class F> struct Started<F, true> { using Format = Unrotated<F>; };

@@ -33,6 +33,9 @@ struct Groups {
     DI int of(u32 n) const { return (n + height * every - 1) / (height * every) * every; }
     DI u32 row(int group, u32 r) const { return every == 1 ? group * height + r : (group / every * height + r) * every + group % every; }
 };
+// The last unit of rows: whole, a part of one, or SHORT_TAIL values at most, which are multiplied by the warp that has the unit before, right after it.
+enum Tail { WHOLE, PART, SHORT };
+constexpr int SHORT_TAIL = 64;
 // What a launch multiplies. TURNS matrices are multiplied for a group of rows before the next group; of(group, shape, turn) is the matrix that a
 // group belongs to, the group's number becoming the one within it; store(matrix, at, sums, held) takes element `at` of each turn's product, `matrix` being
 // the first turn's, and what `before` has loaded for it.
@@ -119,13 +122,15 @@ DI void box_copy(u32 to, const TensorMap* map, u32 x, u32 y, u32 bar, u64 policy
                  : "memory");
 }
 
-template <class F, int KU, Columns COLUMNS, bool CLUSTERED, bool TAIL, Starts STARTS, bool NORM, class Matrices>
+template <class F, int KU, Columns COLUMNS, bool CLUSTERED, Tail TAIL, Starts STARTS, bool NORM, class Matrices>
 DI void matvec(const Matrices& matrices, const float* input, const TensorMap* scales, const TensorMap* biases, const HopperRowArgs& a, const Norm& norm, const Ahead& ahead) {
-    using L = MatVecLayout<F, KU>;
+    constexpr int MORE = TAIL == SHORT; // units that no stage has
+    using L = MatVecLayout<F, KU + MORE>;
     constexpr bool RAGGED = STARTS != ALIGNED, STRIDED = STARTS > ANYWHERE;
     constexpr u32 EVERY = STARTS == EVERY_8TH ? 8 : STARTS == EVERY_16TH ? 16 : 1;
-    constexpr bool ONE = COLUMNS == ONE_ROW, EIGHT = COLUMNS == EIGHT_ROWS;
+    constexpr bool ONE = COLUMNS == ONE_ROW, EIGHT = COLUMNS == EIGHT_ROWS, FETCHED = EIGHT && !CLUSTERED && F::FETCHED;
     static_assert(!NORM || ONE, "the norm is of one row");
+    static_assert(!MORE || (ONE && F::SUB == 32 && !F::AFFINE), "short tails are of one row");
     constexpr int THREADS = WARPS * 32, STRIP = strip_of(COLUMNS), WRITERS = ONE ? 16 : 32; // sums of a warp, and the lanes that have them
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
     const u32 fixed = a.stages * a.stage_bytes, shared = shared_address(0), barriers = shared + fixed;
@@ -153,7 +158,7 @@ DI void matvec(const Matrices& matrices, const float* input, const TensorMap* sc
     const Groups shape = {height, EVERY};
     const int groups = matrices.groups(shape);
     const bool boxed = STARTS != ANYWHERE && a.boxes > 0;
-    const int first_unit = rank * a.slice, units = min((a.k + 255) / 256, first_unit + a.slice);
+    const int first_unit = rank * a.slice, all_units = MORE ? a.k / 256 : (a.k + 255) / 256, units = min(all_units, first_unit + (int)a.slice);
     // Groups of rows: a range for each cluster; else as many for each block as it has own ones, and the rest from the counter, passed on through a ring of
     // sixteen, more than there are stages.
     const int clusters = gridDim.x / slices, cluster = blockIdx.x / slices;
@@ -170,7 +175,7 @@ DI void matvec(const Matrices& matrices, const float* input, const TensorMap* sc
             // The boxes of a stage, in the map of a matrix: of `every` of its rows each.
             auto boxes_of = [&](int unit) { return (min((int)a.span, units - unit) + a.piece - 1) / a.piece; };
             auto box_x = [&](int group, int unit, int box) { return (unit * F::UNIT + box * a.piece * F::UNIT + (STRIDED ? group % EVERY * (u32)a.w_row : 0) & ~15u) / 8; };
-            // Into L2, a group and those of the block's own after it: memory has idled while operands were made and stages were full.
+            // Into L2, a group and those of the block's own after it: memory idles while operands are made and stages are full.
             auto fetch_own = [&](int group, int count) {
                 for (int j = 0; j < count && group < groups; j++, group += gridDim.x)
                     for (int turn = 0; turn < Matrices::TURNS; turn++) {
@@ -180,16 +185,22 @@ DI void matvec(const Matrices& matrices, const float* input, const TensorMap* sc
                             if (lane < boxes_of(unit)) prefetch_box(matrix.map, box_x(within, unit, lane), within / EVERY * height);
                     }
             };
-            int next = CLUSTERED ? begin : blockIdx.x, own_left = EIGHT && !CLUSTERED && boxed && a.deep ? a.own : 0;
+            int next = CLUSTERED ? begin : blockIdx.x;
+            int own_left = FETCHED && boxed ? a.own : 0;
             // Copies units [unit, unit + span) of the rows of a group into the next stage.
             auto stage = [&](const Matrix& matrix, int group, int unit) {
+                // More copies at once only queue, and x, which operands are made of, behind them.
+                if (issued >= a.flight && issued < a.stages) barrier_wait(full(issued - a.flight), 0);
                 if (issued == a.stages - a.lent) {
+                    if constexpr (FETCHED) {
+                        barrier_wait(full(issued - 1), 0);
+                        fetch_own(next, own_left);
+                    }
                     named_sync<2, THREADS + 32>(); // the operands are in registers now
-                    fetch_own(next, own_left);
                 }
                 if (issued >= a.stages) barrier_wait(empty(slot), phase);
                 const u32 inside = unit * F::UNIT, at = shared + slot * a.stage_bytes, bar = full(slot), sides = 2 * (F::AFFINE ? height * a.side_pitch : 0);
-                const u32 length = (u32)min((u64)(min((int)a.span, units - unit) * F::UNIT), a.w_row - inside);
+                const u32 length = (u32)min((u64)((min((int)a.span, units - unit) + (MORE && unit + (int)a.span >= all_units)) * F::UNIT), a.w_row - inside);
                 u32 total = height * ((length + 15) & ~15u);
                 const int boxes = boxes_of(unit);
                 if (boxed) total = boxes * height * a.pitch;
@@ -231,7 +242,7 @@ DI void matvec(const Matrices& matrices, const float* input, const TensorMap* sc
                 else if (drawn && i + 1 > a.own && lane == 0) next = draw(); // asked for early enough to have arrived
                 if (!CLUSTERED && lane == 0) ring[i & 15] = group;
                 if (group >= (CLUSTERED ? end : groups)) break;
-                if (own_left > 0) own_left--;
+                if constexpr (FETCHED) own_left--;
 #pragma unroll 1
                 for (int turn = 0; turn < Matrices::TURNS; turn++) {
                     int within = group;
@@ -266,7 +277,7 @@ DI void matvec(const Matrices& matrices, const float* input, const TensorMap* sc
         }
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 112;");
-        u32 b[KU][ONE ? 4 : 16][2], own[4];
+        u32 b[KU + MORE][ONE ? 4 : 16][2], own[4];
         if constexpr (ONE) own_columns(own);
         float inverse[2] = {0.f, 0.f}; // of prepared rows the sums are scaled
         const int set = warp / a.span, place = warp % a.span; // this warp's rows and unit in a stage
@@ -274,17 +285,22 @@ DI void matvec(const Matrices& matrices, const float* input, const TensorMap* sc
         const u32 table = fixed + L::TABLES + warp * L::TABLE;
         wait_for_predecessor();
         float* const all_sums = (float*)(smem + fixed + L::SUMS);
-        auto unit_of = [&](int i) { return works && first_unit + place + i * a.span < units ? first_unit + place + i * a.span : 1 << 22; };
+        // Whether the warp has the tail too.
+        const bool last = MORE && works && units == all_units && (units - 1 - first_unit - place) % (int)a.span == 0 && first_unit + place < units;
+        auto unit_of = [&](int i) {
+            if (MORE && i == KU) return last ? (u32)all_units : 1u << 22;
+            return works && first_unit + place + i * a.span < units ? first_unit + place + i * a.span : 1u << 22;
+        };
         float squares = 0.f;
         if constexpr (EIGHT) {
-            make_columns<F, KU, FOLDED<F, COLUMNS>>(b, input + (u64)(a.first + min((u32)g, a.m - 1)) * a.x_row, g < a.m, a.k, unit_of, table, table + L::INVERSE);
+            make_columns<F, KU, FOLDED<F, COLUMNS>>(b, input + a.first * a.x_row, a.x_row, a.m, a.k, unit_of, (a.stages - a.lent) * a.stage_bytes + warp * COLUMN_STAGING, table, table + L::INVERSE);
         } else
-            squares = load_operands<F, KU, ONE, NORM>(
+            squares = load_operands<F, KU + MORE, ONE, NORM>(
                 b, inverse, a.m, a.k, norm.weight, unit_of, [&](int token) { return input + (u64)(a.first + token) * a.x_row; },
-                (a.stages - a.lent) * a.stage_bytes + warp * KU * 512, table);
+                (a.stages - a.lent) * a.stage_bytes + warp * (KU + MORE) * 512, table);
         if constexpr (FOLDED<F, COLUMNS>) {
 #pragma unroll
-            for (int u = 0; u < KU; u++) fold_sums<F>(table + u * L::GROUPS * 32);
+            for (int u = 0; u < KU + MORE; u++) fold_sums<F>(table + u * L::GROUPS * 32);
         }
         __syncwarp();
         proxy_fence();
@@ -294,7 +310,7 @@ DI void matvec(const Matrices& matrices, const float* input, const TensorMap* sc
         float factor = 1.f;
         float* shares = (float*)(smem + fixed + L::SHARES);
         if (NORM && lane == 0) shares[warp] = set == 0 ? squares : 0.f;
-        if (!EIGHT) named_sync<1, THREADS>(); // no warp reads weights where another still has its part of x
+        named_sync<1, THREADS>(); // no warp reads weights where another still has its part of x
         if constexpr (NORM) { // the factor of the row applies to the sums; the first set's warps have all of it
             float total = 0.f;
 #pragma unroll
@@ -386,7 +402,7 @@ DI void matvec(const Matrices& matrices, const float* input, const TensorMap* sc
             using Aligned = Row<decltype(shift)::VALUE>;
             constexpr int SHIFT = Aligned::PAST;
             const int start = first_unit + sub * a.span, valid = (int)a.k - (start + place) * 256;
-            const u32 at = slot * a.stage_bytes, sums = table + sub * L::GROUPS * 32;
+            const u32 at = slot * a.stage_bytes;
             u32 top = at + row, bottom = top + 8 * a.pitch;
             Aligned rows[2];
             if constexpr (RAGGED) {
@@ -407,12 +423,18 @@ DI void matvec(const Matrices& matrices, const float* input, const TensorMap* sc
             rows[0].scales = smem + at + side + (start * side_of<F>() & 15), rows[1].scales = rows[0].scales + 8 * a.side_pitch;
             rows[0].biases = rows[0].scales + height * a.side_pitch, rows[1].biases = rows[1].scales + height * a.side_pitch;
             if constexpr (ONE) {
+                u32 sums = table + sub * L::GROUPS * 32;
                 auto of_group = [&](int i) { return *(const float2*)(smem + sums + 32 * t + 128 * i); };
                 auto fold = [&]() { return g < 2 ? *(const uint4*)(smem + sums + 16 * lane) : make_uint4(0, 0, 0, 0); };
-                multiply_spread<F, SHIFT, TAIL>(rows[0], rows[1], t, operands, own, of_group, fold, valid, acc);
-            } else multiply_unit<F, SHIFT, TAIL, FOLDED<F, COLUMNS>, EIGHT>(rows[0], rows[1], t, operands, sums, table + L::INVERSE + 32 * sub, valid, acc);
+                multiply_spread<F, SHIFT, TAIL == PART>(rows[0], rows[1], t, operands, own, of_group, fold, valid, acc);
+                if constexpr (MORE) {
+                    if (!last || start + place != all_units - 1) return;
+                    sums = table + KU * L::GROUPS * 32;
+                    multiply_spread<F, SHIFT, true, SHORT_TAIL / 64>(rows[0].moved(F::UNIT), rows[1].moved(F::UNIT), t, b[KU], own, of_group, fold, valid - 256, acc);
+                }
+            } else multiply_unit<F, SHIFT, TAIL == PART, FOLDED<F, COLUMNS>, EIGHT>(rows[0], rows[1], t, operands, table + sub * L::GROUPS * 32, table + L::INVERSE + 32 * sub, valid, acc);
         };
-        const bool together = !RAGGED && F::BESIDE && ONE && KU == 2 && works && first_unit + a.span + place < units && a.stages > 3;
+        const bool together = !RAGGED && !MORE && F::BESIDE && ONE && KU == 2 && works && first_unit + a.span + place < units && a.stages > 3;
         int slot = 0, phase = 0;
         Place to = {0, 0};
 #pragma unroll 1
@@ -513,31 +535,31 @@ DI void matvec(const Matrices& matrices, const float* input, const TensorMap* sc
 }
 
 // y [m, n] = x [m, k] times the weight's rows. Where there is a residual, sums = residual + y.
-template <class F, int KU, Columns COLUMNS, bool CLUSTERED, bool TAIL, Starts STARTS>
+template <class F, int KU, Columns COLUMNS, bool CLUSTERED, Tail TAIL, Starts STARTS>
 __global__ void __launch_bounds__(WARPS * 32 + 128, 1)
     hopper_mv(const u8* weights, const float* x, float* y, const __grid_constant__ HopperRowArgs args, const float* residual, float* sums,
              const __grid_constant__ TensorMap map, const __grid_constant__ Ahead ahead) {
-    matvec<F, KU, COLUMNS, CLUSTERED, TAIL, STARTS, false>(OneMatrix{{weights, y, args.n, &map}, residual, sums}, x, nullptr, nullptr, args, {}, ahead);
+    matvec<typename Started<F, STARTS != ALIGNED>::Format, KU, COLUMNS, CLUSTERED, TAIL, STARTS, false>(OneMatrix{{weights, y, args.n, &map}, residual, sums}, x, nullptr, nullptr, args, {}, ahead);
 }
 // The same for up to three matrices of one format and as many columns: y0 = x w0, y1 = x w1, y2 = x w2. With NORM the input is x normed.
-template <class F, int KU, Columns COLUMNS, bool TAIL, Starts STARTS, bool NORM>
+template <class F, int KU, Columns COLUMNS, Tail TAIL, Starts STARTS, bool NORM>
 __global__ void __launch_bounds__(WARPS * 32 + 128, 1) hopper_mv_group(const u8* w0, const u8* w1, const u8* w2, const float* x, float* y0, float* y1, float* y2,
                                                                        const __grid_constant__ HopperRowArgs args, u32 n1, u32 n2, const float* norm_weight, float* normed, float eps,
                                                                        const __grid_constant__ TensorMap map0, const __grid_constant__ TensorMap map1, const __grid_constant__ TensorMap map2,
                                                                        const __grid_constant__ Ahead ahead) {
-    matvec<F, KU, COLUMNS, false, TAIL, STARTS, NORM>(ThreeMatrices{{{w0, y0, args.n, &map0}, {w1, y1, n1, &map1}, {w2, y2, n2, &map2}}}, x, nullptr, nullptr, args, {norm_weight, normed, eps}, ahead);
+    matvec<typename Started<F, STARTS != ALIGNED>::Format, KU, COLUMNS, false, TAIL, STARTS, NORM>(ThreeMatrices{{{w0, y0, args.n, &map0}, {w1, y1, n1, &map1}, {w2, y2, n2, &map2}}}, x, nullptr, nullptr, args, {norm_weight, normed, eps}, ahead);
 }
 // The same for a gated pair.
-template <class F, int KU, Columns COLUMNS, bool TAIL, Starts STARTS, bool NORM>
+template <class F, int KU, Columns COLUMNS, Tail TAIL, Starts STARTS, bool NORM>
 __global__ void __launch_bounds__(WARPS * 32 + 128, 1) hopper_mv_gated(const u8* w0, const u8* w1, const float* x, float* y0, float* y1, const __grid_constant__ HopperRowArgs args,
                                                                        u32 activation, const float* norm_weight, float* normed, float eps, const __grid_constant__ TensorMap map0,
                                                                        const __grid_constant__ TensorMap map1, const __grid_constant__ Ahead ahead) {
-    matvec<F, KU, COLUMNS, false, TAIL, STARTS, NORM>(GatedMatrices{{w0, y0, args.n, &map0}, {w1, y1, args.n, &map1}, activation}, x, nullptr, nullptr, args, {norm_weight, normed, eps}, ahead);
+    matvec<typename Started<F, STARTS != ALIGNED>::Format, KU, COLUMNS, false, TAIL, STARTS, NORM>(GatedMatrices{{w0, y0, args.n, &map0}, {w1, y1, args.n, &map1}, activation}, x, nullptr, nullptr, args, {norm_weight, normed, eps}, ahead);
 }
 // The same for affine formats: boxes of a stage's rows x side_pitch bytes of scales and biases.
-template <class F, int KU, Columns COLUMNS, bool CLUSTERED, bool TAIL, Starts STARTS>
+template <class F, int KU, Columns COLUMNS, bool CLUSTERED, Tail TAIL, Starts STARTS>
 __global__ void __launch_bounds__(WARPS * 32 + 128, 1)
     hopper_mv_affine(const u8* weights, const float* x, float* y, const __grid_constant__ HopperRowArgs args, const float* residual, float* sums, const __grid_constant__ TensorMap map,
                      const __grid_constant__ TensorMap scales, const __grid_constant__ TensorMap biases, const __grid_constant__ Ahead ahead) {
-    matvec<F, KU, COLUMNS, CLUSTERED, TAIL, STARTS, false>(OneMatrix{{weights, y, args.n, &map}, residual, sums}, x, &scales, &biases, args, {}, ahead);
+    matvec<typename Started<F, STARTS != ALIGNED>::Format, KU, COLUMNS, CLUSTERED, TAIL, STARTS, false>(OneMatrix{{weights, y, args.n, &map}, residual, sums}, x, &scales, &biases, args, {}, ahead);
 }

@@ -131,61 +131,58 @@ DI float load_operands(u32 (&b)[KU][ONE ? 4 : 16][2], float (&inverse)[2], int m
     return squares;
 }
 
-// What lane t of four has of a unit of a row, by step and place in it, as F::place has them; zeros beyond its first `valid` values.
-template <class F> DI void load_unit(float (&f)[16][4], const float* from, int valid, int t) {
-    const float4 zeros = make_float4(0.f, 0.f, 0.f, 0.f);
+// The pair of halves (a, b) of two words that have two each: halves 0 and 1 of the first, 2 and 3 of the second.
+DI constexpr u32 pick(int a, int b) { return (u32)(2 * a | (2 * a + 1) << 4 | 2 * b << 8 | (2 * b + 1) << 12); }
+// A warp's share of shared memory for half a unit of eight rows of x as halves: a run of 16 values is 32 bytes, which the four lanes that have a row's read at once,
+// and rows have their runs in different orders, so that four rows fall into different banks.
+constexpr int HALF_UNIT = 128, COLUMN_STAGING = 8 * HALF_UNIT * 2;
+DI constexpr u32 staged_run(int run, int row) { return (run ^ (row & 3)) * 32; }
+// Lane t's operands of the half unit h from the halves of its row g, which begin at `row`.
+template <class F> DI void staged_operands(u32 (&b)[16][2], u32 row, int g, int t, int h) {
+    auto at = [&](int i) { return row + staged_run(i >> 4, g) + (i & 15) * 2; };
     if constexpr (F::PAIRED) { // eight neighbours of every 32
 #pragma unroll
-        for (int j = 0; j < 8; j++) {
-            const float4* at = (const float4*)(from + 32 * j + 8 * t);
-            const float4 v = 32 * j < valid ? at[0] : zeros, w = 32 * j < valid ? at[1] : zeros;
-            const float values[8] = {v.x, v.y, v.z, v.w, w.x, w.y, w.z, w.w};
+        for (int j = 0; j < HALF_UNIT / 32; j++) {
+            // Two lanes have a run.
+            const uint4 v = *(const uint4*)(smem + row + (t & 2 ? staged_run(2 * j + 1, g) : staged_run(2 * j, g)) + (t & 1) * 16);
+            const u32 words[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
-            for (int e = 0; e < 8; e++) f[F::place(32 * j + e) >> 4][F::place(32 * j + e) & 3] = values[e];
+            for (int e = 0; e < 8; e++) { // which of the eight are the halves of a register
+                const int place = F::place(32 * j + e), other = e ^ 4;
+                if ((place & 1) == 0) b[8 * h + (place >> 4)][place >> 1 & 1] = prmt(words[e >> 1], words[other >> 1], pick(e & 1, 2 + (other & 1)));
+            }
         }
     } else {
 #pragma unroll
-        for (int j = 0; j < 16; j++) {
+        for (int j = 0; j < HALF_UNIT / 16; j++) {
             // A lane's four values begin so many before its fourth of a run of 16; what the first lane would have before the run is at the end of it, or a run earlier of 32.
             int early = 0;
 #pragma unroll
             for (int e = 0; e < 4; e++) early += (F::place(16 * j + e) >> 2 & 3) == 1;
             const int step = F::place(16 * j + 4 - early) >> 4;
             const int end = F::place(16 * j + 16 - early) == 16 * step ? 16 * j + 16 - early : (j & ~1) * 16 + (16 * (j & 1) - early & 31);
-            const float *own = from + 16 * j + 4 * t, *first = t ? own - early : from + end;
-            const bool there = 16 * j < valid;
-            float values[4];
-            if (early == 0 || early == 1) {
-                const float4 v = there ? *(const float4*)own : zeros;
-                const float before = there && early ? *first : 0.f;
-                values[0] = early ? before : v.x, values[1] = early ? v.x : v.y, values[2] = early ? v.y : v.z, values[3] = early ? v.z : v.w;
+            const u32 own = at(16 * j) + 8 * t, first = t ? own - 2 * early : at(end);
+            u32 low, high; // the four in order
+            if (early == 0) {
+                const uint2 v = *(const uint2*)(smem + own);
+                low = v.x, high = v.y;
+            } else if (early == 1) {
+                const uint2 v = *(const uint2*)(smem + own);
+                const u32 before = *(const u16*)(smem + first);
+                low = prmt(before, v.x, 0x5410), high = prmt(v.x, v.y, 0x5432);
             } else if (early == 2) {
-                const float2 v = there ? *(const float2*)first : make_float2(0.f, 0.f), w = there ? *(const float2*)own : make_float2(0.f, 0.f);
-                values[0] = v.x, values[1] = v.y, values[2] = w.x, values[3] = w.y;
+                low = *(const u32*)(smem + first), high = *(const u32*)(smem + own);
             } else {
-                const float4 v = there ? *(const float4*)(first - 1) : zeros;
-                values[0] = v.y, values[1] = v.z, values[2] = v.w, values[3] = there ? *own : 0.f;
+                const uint2 v = *(const uint2*)(smem + first - 2);
+                const u32 last = *(const u16*)(smem + own);
+                low = prmt(v.x, v.y, 0x5432), high = prmt(v.y, last, 0x5432);
             }
+            int from[4]; // by place
 #pragma unroll
-            for (int e = 0; e < 4; e++) f[step][F::place(16 * j + 4 - early + e) & 3] = values[e];
+            for (int e = 0; e < 4; e++) from[F::place(16 * j + 4 - early + e) & 3] = e;
+            b[8 * h + step][0] = prmt(low, high, pick(from[0], from[1])), b[8 * h + step][1] = prmt(low, high, pick(from[2], from[3]));
         }
     }
-}
-// A unit of a row as halves, scaled by a power of two, whose inverse is the result.
-template <class F> DI float convert_unit(u32 (&b)[16][2], const float* from, int valid, int t) {
-    float f[16][4], largest = 0.f, scale, inverse;
-    load_unit<F>(f, from, valid, t);
-#pragma unroll
-    for (int s = 0; s < 16; s++) largest = fmaxf(largest, fmaxf(fmaxf(fabsf(f[s][0]), fabsf(f[s][1])), fmaxf(fabsf(f[s][2]), fabsf(f[s][3]))));
-    largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 1));
-    largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 2));
-    power_of_two(largest, scale, inverse);
-#pragma unroll
-    for (int s = 0; s < 16; s++) {
-        const float lower = scale * __uint_as_float((u32)(127 - F::shift(s)) << 23); // undoes the shift of the weights' integers
-        b[s][0] = pack_halves(f[s][0] * lower, f[s][1] * lower), b[s][1] = pack_halves(f[s][2] * lower, f[s][3] * lower);
-    }
-    return inverse;
 }
 // The sums of a unit's operands over its groups, for eight columns.
 template <class F, bool FOLD> DI void sum_operands(const u32 (&b)[16][2], u32 table) {
@@ -203,15 +200,60 @@ template <class F, bool FOLD> DI void sum_operands(const u32 (&b)[16][2], u32 ta
         if (g == (group & 7)) *(float2*)(smem + table + 32 * group + 8 * t) = make_float2(d[0] * factor, d[1] * factor);
     }
 }
-// A warp's operands of five to eight rows of x for the units unit(i), i < KU, of lanes whose row begins at `x` and is `there`; what undoes their scaling at `inverse`, for
-// eight columns of each unit.
-template <class F, int KU, bool FOLD, class Unit> DI void make_columns(u32 (&b)[KU][16][2], const float* x, bool there, int k, const Unit& unit, u32 table, u32 inverse) {
-    const int g = threadIdx.x >> 2 & 7, t = threadIdx.x & 3;
+// A warp's operands of five to eight rows of x, the first at `x`, for the units unit(i), i < KU; what undoes their scaling at `inverse`, for eight columns of each unit. Whole lines of
+// rows are loaded, and pass through COLUMN_STAGING bytes at `staging` on their way to the lanes that multiply them.
+template <class F, int KU, bool FOLD, class Unit>
+DI void make_columns(u32 (&b)[KU][16][2], const float* x, u64 x_row, int m, int k, const Unit& unit, u32 staging, u32 table, u32 inverse) {
+    const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
 #pragma unroll
-    for (int u = 0; u < KU; u++) {
-        const float undo = convert_unit<F>(b[u], x + unit(u) * 256, there ? k - unit(u) * 256 : 0, t) * (1.f / F::QUANTUM); // a value of bits<0> is QUANTUM
-        if (t == 0) *(float*)(smem + inverse + 32 * u + 4 * g) = undo;
-        if constexpr (F::OFFSET != 0 || F::MINIMUM) sum_operands<F, FOLD>(b[u], table + u * (256 / F::SUB) * 32);
+    for (int u = 1; u < KU; u++)
+#pragma unroll
+        for (int s = 0; s < 16; s++) b[u][s][0] = b[u][s][1] = 0;
+#pragma unroll (F::ROLLED ? 1 : KU)
+    for (int u = 0; u < KU; u++) { // the unit before moves to its place when the next one comes
+        u32 made[16][2];
+        float4 v[8][2];
+        const int i = unit(u) * 256 + 4 * lane;
+        const float* row = x + i;
+#pragma unroll
+        for (int r = 0; r < 8; r++, row += x_row)
+#pragma unroll
+            for (int h = 0; h < 2; h++) v[r][h] = r < m && i + HALF_UNIT * h < k ? *(const float4*)(row + HALF_UNIT * h) : make_float4(0.f, 0.f, 0.f, 0.f);
+        float scales[8];
+#pragma unroll
+        for (int r = 0; r < 8; r++) {
+            float largest = 0.f, back;
+#pragma unroll
+            for (int h = 0; h < 2; h++) largest = fmaxf(largest, fmaxf(fmaxf(fabsf(v[r][h].x), fabsf(v[r][h].y)), fmaxf(fabsf(v[r][h].z), fabsf(v[r][h].w))));
+            // Bits of magnitudes are ordered as these are.
+            power_of_two(__uint_as_float(__reduce_max_sync(~0u, __float_as_uint(largest))), scales[r], back);
+            if (lane == r) *(float*)(smem + inverse + 32 * u + 4 * r) = back * (1.f / F::QUANTUM); // a value of bits<0> is QUANTUM
+        }
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            __syncwarp();
+#pragma unroll
+            for (int r = 0; r < 8; r++) {
+                const float scale = scales[r];
+                *(uint2*)(smem + staging + 2 * HALF_UNIT * r + (8 * lane ^ staged_run(0, r))) =
+                    make_uint2(pack_halves(v[r][h].x * scale, v[r][h].y * scale), pack_halves(v[r][h].z * scale, v[r][h].w * scale));
+            }
+            __syncwarp();
+            staged_operands<F>(made, staging + 2 * HALF_UNIT * g, g, t, h);
+        }
+#pragma unroll
+        for (int s = 0; s < 16; s++) // undoes the shift of the weights' integers
+            if (F::shift(s)) {
+                const u32 lower = (u32)(15 - F::shift(s)) * 0x04000400u;
+                made[s][0] = hmul2(made[s][0], lower), made[s][1] = hmul2(made[s][1], lower);
+            }
+        if constexpr (F::OFFSET != 0 || F::MINIMUM) sum_operands<F, FOLD>(made, table + u * (256 / F::SUB) * 32);
+#pragma unroll
+        for (int w = 0; w < KU; w++)
+#pragma unroll
+            for (int s = 0; s < 16; s++)
+#pragma unroll
+                for (int e = 0; e < 2; e++) b[w][s][e] = w + 1 < KU ? b[(w + 1) % KU][s][e] : made[s][e];
     }
     __syncwarp();
 }

@@ -1,6 +1,6 @@
 //! The geometry of the kernel for few rows.
 
-use super::{HopperRowArgs, MATRICES, Product, Rows, ahead, key, pitch_of, route};
+use super::{HopperRowArgs, MATRICES, Product, Rows, UNIT, ahead, key, pitch_of, route};
 use crate::Result;
 use crate::backend::cuda::driver::TensorMap;
 use crate::backend::cuda::launches::{Bound, Launch};
@@ -22,13 +22,21 @@ const SUMS: [usize; 4] = [4, 3, 2, 1];
 const ENOUGH_STAGES: usize = 4;
 /// Stages at least.
 const LEAST_STAGES: usize = 3;
-/// With as many stages the groups that find none are fetched into L2 once operands of five to eight rows are made.
-const DEEP_STAGES: usize = 5;
+/// Of five to eight rows, where a block's first groups that find no stage are fetched into L2: as many more than the ring holds as memory brings until operands are made.
+const FETCHED_OWN: [usize; 2] = [3, 4];
+/// Bytes on their way to a block at once until its ring has been filled, and stages at least, with operands as good as f32 and as halves: more only queue, and x behind them.
+const FLIGHT: [(usize, usize); 2] = [(64 << 10, 2), (32 << 10, 1)];
+/// Bytes of shared memory in which a warp brings five to eight rows of x to its lanes, `COLUMN_STAGING` in operands.cu, or four a unit.
+const COLUMN_STAGING: usize = 2048;
+const ROW_STAGING: usize = 512;
 /// Blocks of a cluster at most.
 const MOST_BLOCKS: usize = 8;
 /// Tensor copies of a stage at most, and bytes of a row in each: 256 elements of eight bytes.
 const MOST_BOXES: usize = 4;
 pub(super) const BOX_BYTES: usize = 2048;
+/// Values of a short tail at most, as in matvec.cu, and bytes of a unit: with larger ones the ring's fewer stages cost more.
+const SHORT_TAIL: usize = 64;
+const SHORT_TAIL_UNIT: usize = 192;
 /// Units of which a warp holds the input's operands: of several rows, and of one, which needs fewer registers, where rows of weights come strided.
 const MOST_UNITS: usize = 2;
 const MOST_UNITS_OF_ONE: usize = 3;
@@ -76,10 +84,48 @@ impl Starts {
     }
 }
 
+/// The last unit of a row, `Tail` in matvec.cu.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Tail {
+    Whole,
+    Part,
+    /// So few values that the warp which has the unit before takes them too.
+    Short,
+}
+
+impl Tail {
+    fn of(product: &Product<'_>, m: usize, exact: bool) -> Tail {
+        let format = product.format;
+        match product.k % UNIT {
+            0 => Tail::Whole,
+            1..=SHORT_TAIL
+                if m == 1
+                    && exact
+                    && product.k > UNIT
+                    && format.unit <= SHORT_TAIL_UNIT
+                    && format.side == 0
+                    && format.sub == 32 =>
+            {
+                Tail::Short
+            }
+            _ => Tail::Part,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Tail::Whole => "WHOLE",
+            Tail::Part => "PART",
+            Tail::Short => "SHORT",
+        }
+    }
+}
+
 /// How a launch cuts the matrix.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Geometry {
     starts: Starts,
+    tail: Tail,
     /// Units of a warp.
     units: usize,
     /// Blocks that share a row.
@@ -95,12 +141,13 @@ struct Geometry {
     stage_bytes: usize,
     stages: usize,
     lent: usize,
+    /// Stages on their way at once until the ring has been filled.
+    flight: usize,
     /// Buffers for the sums of warps.
     sums: usize,
     grid: usize,
-    /// Groups of rows of a block before any is shared out, and whether those that find no stage are fetched into L2.
+    /// Groups of rows of a block before any is shared out.
     own: usize,
-    deep: u32,
     shared_bytes: usize,
 }
 
@@ -117,10 +164,11 @@ fn slices(units: usize, whole: usize, most: usize) -> Option<(usize, usize)> {
     suits(blocks).then(|| (blocks, slice(blocks)))
 }
 
-/// The fewest tensor copies that rows of `span` units can come in; each starts at a multiple of 16 bytes, or so that a unit is up to `past` bytes on.
-fn boxes(unit: usize, span: usize, past: usize) -> Option<usize> {
+/// The fewest tensor copies that rows of `span` units can come in, with so many bytes more; each starts at a multiple of 16 bytes, or so that a unit is up to `past` bytes on.
+fn boxes(unit: usize, span: usize, past: usize, more: usize) -> Option<usize> {
     let fits = |piece: usize| {
-        pitch_of(piece * unit + past) <= BOX_BYTES && (past > 0 || piece == span || (piece * unit).is_multiple_of(16))
+        let aligned = past > 0 || piece == span || (piece * unit).is_multiple_of(16);
+        pitch_of(piece * unit + past + more) <= BOX_BYTES && aligned
     };
     (1..=MOST_BOXES).find(|boxes| span.is_multiple_of(*boxes) && fits(span / boxes))
 }
@@ -149,7 +197,11 @@ fn geometry_with(product: &Product<'_>, starts: Starts, m: usize, exact: bool) -
     let processors = product.info.processors as usize;
     // Segments start at multiples of 16 bytes where rows do.
     let whole = (0..5).map(|i| 1 << i).find(|count| ragged || (count * format.unit).is_multiple_of(16)).unwrap_or(16);
-    let (cluster, slice) = slices(product.units(), whole, most_units)?;
+    let tail = Tail::of(product, m, exact);
+    // Units without a short tail, which takes place and operands beside them.
+    let (all_units, more_units) = if tail == Tail::Short { (product.k / UNIT, 1) } else { (product.units(), 0) };
+    let more = more_units * (product.k % UNIT) * format.unit / UNIT;
+    let (cluster, slice) = slices(all_units, whole, most_units)?;
     // Clusters of more than two do not fit into every part of the GPU.
     let grid = (if cluster > 2 { processors * 15 / 16 } else { processors }) / cluster * cluster;
     let mut best: Option<(f64, Geometry)> = None;
@@ -165,7 +217,7 @@ fn geometry_with(product: &Product<'_>, starts: Starts, m: usize, exact: bool) -
         // Beside the copies of scales and biases, a pair of boxes is slower than rows that take one copy each.
         let suits = |boxes: &usize| starts != Starts::Anywhere && (*boxes != 2 || format.side == 0);
         let past = if ragged { 16 } else { 0 };
-        let boxes = |span: usize| boxes(format.unit, span, past).filter(suits).unwrap_or(0);
+        let boxes = |span: usize| boxes(format.unit, span, past, more).filter(suits).unwrap_or(0);
         // Strided rows need boxes, if some warps have a unit less for that.
         let span = if strided { (least..=WARPS).find(|span| boxes(*span) > 0) } else { Some(least) };
         let Some(span) = span.filter(|span| *span <= WARPS) else { continue };
@@ -173,7 +225,7 @@ fn geometry_with(product: &Product<'_>, starts: Starts, m: usize, exact: bool) -
         let piece = span / boxes.max(1);
         for sets in (1..=WARPS / span).rev() {
             let height = 16 * sets;
-            let pitch = pitch_of(piece * format.unit + past);
+            let pitch = pitch_of(piece * format.unit + past + more);
             let sides = span * format.side;
             let side_pitch = match sides {
                 0 => 0,
@@ -187,7 +239,7 @@ fn geometry_with(product: &Product<'_>, starts: Starts, m: usize, exact: bool) -
             let groups = product.n.div_ceil(height * starts.every()) * starts.every();
             let items = groups.div_ceil(grid / cluster);
             // As `MatVecLayout` has it: barriers, the ring, sums of the input, sums of the warps, those of a cluster.
-            let tables = WARPS * units * (32 + if format.sums { 256 / format.sub * 32 } else { 0 });
+            let tables = WARPS * (units + more_units) * (32 + if format.sums { 256 / format.sub * 32 } else { 0 });
             let partial = if cluster > 1 { items * height * m * 4 } else { 0 };
             let barriers = 16 * MOST_STAGES + 16 * SUMS[0];
             let fixed = |sums: usize| barriers + 128 + tables + sums * WARPS * 4 * strip(m, exact) + partial;
@@ -196,9 +248,10 @@ fn geometry_with(product: &Product<'_>, starts: Starts, m: usize, exact: bool) -
             let sums = with(ENOUGH_STAGES, &SUMS[..2]).or_else(|| with(LEAST_STAGES, &SUMS));
             let Some(sums) = sums else { continue };
             let stages = stages(sums).min(MOST_STAGES);
-            let deep = !exact && cluster == 1 && boxes > 0 && stages >= DEEP_STAGES;
-            // Memory answers for rows of x sooner where fewer stages wait for it already.
-            let lent = if exact { (WARPS * units * 512).div_ceil(stage_bytes) } else { 1 + usize::from(deep) };
+            let fetched = !exact && cluster == 1 && boxes > 0 && format.fetched;
+            let (flight_bytes, least_flight) = FLIGHT[usize::from(!exact)];
+            let staging = WARPS * if exact { (units + more_units) * ROW_STAGING } else { COLUMN_STAGING };
+            let lent = staging.div_ceil(stage_bytes);
             if stages < (lent + 1).max(LEAST_STAGES) {
                 continue;
             }
@@ -209,6 +262,7 @@ fn geometry_with(product: &Product<'_>, starts: Starts, m: usize, exact: bool) -
             let value = (busy * 1.5).min(1.0) * waves * shallow;
             let found = Geometry {
                 starts,
+                tail,
                 units,
                 cluster,
                 slice,
@@ -221,10 +275,14 @@ fn geometry_with(product: &Product<'_>, starts: Starts, m: usize, exact: bool) -
                 stage_bytes,
                 stages,
                 lent,
+                flight: (flight_bytes / stage_bytes).max(least_flight),
                 sums,
                 grid,
-                own: if items <= MOST_OWN || deep { items.min(MOST_OWN) } else { 2 },
-                deep: u32::from(deep),
+                own: match fetched {
+                    _ if items <= MOST_OWN => items,
+                    true => (stages - lent).clamp(FETCHED_OWN[0], FETCHED_OWN[1]),
+                    false => 2,
+                },
                 shared_bytes: stages * stage_bytes + fixed(sums),
             };
             if best.is_none_or(|(most, _)| value > most) {
@@ -262,7 +320,7 @@ fn args(product: &Product<'_>, geometry: &Geometry, x_row: u64, [first, m]: [usi
         sums: geometry.sums as u32,
         first: u32_of("first", first)?,
         own: geometry.own as u32,
-        deep: geometry.deep,
+        flight: geometry.flight as u32,
         pad: 0,
     })
 }
@@ -380,7 +438,7 @@ pub(super) fn launch(
         geometry.units,
         part.columns(),
         geometry.cluster > 1,
-        !product.k.is_multiple_of(256),
+        geometry.tail.name(),
         geometry.starts.name()
     );
     Ok(Some(launch_of(function, bindings, &geometry, 1)))
@@ -447,7 +505,7 @@ impl Group<'_> {
             format.name,
             geometry.units,
             part.columns(),
-            !product.k.is_multiple_of(256),
+            geometry.tail.name(),
             geometry.starts.name(),
             self.norm.is_some()
         );
@@ -491,6 +549,31 @@ mod tests {
             }
         }
         assert_eq!(count, 15);
+    }
+
+    /// A few values more than 8192 leave a row its geometry, where a unit of their own would take every warp's third.
+    #[test]
+    fn short_tails_are_no_units() {
+        let info = DeviceInfo { name: String::new(), arch: 90, processors: 132, shared_bytes: 227 << 10 };
+        let options = DeviceOptions::default();
+        let device = MlxDevice::reference().unwrap();
+        let geometry_of = |ty, k: usize, m| {
+            let (format, n) = (WeightFormat::Ggml(ty), 64);
+            let data = device.alloc_buffer(n * format.row_bytes(k).unwrap(), DType::U8, vec![]).unwrap();
+            let weight = Weight::stack(format, 1, n, k, data, None, None).unwrap();
+            let view = weight.matrix_view(device.id(), "matmul").unwrap();
+            let product = Product::new(&view, [m, n, k], &info, &options).unwrap();
+            geometry(&product, Starts::of(&[product]), m, m <= EXACT_ROWS).unwrap()
+        };
+        let cut = |found: &Geometry| (found.tail, found.units, found.span, found.cluster);
+        for ty in [GgmlType::Q4_0, GgmlType::MXFP4] {
+            assert_eq!(cut(&geometry_of(ty, 8224, 1)), (Tail::Short, 2, 16, 1), "{ty:?}");
+            assert_eq!(cut(&geometry_of(ty, 2112, 1)), (Tail::Short, 1, 8, 1), "{ty:?}");
+            assert_eq!(geometry_of(ty, 2144, 1).tail, Tail::Part);
+            assert_eq!(geometry_of(ty, 2112, 2).tail, Tail::Part);
+            assert_eq!(geometry_of(ty, 2048, 1).tail, Tail::Whole);
+        }
+        assert_eq!(geometry_of(GgmlType::Q8_0, 2080, 1).tail, Tail::Part);
     }
 
     #[test]

@@ -65,8 +65,8 @@ args! {
         first: u32,
         /// Groups of rows that are a block's from the start; the rest is shared out.
         own: u32,
-        /// Whether those of them that find no stage are fetched into L2 once operands are made.
-        deep: u32,
+        /// Stages on their way at once until the ring has been filled.
+        flight: u32,
         pad: u32,
     }
 }
@@ -133,27 +133,29 @@ struct Format {
     sums: bool,
     /// Slices of a unit that widest tiles have as stages.
     slices: usize,
+    /// `FETCHED` in formats.cu.
+    fetched: bool,
 }
 
 impl Format {
     const fn blocks(name: &'static str, unit: usize, sub: usize) -> Format {
-        Format { name, unit, side: 0, sub, sums: true, slices: 1 }
+        Format { name, unit, side: 0, sub, sums: true, slices: 1, fetched: false }
     }
 
     fn of(format: WeightFormat) -> Option<Format> {
         Some(match format {
             WeightFormat::Ggml(ty) => match ty {
-                GgmlType::Q4_0 => Format { slices: 2, ..Format::blocks("Q4_0", 144, 32) },
-                GgmlType::Q4_1 => Format { slices: 2, ..Format::blocks("Q4_1", 160, 32) },
-                GgmlType::Q5_0 => Format::blocks("Q5_0", 176, 32),
-                GgmlType::Q5_1 => Format::blocks("Q5_1", 192, 32),
-                GgmlType::Q8_0 => Format { slices: 2, ..Format::blocks("Q8_0", 272, 32) },
+                GgmlType::Q4_0 => Format { slices: 2, fetched: true, ..Format::blocks("Q4_0", 144, 32) },
+                GgmlType::Q4_1 => Format { slices: 2, fetched: true, ..Format::blocks("Q4_1", 160, 32) },
+                GgmlType::Q5_0 => Format { fetched: true, ..Format::blocks("Q5_0", 176, 32) },
+                GgmlType::Q5_1 => Format { fetched: true, ..Format::blocks("Q5_1", 192, 32) },
+                GgmlType::Q8_0 => Format { slices: 2, fetched: true, ..Format::blocks("Q8_0", 272, 32) },
                 GgmlType::IQ4_NL => Format::blocks("IQ4_NL", 144, 32),
                 GgmlType::IQ4_XS => Format::blocks("IQ4_XS", 136, 32),
-                GgmlType::MXFP4 => Format { sums: false, ..Format::blocks("MXFP4", 136, 32) },
+                GgmlType::MXFP4 => Format { sums: false, fetched: true, ..Format::blocks("MXFP4", 136, 32) },
                 GgmlType::Q2_K => Format::blocks("Q2_K", 84, 16),
                 GgmlType::Q3_K => Format::blocks("Q3_K", 110, 16),
-                GgmlType::Q4_K => Format::blocks("Q4_K", 144, 32),
+                GgmlType::Q4_K => Format { fetched: true, ..Format::blocks("Q4_K", 144, 32) },
                 GgmlType::Q5_K => Format::blocks("Q5_K", 176, 32),
                 GgmlType::Q6_K => Format::blocks("Q6_K", 210, 16),
                 _ => return None,
@@ -329,20 +331,25 @@ pub(crate) fn pipelines() -> Vec<PipelineKey> {
     for format in formats() {
         let (name, mv) = (format.name, if format.side > 0 { "hopper_mv_affine" } else { "hopper_mv" });
         for geometry in [
-            "2, ONE_ROW, false, false, ALIGNED",
-            "2, FOUR_ROWS, false, false, ALIGNED",
-            "2, EIGHT_ROWS, false, false, ALIGNED",
-            "1, ONE_ROW, false, true, ANYWHERE",
-            "2, ONE_ROW, false, true, EVERY_8TH",
-            "2, ONE_ROW, true, false, ALIGNED",
-            "1, ONE_ROW, true, false, ALIGNED",
+            "2, ONE_ROW, false, WHOLE, ALIGNED",
+            "2, FOUR_ROWS, false, WHOLE, ALIGNED",
+            "2, EIGHT_ROWS, false, WHOLE, ALIGNED",
+            "1, ONE_ROW, false, PART, ANYWHERE",
+            "2, ONE_ROW, false, PART, EVERY_8TH",
+            "2, ONE_ROW, false, SHORT, EVERY_16TH",
+            "2, ONE_ROW, true, WHOLE, ALIGNED",
+            "1, ONE_ROW, true, WHOLE, ALIGNED",
         ] {
+            // Formats of blocks of 32 values have short tails.
+            if geometry.contains("SHORT") && (format.side > 0 || format.sub != 32 || name.ends_with("_K")) {
+                continue;
+            }
             keys.push(key(format!("{mv}<{name}, {geometry}>")));
         }
         if format.side == 0 {
             keys.push(key(format!("hopper_layer<2, {name}>")));
-            keys.push(key(format!("hopper_mv_group<{name}, 1, ONE_ROW, false, ALIGNED, true>")));
-            keys.push(key(format!("hopper_mv_gated<{name}, 2, ONE_ROW, false, ALIGNED, true>")));
+            keys.push(key(format!("hopper_mv_group<{name}, 1, ONE_ROW, WHOLE, ALIGNED, true>")));
+            keys.push(key(format!("hopper_mv_gated<{name}, 2, ONE_ROW, WHOLE, ALIGNED, true>")));
         }
         for geometry in ["1, false, false", "2, false, false", "1, true, true"] {
             keys.push(key(format!("hopper_mv_id<{name}, {geometry}>")));
@@ -375,7 +382,9 @@ mod tests {
             let bytes = (UNIT as u32 / ty.block_values() * ty.block_bytes()) as usize;
             assert_eq!(format.unit, bytes, "{}", ty.name());
             let text = format!("struct {} :", format.name);
-            assert!(text_of_formats().contains(&text), "{text}");
+            let (_, body) = text_of_formats().split_once(&text).expect(&text);
+            let body = &body[..body.find("\n};").unwrap_or(body.len())];
+            assert_eq!(body.contains("FETCHED = true"), format.fetched, "{text}");
             count += 1;
         }
         assert_eq!(count, 13);
