@@ -390,3 +390,23 @@ fn every_row_of_a_tall_matrix_is_computed() {
         }
     }
 }
+
+/// So many tiles that Hopper's blocks share some of them first and add up their parts under the products of the others: prompts on output heads. Rows
+/// of both tiles of the input are compared.
+#[test]
+fn tiles_that_blocks_share_are_summed() {
+    let Some(device) = device(DeviceOptions::default()) else { return };
+    let (m, n, k) = (512, 71_936, 2048);
+    let mut rng = rng(1, "shared tiles");
+    let x: Vec<f32> = (0..m * k).map(|_| normal(&mut rng)).collect();
+    let format = WeightFormat::Ggml(GgmlType::Q4_0);
+    let weight = WeightData::random(format, 1, n, k, Scales::Ordinary, &mut rng).unwrap();
+    // Twice, as what says that a part is there must be taken back.
+    for found in products(&device, &x, &[&weight, &weight]) {
+        let some =
+            |values: &[f32], width: usize| [0, 255, 511].map(|row| values[row * width..][..width].to_vec()).concat();
+        assert!(found.iter().all(|value| value.is_finite()));
+        let share = error_share(&some(&found, n), &some(&x, k), &weight);
+        assert!(share < 1e-6, "{share}");
+    }
+}

@@ -27,6 +27,11 @@ DI void memory_fence() {
     __threadfence();
 }
 DI void raise_flag(u32* flag) { asm volatile("st.release.gpu.b32 [%0], %1;" ::"l"(flag), "r"(1) : "memory"); }
+DI void wait_for_flag(const u32* flag) {
+    u32 raised;
+    do asm volatile("ld.acquire.gpu.b32 %0, [%1];" : "=r"(raised) : "l"(flag) : "memory");
+    while (raised == 0);
+}
 // Named barriers: `sync` waits until so many threads have come, `join` does not; a warp comes as one.
 DI void barrier_sync(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 DI void barrier_join(int id, int threads) { asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory"); }

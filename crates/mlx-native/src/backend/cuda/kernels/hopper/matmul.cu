@@ -5,12 +5,129 @@
 // shared memory, and in clusters of two each block fetches half of it for both. Blocks are persistent. Work is counted in units of 256
 // values of k: first every cluster gets an equal run of units over the tiles that would not fill a whole wave, then whole tiles. Where a
 // run ends inside a tile, the clusters with the later units store their sums and raise a flag, and the one with the first units adds them in
-// order: the same bits every time.
+// order: the same bits every time. Where sums leave by copies and whole tiles follow, nobody waits for such parts: all are stored, and the warps
+// that send sums off add them up under the products of the whole tiles, each cluster a share of those tiles that it has a part of.
+
+// A warp's work that sends off the sums of a warpgroup, in pieces: to the output, or as a part of a tile to the held memory, where parts are added up. `part_of` says where a
+// block's and a warpgroup's part is, `tile_of` what a tile is.
+template <class L, int MI, int NT, int CLUSTER, class PartOf, class TileOf>
+DI void send_sums(const Schedule& work, const TensorMap* output, float4* sums, const PartOf& part_of, const TileOf& tile_of, bool staged) {
+    constexpr int PIECES = L::PIECES, OF_TILE = MI * NT / L::PIECE;
+    // Found anew each time: 40 registers are all that there are.
+    auto thread = [&]() {
+        u32 id;
+        asm volatile("mov.u32 %0, %%tid.x;" : "=r"(id));
+        return id - 64;
+    };
+    auto group_of = [&]() { return thread() / 32; };
+    auto rank = [&]() {
+        u32 rank = 0;
+        if (CLUSTER > 1) asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+        return rank;
+    };
+    auto leads = [&]() { return (thread() & 31) == 0; };
+    auto at_slot = [&](u32 base, u32 i, u32 bytes) { return base + (group_of() * PIECES + i % PIECES) * bytes; };
+    u32 sent = 0; // pieces so far
+    auto piece_at = [&](u32 i) { return at_slot(L::STORE, i, L::PIECE_BYTES); };
+    auto release = [&](u32 i) { barrier_arrive(shared_address(at_slot(L::STORE_EMPTY, i, 8))); };
+    auto send = [&](bool keep, auto copy) {
+        if (leads()) {
+            barrier_wait(shared_address(at_slot(L::STORE_FULL, sent, 8)), sent / PIECES & 1);
+            copy(shared_address(piece_at(sent)));
+            stores_commit();
+            stores_read<1>();
+            if (sent > 0 && !keep) release(sent - 1);
+        }
+        sent++;
+    };
+    auto held = [&](int part, int piece) { return (u8*)sums + ((u64)part * OF_TILE + piece) * L::PIECE_BYTES; };
+    // A tile's first row of x, and a warpgroup's first features as the output's map counts them.
+    auto place_of = [&](int tile) {
+        const Tile here = tile_of(tile);
+        return make_int2(here.token, ((here.row_tile * CLUSTER + rank()) * L::ROWS + group_of() * 64 * MI) / 32);
+    };
+    auto store_piece = [&](int2 place, int piece, u32 from) { tile_store(output, 0, place.x + piece % (NT / L::PIECE) * L::PIECE, place.y + piece / (NT / L::PIECE) * 2, from); };
+    // This cluster's share of a tile whose parts several have: some of its pieces, added up in the two buffers of the last ones.
+    u32 parity = 0;
+    auto add_parts = [&](int tile) {
+        const u32 sum = piece_at(sent - 1), more = piece_at(sent - 2), full = shared_address(L::PARTS_FULL) + 8 * group_of();
+        const int one = work.owner(tile), count = work.holder(tile) - one + 1, share = work.cluster - one;
+        // Only the first cluster may have the tile as its second.
+        const int second = part_of(one * CLUSTER + rank(), group_of(), work.first(one) < tile * work.units), others = part_of(one * CLUSTER + rank(), group_of(), false);
+        auto nth = [&](int i) { return i == 0 ? second : others + i * part_of(CLUSTER, 0, false); };
+#pragma unroll 1
+        for (int i = 0; i < count; i++) wait_for_flag(held_flags + nth(i));
+        memory_fence();
+#pragma unroll 1
+        for (int p = OF_TILE * share / count; p < OF_TILE * (share + 1) / count; p++) {
+#pragma unroll 1
+            for (int i = 1; i < count; i++) {
+                if (leads()) {
+                    barrier_expect(full, (i == 1 ? 2 : 1) * L::PIECE_BYTES);
+                    if (i == 1) bulk_copy(shared_address(sum), held(nth(0), p), L::PIECE_BYTES, full, evict_first_policy());
+                    bulk_copy(shared_address(more), held(nth(i), p), L::PIECE_BYTES, full, evict_first_policy());
+                }
+                barrier_wait(full, parity);
+                parity ^= 1;
+#pragma unroll 1
+                for (int at = (thread() & 31) * 16; at < L::PIECE_BYTES; at += 512) {
+                    const float4 b = *(const float4*)(smem + more + at);
+                    float4& s = *(float4*)(smem + sum + at);
+                    s = make_float4(s.x + b.x, s.y + b.y, s.z + b.z, s.w + b.w);
+                }
+                proxy_fence();
+                __syncwarp();
+            }
+            if (leads()) {
+                store_piece(place_of(tile), p, shared_address(sum));
+                stores_commit();
+                stores_read<0>();
+            }
+            __syncwarp();
+        }
+        // The last who has read a part lowers its flag.
+#pragma unroll 1
+        for (int i = 0; i < count; i++)
+            if (leads() && atomicAdd(held_flags + nth(i), 1) == count) held_flags[nth(i)] = 0;
+    };
+    wait_for_predecessor();
+#pragma unroll 1
+    for (int v = 0; v < work.total;) {
+        int tile, unit;
+        work.at(v, tile, unit);
+        const int end = work.run_end(v, unit);
+        const bool part = work.is_part(v, unit), last = work.aside && end == work.shared;
+        if (part || staged) {
+            const int2 place = place_of(tile);
+#pragma unroll 1
+            do {
+                const u32 piece = sent % OF_TILE;
+                // The last two buffers of all parts are kept for adding.
+                send(last && piece == OF_TILE - 1, [&](u32 at) {
+                    // Parts are read when much else has passed.
+                    if (part) bulk_store(held(part_of(blockIdx.x, group_of(), v > 0), piece), at, L::PIECE_BYTES, evict_last_policy());
+                    else store_piece(place, piece, at);
+                });
+            } while (sent % OF_TILE != 0);
+        }
+        if (part && leads()) {
+            stores_done();
+            memory_fence();
+            raise_flag(held_flags + part_of(blockIdx.x, group_of(), v > 0));
+        }
+        v = end;
+        if (!last) continue;
+#pragma unroll 1
+        for (int t = work.begin / work.units; t <= tile; t++) add_parts(t);
+        if (leads()) release(sent - 2);
+    }
+    if (leads()) stores_read<0>();
+}
 
 template <class F, int GROUPS, int MI, int NT, int CLUSTER, bool ROUTED, bool RAGGED>
 DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const TensorMap* scales, const TensorMap* biases, const TensorMap* output, const float* inverse, float* y, float4* sums,
                        const HopperTileArgs& a, const Routing& routing) {
-    constexpr bool STAGED = !ROUTED && NT == 256;
+    constexpr bool STAGED = !ROUTED && NT == 256, EARLY = ROUTED && NT <= 64;
     using L = MatMulLayout<F, GROUPS, MI, NT, STAGED, RAGGED>;
     const u32 shared = shared_address(0);
     const u32 x_full = shared + L::X_FULL, x_empty = shared + L::X_EMPTY, w_full = shared + L::W_FULL, w_empty = shared + L::W_EMPTY;
@@ -21,6 +138,7 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
         for (int i = 0; i < L::X_STAGES; i++) barrier_init(x_full + 8 * i, 1), barrier_init(x_empty + 8 * i, 4 * GROUPS * CLUSTER);
         for (int i = 0; i < L::W_STAGES; i++) barrier_init(w_full + 8 * i, 1), barrier_init(w_empty + 8 * i, 4 * GROUPS);
         for (int i = 0; i < GROUPS * L::PIECES; i++) barrier_init(store_full + 8 * i, 4), barrier_init(store_empty + 8 * i, 1);
+        for (int i = 0; STAGED && i < GROUPS; i++) barrier_init(shared + L::PARTS_FULL + 8 * i, 1);
         barriers_ready();
     }
     if (threadIdx.x == 32) prefetch_map(weights), prefetch_map(x);
@@ -43,16 +161,20 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
         const uint4 t = routing.tiles[token_tile];
         return Tile{(int)t.x, row_tile, (int)t.y, (int)t.z};
     };
-    const Schedule work(tiles, a.units, clusters, blockIdx.x / CLUSTER);
+    const Schedule work(tiles, a.units, clusters, blockIdx.x / CLUSTER, STAGED && a.staged);
+    // Where a part's sums lie in the held memory, and its flag: a block has two parts at most.
+    auto part_of = [&](int block, int group, bool second) { return (second * gridDim.x + block) * GROUPS + group; };
 
     if (threadIdx.x < 128) {
         // What these leave is what the others take: 168 x 384, 128 x 512 or 96 x 640 registers are all that a block has.
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(GROUPS == 2 ? 40 : 32));
         if (CLUSTER > 1 && threadIdx.x != 32) cluster_wait();
         if (threadIdx.x == 0) {
-            int slot = 0, phase = 1;
+            int slot = 0, phase = 1, begun = 0;
             wait_for_predecessor();
             auto stage = [&](int bytes) {
+                // All blocks begin at once: what their first products need comes before everything else.
+                if (EARLY && begun < 3 && begun++ == 2) barrier_wait(x_full, 0);
                 barrier_wait(x_empty + 8 * slot, phase);
                 barrier_expect(x_full + 8 * slot, bytes);
                 return shared + L::X + slot * L::X_BYTES;
@@ -65,7 +187,7 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
                 int tile, unit;
                 work.at(v, tile, unit);
                 const int end = work.run_end(v, unit), token = tile_of(tile).token + rank * (NT / CLUSTER);
-                const bool incomplete = unit == 0 && end - v != (int)a.units;
+                const bool incomplete = !work.is_part(v, unit) && end - v != (int)a.units;
 #pragma unroll 1
                 for (; v < end; v++, unit++)
 #pragma unroll 1
@@ -86,10 +208,8 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
                     const u32 block = c * CLUSTER + rank;
 #pragma unroll 1
                     for (int group = 0; group < GROUPS; group++) {
-                        u32* flag = held_flags + block * GROUPS + group;
-                        u32 raised;
-                        do asm volatile("ld.acquire.gpu.b32 %0, [%1];" : "=r"(raised) : "l"(flag) : "memory");
-                        while (raised == 0);
+                        u32* flag = held_flags + part_of(block, group, false);
+                        wait_for_flag(flag);
                         *flag = 0;
                     }
                     memory_fence();
@@ -122,6 +242,7 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
                 for (int slice = 0; slice < L::SLICES; slice++) {
                     const u32 to = shared + L::W + slot * L::W_BYTES;
                     const u32 at = (unit * L::SLICES + slice) * L::SLICE;
+                    if (EARLY && v * L::SLICES + slice == 1) barrier_wait(w_full, 0);
                     barrier_wait(w_empty + 8 * slot, phase);
                     const bool sides = more_sides && slice == 0;
                     barrier_expect(w_full + 8 * slot, L::ROWS * L::PITCH + (sides ? 2 * L::SIDE_BYTES : 0));
@@ -143,47 +264,8 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
                 }
             }
             if (CLUSTER > 1) cluster_wait();
-        } else if (STAGED && threadIdx.x >= 64 && (threadIdx.x & 31) == 0) {
-            // One thread for each warpgroup sends its sums off, in pieces: to the output or to whoever adds them up.
-            const int group = threadIdx.x / 32 - 2;
-            constexpr int PIECES = L::PIECES;
-            int slot = 0, phase = 0;
-            bool before = false; // whether there is a piece before this one
-            auto send = [&](auto copy) {
-                if constexpr (STAGED) {
-                    barrier_wait(store_full + 8 * (group * PIECES + slot), phase);
-                    copy(shared + L::STORE + (group * PIECES + slot) * L::PIECE_BYTES);
-                    stores_commit();
-                    stores_read<1>();
-                    if (before) barrier_arrive(store_empty + 8 * (group * PIECES + (slot ? slot : PIECES) - 1));
-                    before = true;
-                    if (++slot == PIECES) slot = 0, phase ^= 1;
-                }
-            };
-            wait_for_predecessor();
-#pragma unroll 1
-            for (int v = 0; v < work.total;) {
-                int tile, unit;
-                work.at(v, tile, unit);
-                v = work.run_end(v, unit);
-                if (unit != 0) {
-                    const u32 part = blockIdx.x * GROUPS + group;
-                    const u64 keep = evict_last_policy(); // they are read when much else has passed
-#pragma unroll 1
-                    for (int from = 0; from < 64 * MI * NT * 4; from += L::PIECE_BYTES) send([&](u32 at) { bulk_store((u8*)sums + (u64)part * 64 * MI * NT * 4 + from, at, L::PIECE_BYTES, keep); });
-                    stores_done();
-                    memory_fence();
-                    raise_flag(held_flags + part);
-                } else if (a.staged) {
-                    const Tile here = tile_of(tile);
-                    const int row = (here.row_tile * CLUSTER + rank) * L::ROWS + group * 64 * MI;
-#pragma unroll 1
-                    for (int i = 0; i < MI; i++)
-#pragma unroll 1
-                        for (int p = 0; p < NT; p += L::PIECE) send([&](u32 at) { tile_store(output, 0, here.token + p, row / 32 + 2 * i, at); });
-                }
-            }
-            stores_read<0>();
+        } else if (STAGED && threadIdx.x >= 64) {
+            if constexpr (STAGED) send_sums<L, MI, NT, CLUSTER>(work, output, sums, part_of, tile_of, a.staged);
         }
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(GROUPS == 2 ? 232 : GROUPS == 3 ? 160 : 112));
@@ -284,7 +366,7 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
             int tile, unit;
             work.at(v, tile, unit);
             const int end = work.run_end(v, unit);
-            const bool later = unit != 0, incomplete = unit + (end - v) != (int)a.units;
+            const bool part = work.is_part(v, unit), incomplete = !part && end - v != (int)a.units;
             // What undoes the scaling of rows 64 q + 2 lane and the one after, and where they go, fetched once: loads between the stores would wait for one another.
             constexpr int SHARE = NT < 64 ? 1 : NT / 64;
             Tile here;
@@ -383,8 +465,8 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
             }
             const u32 row0 = (here.row_tile * CLUSTER + rank) * L::ROWS + mine;
             constexpr int QUADS = MI * NT / 8; // of sums in a thread
-            if (later) { // the block that has the tile's first units adds these
-                float4* held = sums + (u64)(blockIdx.x * GROUPS + group) * QUADS * 128;
+            if (part && !work.aside) { // the block that has the tile's first units adds these
+                float4* held = sums + (u64)part_of(blockIdx.x, group, false) * QUADS * 128;
                 auto quad = [&](int q) {
                     const float* s = &acc[q / (NT / 8)][4 * (q % (NT / 8))];
                     return make_float4(s[0], s[1], s[2], s[3]);
@@ -402,7 +484,7 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
                     for (int q = 0; q < QUADS; q++) __stcg(held + q * 128 + (threadIdx.x & 127), quad(q));
                     memory_fence();
                     barrier_sync(group + 3, 128);
-                    if ((threadIdx.x & 127) == 0) raise_flag(held_flags + blockIdx.x * GROUPS + group);
+                    if ((threadIdx.x & 127) == 0) raise_flag(held_flags + part_of(blockIdx.x, group, false));
                 }
                 continue;
             }

@@ -1,8 +1,8 @@
 // What tiles of many rows are made of: the layout of a block's shared memory, weights as operands, and the order of work.
 
 constexpr int MOST_BLOCKS = 256, MOST_GROUPS = 4;
-// Raised when a block's sums lie in the held memory, for each of its warpgroups; zero before and after a launch.
-__device__ u32 held_flags[MOST_GROUPS * MOST_BLOCKS];
+// Raised when a part's sums lie in the held memory, for each warpgroup; zero before and after a launch.
+__device__ u32 held_flags[2 * MOST_GROUPS * MOST_BLOCKS];
 
 // STAGED: sums go to the output through shared memory. RAGGED: rows of weights start anywhere.
 template <class F, int GROUPS, int MI, int NT, bool STAGED, bool RAGGED> struct MatMulLayout {
@@ -28,7 +28,7 @@ template <class F, int GROUPS, int MI, int NT, bool STAGED, bool RAGGED> struct 
     static constexpr int PIECE = LEFT >= 2 * GROUPS * 32 * 256 ? 32 : 16, PIECE_BYTES = PIECE * 64 * 4, PIECES = STAGED ? least(LEFT / (GROUPS * PIECE_BYTES), 8) : 0;
     static constexpr int X = 0, STORE = X_STAGES * X_BYTES, W = STORE + GROUPS * PIECES * PIECE_BYTES, X_FULL = W + W_STAGES * W_BYTES, X_EMPTY = X_FULL + 8 * X_STAGES,
                          W_FULL = X_EMPTY + 8 * X_STAGES, W_EMPTY = W_FULL + 8 * W_STAGES, STORE_FULL = W_EMPTY + 8 * W_STAGES, STORE_EMPTY = STORE_FULL + 8 * GROUPS * PIECES;
-    static constexpr int BYTES = STORE_EMPTY + 8 * GROUPS * PIECES;
+    static constexpr int PARTS_FULL = STORE_EMPTY + 8 * GROUPS * PIECES, BYTES = PARTS_FULL + (STAGED ? 8 * GROUPS : 0);
     // The sums of a block, and the chunks of x that they fill.
     static constexpr int PART_BYTES = ROWS * NT * 4, PART_CHUNKS = PART_BYTES / CHUNK_BYTES;
     static_assert(X_STAGES * CHUNKS >= 3 && (!STAGED || PIECES >= 2) && BYTES <= SHARED_LIMIT, "stages");
@@ -84,31 +84,44 @@ DI void chunk_weights(const R& row, const typename F::Head& head, int c, int t, 
 
 // The units of a cluster, numbered from 0: `shared` of the tiles that several clusters share, from `begin` on, then whole tiles.
 struct Schedule {
-    int begin, shared, total, shared_tiles, sharing, clusters, cluster, units;
-    DI Schedule(int tiles, int units_, int clusters_, int cluster_) : clusters(clusters_), cluster(cluster_), units(units_) {
+    int begin, shared, total, shared_tiles, whole, clusters, cluster, units; // whole: the first of the cluster's whole tiles
+    bool aside; // whether all parts are stored, and added up under the products of whole tiles, which takes as long as some units
+    DI Schedule(int tiles, int units_, int clusters_, int cluster_, bool may_wait) : clusters(clusters_), cluster(cluster_), units(units_) {
         // Sharing costs about as much as three units; a last wave that is nearly full had better stay whole. With few tiles all are shared: clusters then
         // stand at different places of k and do not all ask for the same part of x at once.
         const int last = tiles % clusters;
-        shared_tiles = last == 0 || (clusters - last) * units <= 3 * clusters ? 0 : all_shared(tiles, clusters) ? tiles : min(tiles, clusters + last);
-        // Every sharing cluster has a unit at least, so that each tile's later units are those of the clusters that follow.
-        sharing = min(clusters, shared_tiles * units);
+        aside = may_wait && !all_shared(tiles, clusters) && units >= 8;
+        shared_tiles = last == 0 || (clusters - last) * units <= 3 * clusters ? 0 : aside ? last : all_shared(tiles, clusters) ? tiles : min(tiles, clusters + last);
+        whole = shared_tiles + cluster;
         begin = first(cluster), shared = first(cluster + 1) - begin;
         const int rest = tiles - shared_tiles;
         total = shared + (rest > cluster ? (rest - cluster - 1) / clusters + 1 : 0) * units;
     }
     DI static bool all_shared(int tiles, int clusters) { return tiles <= 8 * clusters; }
     // The first shared unit of cluster c.
-    DI int first(int c) const { return (int)((long long)shared_tiles * units * min(c, sharing) / max(sharing, 1)); }
+    DI int first(int c) const {
+        // Every sharing cluster has a unit at least, so that each tile's later units are those of the clusters that follow.
+        const u32 all = shared_tiles * units, sharing = max(min((u32)clusters, all), 1), i = min((u32)c, sharing);
+        return all / sharing * i + all % sharing * i / sharing;
+    }
     // The cluster that has the last unit of a shared tile.
     DI int holder(int tile) const {
         int c = cluster;
         while (first(c + 1) < (tile + 1) * units) c++;
         return c;
     }
+    // The one that has the first.
+    DI int owner(int tile) const {
+        int c = cluster;
+        while (first(c) > tile * units) c--;
+        return c;
+    }
+    // Whether the sums of the run that starts at v, with that unit, are stored for others to add.
+    DI bool is_part(int v, int unit) const { return aside ? v < shared : unit != 0; }
     // Tile and unit within it of number v.
     DI void at(int v, int& tile, int& unit) const {
         if (v < shared) tile = (begin + v) / units, unit = (begin + v) % units;
-        else tile = shared_tiles + (v - shared) / units * clusters + cluster, unit = (v - shared) % units;
+        else tile = (v - shared) / units * clusters + whole, unit = (v - shared) % units;
     }
     // Whether number v starts another tile than v - 1, or may.
     DI bool jumps(int v, int unit) const { return unit == units || v == shared; }

@@ -29,13 +29,14 @@ pub(super) struct Tile {
 impl Tile {
     /// Wide tiles spend less on dequantization; narrow ones compute fewer rows that nobody wants. Up to 128 rows three warpgroups hide more of it than two with twice
     /// the rows.
-    pub(super) fn choose(m: usize) -> Tile {
+    pub(super) fn choose(m: usize, format: super::Format) -> Tile {
         let tile =
             |groups, sets, rows, cluster| Tile { groups, sets, rows, cluster, staged: rows == 256, ragged: false };
         let narrow = m.div_ceil(128) * 128 * 5 <= m.div_ceil(256) * 256 * 4;
         match m {
             ..=64 => tile(4, 1, 64, 2),
-            _ if narrow => tile(3, 1, 128, 1),
+            // Weights of 8.5 bits leave L2 little time for the input.
+            _ if narrow => tile(3, 1, 128, if format.name == "Q8_0" { 2 } else { 1 }),
             _ => tile(2, 1, 256, 2),
         }
     }
@@ -108,6 +109,8 @@ impl Layout {
         let piece_bytes = tile.groups * piece * 256;
         let pieces = if tile.staged { ((room - stages) / piece_bytes).min(8) } else { 0 };
         let shared_bytes = stages + pieces * piece_bytes + 16 * (x_stages + w_stages + tile.groups * pieces);
+        // A barrier for each warpgroup whose parts of tiles are added up.
+        let shared_bytes = shared_bytes + if tile.staged { 8 * tile.groups } else { 0 };
         Layout { pitch, side_pitch, piece, shared_bytes }
     }
 }
@@ -270,11 +273,12 @@ fn tiles(
 ) -> Result<()> {
     let product = &products[0];
     let (m, name) = (product.m, product.format.name);
-    let tile = Tile::choose(m);
+    let tile = Tile::choose(m, product.format);
     let prepared = plan.scratch(product.prepared_bytes(m));
     let inverse = plan.scratch(m * 4);
     let blocks = planner.info.processors as usize / tile.cluster * tile.cluster;
-    let held = plan.scratch(blocks * tile.features() * tile.rows * 4);
+    // A block has two parts of tiles at most.
+    let held = plan.scratch(2 * blocks * tile.features() * tile.rows * 4);
     let args = product.tile_args(input)?;
     let bindings = vec![input.at.clone(), prepared.clone(), inverse.clone(), Bound::value(&args)];
     let prepare = Launch::new(key(format!("hopper_prepare<{name}>")), bindings, [args.m, 1, 1], PREPARE_THREADS);

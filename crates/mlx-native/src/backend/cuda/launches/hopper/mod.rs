@@ -327,7 +327,9 @@ fn formats() -> impl Iterator<Item = Format> {
 /// The kernels of some formats and geometries, for tests that compile them.
 #[cfg(test)]
 pub(crate) fn pipelines() -> Vec<PipelineKey> {
-    let mut keys = vec![key("hopper_align<>".into()), key("hopper_layer<2, Q4_K, Q6_K>".into())];
+    let mut keys = ["hopper_align<>", "hopper_layer<2, Q4_K, Q6_K>", "hopper_mm<Q8_0, 3, 1, 128, 2, false>"]
+        .map(|function| key(function.into()))
+        .to_vec();
     for format in formats() {
         let (name, mv) = (format.name, if format.side > 0 { "hopper_mv_affine" } else { "hopper_mv" });
         for geometry in [
