@@ -151,8 +151,8 @@ DI void route(const u8* weights, const float* x, float* y, const HopperExpertArg
             named_arrive<2, THREADS + 32>();
         }
         const u32 all = found * strips, grid = gridDim.x;
-        // Strips are taken so many at once, the first few times without asking, then two answers ahead.
-        const u32 batch = min(max(all / (16 * grid), 1), 4);
+        // Strips are taken so many at once, the first few times without asking, then two answers ahead. Those wait behind the weights that are on their way.
+        const u32 batch = min(max(all / (16 * grid), min(max(all / (8 * grid), 1), F::STRIPS)), 4);
         constexpr u32 GIVEN = 4;
         auto request = [&](u32 number) {
             u32 first = (number * grid + blockIdx.x) * batch;

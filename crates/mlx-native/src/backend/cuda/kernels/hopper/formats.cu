@@ -126,6 +126,8 @@ struct Plain { // what most formats have in common
     static constexpr bool PAIRED = false; // runs of 16 values alternate between two steps
     // Of five to eight rows: the code that makes a unit's operands is there once, which leaves more registers, and the first groups that find no stage are fetched into L2.
     static constexpr bool ROLLED = true, FETCHED = false;
+    // Of few tokens' experts: strips that a block takes at once where it has sixteen or more. Two where memory brings them faster than answers come, and instructions keep up.
+    static constexpr unsigned STRIPS = 1;
     static constexpr bool BESIDE = false; // the row kernel multiplies two units side by side, so that instructions of one fill pauses of the other: where they, not memory, bind
     struct Head {};
     template <class R> DI static Head head(const R&) { return {}; }
@@ -156,6 +158,7 @@ template <int BLOCK, int QS> struct Blocks : Plain {
 };
 struct Q4_0 : Blocks<18, 2> {
     static constexpr int OFFSET = 8, SLICES = 2;
+    static constexpr unsigned STRIPS = 2;
     static constexpr bool FETCHED = true;
 };
 struct Q4_1 : Blocks<20, 4> {
@@ -358,6 +361,7 @@ template <int QS> struct SixBitScales : Plain { // Q4_K and Q5_K
 struct Q4_K : SixBitScales<16> {
     static constexpr int UNIT = 144;
     static constexpr bool ROLLED = false, FETCHED = true;
+    static constexpr unsigned STRIPS = 2;
     static constexpr Fold FOLD = WHEN_PREPARED;
     template <u32 MAGIC, class R> DI static void bits(const R& row, const Head&, int c, int t, u32 (&q)[4][2]) {
         nibbles<MAGIC>(row.lane(t).word(16 + 32 * c), q[0], q[2]);
@@ -533,6 +537,7 @@ template <int BITS, int GROUP, int SCALE_BYTES, bool BFLOAT> struct Affine : Pla
 };
 template <int GROUP, int SCALE_BYTES, bool BFLOAT> struct Affine4 : Affine<4, GROUP, SCALE_BYTES, BFLOAT> {
     static constexpr bool PAIRED = true;
+    static constexpr unsigned STRIPS = 2;
     using typename Affine<4, GROUP, SCALE_BYTES, BFLOAT>::Head;
     DI static constexpr int shift(int step) { return step & 1 ? 4 : 0; }
     // Eight consecutive values in a lane's word: even ones in the low nibbles, odd ones in the high.
