@@ -1,110 +1,28 @@
 //! A layer's products from attention's output to the next layer's queries, keys and values as one launch, whose blocks wait for each other in between.
 
+mod geometry;
+mod record;
+
+use geometry::{Geometry, HEIGHT};
+use record::{Addresses, Becomes, HopperLayerArgs, HopperProductArgs, at};
+
 use super::matmul::route;
-use super::matvec::{BOX_BYTES, THREADS, WARPS, boxed_rows};
-use super::{Format, MATRICES, Product, key, pitch_of};
-use crate::Result;
+use super::matvec::THREADS;
+use super::{MATRICES, Product, key};
 use crate::backend::Recorded;
 use crate::backend::cuda::launches::{Bound, Launch, Plan, Planner};
-use crate::backend::gpu::args::{ArgType, args, render_struct};
 use crate::backend::gpu::fuse::{Together, adds, norms, same_input};
 use crate::backend::gpu::u32_of;
 use crate::buffer::View;
 use crate::ops::{Activation, GatedActivation, InputLayout, Matmul, Op, RmsNorm};
-use crate::{DType, MlxError};
+use crate::{DType, Result};
 
 /// Products that follow one another, `PHASES` in layer.cu.
 const PHASES: usize = 4;
-/// Rows of a group.
-const HEIGHT: usize = 16;
-/// Slots at most, and stages at least.
-const MOST_SLOTS: usize = 24;
-const LEAST_STAGES: usize = 3;
-/// What `LayerLayout` has before the sums of x: barriers, shares of a norm, sums of warps, room to put values into a format's order.
-const FIXED_BYTES: usize = 512 + 3 * WARPS * 128 + WARPS * 1024;
-/// Slices of a row at most.
-const MOST_SLICES: usize = 8;
-
-args! {
-    /// One of the products, and how it is cut.
-    HopperProductArgs {
-        /// Rows of its matrices.
-        n: u32,
-        n1: u32,
-        n2: u32,
-        k: u32,
-        /// Groups of rows, and stages of each: one for each matrix of a gated pair.
-        groups: u32,
-        turns: u32,
-        /// Units of a stage and of a slot, eight bytes from one slot's units to the next one's, bytes from one row of a slot to the next.
-        span: u32,
-        piece: u32,
-        step: u32,
-        pitch: u32,
-        /// How far the first group is from the first block.
-        turned: u32,
-        /// Slices of a row, and of a row of the product before.
-        slices: u32,
-        parts: u32,
-        /// `Becomes` in layer.cu.
-        becomes: u32,
-        /// 0 SiLU, 1 GELU by tanh.
-        activation: u32,
-        /// Which of the kernel's formats the weights have.
-        format: u32,
-        eps: f32,
-        pad: u32,
-    }
-}
-
-args! {
-    /// The ring of slots.
-    HopperLayerArgs {
-        slot_bytes: u32,
-        slots: u32,
-    }
-}
 
 /// The structs that layer.cu needs.
 pub(super) fn text() -> String {
     HopperProductArgs::render() + &HopperLayerArgs::render()
-}
-
-/// What becomes of the sums of a product, `Becomes` in layer.cu.
-#[derive(Clone, Copy, PartialEq)]
-enum Becomes {
-    Outputs,
-    Residual,
-    Gated,
-    Slices,
-}
-
-/// How a product's rows are cut.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Cut {
-    slices: usize,
-    span: usize,
-    piece: usize,
-    pitch: usize,
-}
-
-impl Cut {
-    /// In `slices` slices and `pieces` slots a stage; none where that leaves too many warps without a unit, or does not fit.
-    fn new(product: &Product<'_>, slices: usize, pieces: usize) -> Option<Cut> {
-        let unit = product.format.unit;
-        // Slots begin at multiples of 16 bytes.
-        let whole = (0..5).map(|i| 1 << i).find(|count| (count * unit).is_multiple_of(16))?;
-        let units = product.units();
-        let piece = units.div_ceil(slices * pieces).next_multiple_of(whole);
-        let pitch = pitch_of(piece * unit);
-        let fits = piece <= WARPS / pieces && pitch <= BOX_BYTES && piece * pieces * (slices - 1) < units;
-        let busy = units * 3 >= slices * WARPS * 2;
-        (fits && busy).then_some(Cut { slices, span: piece * pieces, piece, pitch })
-    }
-
-    fn slot_bytes(&self) -> usize {
-        HEIGHT * self.pitch
-    }
 }
 
 /// The operations of a layer, in their order.
@@ -181,8 +99,33 @@ impl<'a> Layer<'a> {
 
     /// One launch; none where the kernel does not take it.
     pub(in crate::backend::cuda) fn plan(&self, planner: &Planner<'_>) -> Result<Option<Plan>> {
+        let Some(phases) = self.phases(planner) else { return Ok(None) };
+        let Some(geometry) = Geometry::of(&phases) else { return Ok(None) };
+        let mut formats: Vec<&str> = Vec::new();
+        for product in phases.iter().flatten() {
+            if !formats.contains(&product.format.name) {
+                formats.push(product.format.name);
+            }
+        }
+        let mut plan = Plan::default();
+        let slices = geometry.cuts[2].slices;
+        let parts = (slices > 1).then(|| plan.scratch(slices * self.down.n * 4));
+        let ring = HopperLayerArgs { slot_bytes: geometry.slot_bytes as u32, slots: geometry.slots as u32 };
+        let record = self.record(&phases, &geometry, &formats, parts.as_ref())?;
+        let mut bindings = vec![Bound::Record(record), Bound::value(&ring)];
+        bindings.extend(geometry.maps(&phases));
+        let function = format!("hopper_layer<{}, {}>", geometry.pieces, formats.join(", "));
+        let launch = Launch::new(key(function), bindings, [planner.info.processors, 1, 1], THREADS);
+        plan.launches.push(Launch { shared_bytes: geometry.shared_bytes, ..launch });
+        Ok(Some(plan))
+    }
+
+    /// The products of each phase, where all are of the kind that the kernel does and it has the GPU to itself.
+    fn phases<'p>(&self, planner: &Planner<'p>) -> Option<[Vec<Product<'p>>; PHASES]>
+    where
+        'a: 'p,
+    {
         let by_rows = |op: &Matmul| op.m == 1 && op.k.is_multiple_of(256) && route(op, planner) == Some(true);
-        let aligned = |view: &View| view.offset.is_multiple_of(16);
         let read = [
             &self.output.input.view,
             &self.next_norm.input,
@@ -190,163 +133,110 @@ impl<'a> Layer<'a> {
             &self.feed_norm.weight,
             &self.next_norm.weight,
         ];
-        if !planner.alone || !self.products().all(by_rows) || !read.iter().all(|view| aligned(view)) {
-            return Ok(None);
+        let aligned = read.iter().all(|view| view.offset.is_multiple_of(16));
+        if !planner.alone || !aligned || !self.products().all(by_rows) {
+            return None;
         }
-        let Some(products) = self.products().map(|op| Product::of(op, planner)).collect::<Option<Vec<_>>>() else {
-            return Ok(None);
+        let products = |ops: &[&'a Matmul]| {
+            let product = |op: &&'a Matmul| Product::of(op, planner).filter(|it| it.aligned() && it.format.side == 0);
+            ops.iter().map(product).collect::<Option<Vec<_>>>()
         };
-        let [output, gate, up, down, next @ ..] = &products[..] else { return Ok(None) };
-        let matrices: [&[Product<'_>]; PHASES] =
-            [std::slice::from_ref(output), &[*gate, *up], std::slice::from_ref(down), next];
-        if !products.iter().all(|product| product.aligned() && product.format.side == 0) {
-            return Ok(None);
-        }
-        let cut = |pieces: usize| {
-            let one = |product: &Product<'_>| Cut::new(product, 1, pieces);
-            let down = (1..=MOST_SLICES).find_map(|slices| Cut::new(down, slices, pieces))?;
-            Some([one(output)?, one(gate)?, down, one(&next[0])?])
-        };
-        let ring = |pieces: usize| {
-            let cuts = cut(pieces)?;
-            let slot = cuts.iter().map(Cut::slot_bytes).max()?.next_multiple_of(128);
-            let tables = products.iter().map(|product| table(product.format)).max()? * WARPS;
-            let slots = output.info.shared_bytes.saturating_sub(FIXED_BYTES + tables) / slot;
-            // Each slot has warps of its own.
-            let slots = slots.min(MOST_SLOTS) / pieces * pieces;
-            (slots >= LEAST_STAGES * pieces).then_some((pieces, cuts, slot, slots, slots * slot + FIXED_BYTES + tables))
-        };
-        let Some((pieces, cuts, slot, slots, shared_bytes)) = [2, 4, 1].into_iter().find_map(ring) else {
-            return Ok(None);
-        };
-        let mut formats: Vec<&str> = Vec::new();
-        for product in &products {
-            if !formats.contains(&product.format.name) {
-                formats.push(product.format.name);
-            }
-        }
-        let mut plan = Plan::default();
-        let slices = cuts[2].slices;
-        let parts = (slices > 1).then(|| plan.scratch(slices * down.n * 4));
-        let grid = output.info.processors as usize;
+        Some([
+            products(&[self.output])?,
+            products(&[self.gate, self.up])?,
+            products(&[self.down])?,
+            products(&self.next)?,
+        ])
+    }
+
+    /// The record of every phase; `parts` is what the slices of the down product sum.
+    fn record(
+        &self,
+        phases: &[Vec<Product<'_>>; PHASES],
+        geometry: &Geometry,
+        formats: &[&str],
+        parts: Option<&Bound>,
+    ) -> Result<Vec<Bound>> {
+        let grid = phases[0][0].info.processors as usize;
         let mut turned = 0;
         let mut record = Vec::new();
-        for (phase, (cut, matrices)) in cuts.iter().zip(matrices).enumerate() {
-            let n = |i: usize| matrices.get(i).map_or(0, |product| product.n);
+        let addresses = self.addresses(parts);
+        for (phase, ((products, cut), addresses)) in phases.iter().zip(&geometry.cuts).zip(addresses).enumerate() {
+            let n = |i: usize| products.get(i).map_or(0, |product| product.n);
             let gated = phase == 1;
-            let rows = if gated { n(0).div_ceil(HEIGHT) } else { (0..MATRICES).map(|i| n(i).div_ceil(HEIGHT)).sum() };
+            let groups = if gated { n(0).div_ceil(HEIGHT) } else { (0..MATRICES).map(|i| n(i).div_ceil(HEIGHT)).sum() };
             let becomes = match phase {
-                0 => Becomes::Residual,
                 1 => Becomes::Gated,
                 2 if parts.is_some() => Becomes::Slices,
-                2 => Becomes::Residual,
+                0 | 2 => Becomes::Residual,
                 _ => Becomes::Outputs,
             };
-            let name = matrices[0].format.name;
+            let Product { format, k, .. } = products[0];
             let args = HopperProductArgs {
                 n: u32_of("n", n(0))?,
                 n1: u32_of("n", n(1))?,
                 n2: u32_of("n", n(2))?,
-                k: u32_of("k", matrices[0].k)?,
-                groups: u32_of("n", rows)?,
+                k: u32_of("k", k)?,
+                groups: u32_of("n", groups)?,
                 turns: if gated { 2 } else { 1 },
                 span: cut.span as u32,
                 piece: cut.piece as u32,
-                step: (cut.piece * matrices[0].format.unit / 8) as u32,
+                step: (cut.piece * format.unit / 8) as u32,
                 pitch: cut.pitch as u32,
                 turned: if cut.slices > 1 { 0 } else { turned as u32 },
                 slices: cut.slices as u32,
-                parts: if phase == 3 && parts.is_some() { slices as u32 } else { 0 },
+                parts: if phase == 3 && parts.is_some() { geometry.cuts[2].slices as u32 } else { 0 },
                 becomes: becomes as u32,
                 activation: u32::from(self.activation.activation == Activation::GeluTanh),
-                format: formats.iter().position(|format| *format == name).unwrap_or(0) as u32,
-                eps: if phase == 1 { self.feed_norm.params.eps } else { self.next_norm.params.eps },
+                format: formats.iter().position(|name| *name == format.name).unwrap_or(0) as u32,
+                eps: if gated { self.feed_norm.params.eps } else { self.next_norm.params.eps },
                 pad: 0,
             };
             if cut.slices == 1 {
-                turned = (turned + grid - rows % grid) % grid;
+                turned = (turned + grid - groups % grid) % grid;
             }
-            record.extend(self.views(phase, parts.as_ref())?);
+            record.extend(addresses.bindings());
             record.push(Bound::value(&args));
         }
-        let mut bindings = vec![
-            Bound::Record(record),
-            Bound::value(&HopperLayerArgs { slot_bytes: slot as u32, slots: slots as u32 }),
-        ];
-        for (matrices, cut) in matrices.into_iter().zip(&cuts) {
-            let map = |product: &Product<'_>| {
-                boxed_rows(&product.weight.data, 8, [product.w_row, product.n], [cut.pitch, HEIGHT])
-            };
-            bindings.extend(matrices.iter().map(map));
-        }
-        // Products that are not there have no groups.
-        let last = bindings.last().cloned();
-        bindings.extend(last.into_iter().cycle().take(MATRICES - next.len()));
-        let function = format!("hopper_layer<{pieces}, {}>", formats.join(", "));
-        let launch = Launch::new(key(function), bindings, [grid as u32, 1, 1], THREADS);
-        plan.launches.push(Launch { shared_bytes, ..launch });
-        Ok(Some(plan))
+        Ok(record)
     }
 
-    /// The addresses of a product's record, `LayerProduct` in layer.cu; `parts` is what the slices of the down product sum.
-    fn views(&self, phase: usize, parts: Option<&Bound>) -> Result<[Bound; 10]> {
-        let none = || Bound::value(&0u64);
-        let view = Bound::view;
-        let sum = |norm: &RmsNorm| norm.sum.as_ref().map_or_else(none, view);
-        let next = |i: usize| self.next.get(i).map_or_else(none, |op| view(&op.output));
-        let stream = &self.next_norm.input;
-        // x, parts, their sum; norm, normed; outputs; residual, sum.
-        Ok(match (phase, parts) {
-            (0, _) => [
-                view(&self.output.input.view),
-                none(),
-                none(),
-                none(),
-                none(),
-                view(&self.output.output),
-                none(),
-                none(),
-                view(&self.feed_norm.input),
-                sum(self.feed_norm),
-            ],
-            (1, _) => [
-                view(stream),
-                none(),
-                none(),
-                view(&self.feed_norm.weight),
-                view(&self.feed_norm.output),
-                view(&self.gate.output),
-                view(&self.up.output),
-                none(),
-                none(),
-                none(),
-            ],
-            (2, parts) => [
-                view(&self.down.input.view),
-                none(),
-                none(),
-                none(),
-                none(),
-                parts.cloned().unwrap_or_else(|| view(&self.down.output)),
-                none(),
-                none(),
-                view(stream),
-                sum(self.next_norm),
-            ],
-            (3, parts) => [
-                if parts.is_some() { view(stream) } else { sum(self.next_norm) },
-                parts.cloned().unwrap_or_else(none),
-                view(&self.down.output),
-                view(&self.next_norm.weight),
-                view(&self.next_norm.output),
-                next(0),
-                next(1),
-                next(2),
-                none(),
-                sum(self.next_norm),
-            ],
-            _ => return Err(MlxError::CommandBufferError(format!("a layer has {PHASES} products, not {phase}"))),
-        })
+    fn addresses(&self, parts: Option<&Bound>) -> [Addresses; PHASES] {
+        let sum = |norm: &RmsNorm| norm.sum.as_ref().and_then(at);
+        let stream = at(&self.next_norm.input);
+        let output = Addresses {
+            x: at(&self.output.input.view),
+            outputs: [at(&self.output.output), None, None],
+            residual: at(&self.feed_norm.input),
+            sums: sum(self.feed_norm),
+            ..Addresses::default()
+        };
+        let gated = Addresses {
+            x: stream.clone(),
+            norm: at(&self.feed_norm.weight),
+            normed: at(&self.feed_norm.output),
+            outputs: [at(&self.gate.output), at(&self.up.output), None],
+            ..Addresses::default()
+        };
+        let down = Addresses {
+            x: at(&self.down.input.view),
+            outputs: [parts.cloned().or_else(|| at(&self.down.output)), None, None],
+            residual: stream.clone(),
+            sums: sum(self.next_norm),
+            ..Addresses::default()
+        };
+        let next = Addresses {
+            // Whoever adds up the slices also adds what they are added to.
+            x: if parts.is_some() { stream } else { sum(self.next_norm) },
+            parts: parts.cloned(),
+            joined: at(&self.down.output),
+            norm: at(&self.next_norm.weight),
+            normed: at(&self.next_norm.output),
+            outputs: [0, 1, 2].map(|i| self.next.get(i).and_then(|op| at(&op.output))),
+            sums: sum(self.next_norm),
+            ..Addresses::default()
+        };
+        [output, gated, down, next]
     }
 }
 
@@ -354,28 +244,21 @@ impl<'a> Layer<'a> {
 #[cfg(test)]
 pub(super) fn assertions() -> String {
     let tables = super::formats().filter(|format| format.side == 0).map(|format| {
-        let bytes = table(format);
+        let bytes = geometry::table(format);
         format!("static_assert(layer_table<{}>() == {bytes}, \"sums of x\");\n", format.name)
     });
     let layout = format!(
-        "static_assert(PHASES == {PHASES} && MOST_SLOTS == {MOST_SLOTS} && LayerLayout::TABLES == {FIXED_BYTES} && sizeof(LayerProduct) == {}, \"layers\");\n",
-        10 * size_of::<u64>() + size_of::<HopperProductArgs>()
+        "static_assert(PHASES == {PHASES} && MOST_SLOTS == {} && LayerLayout::TABLES == {} && sizeof(LayerProduct) == {}, \"layers\");\n",
+        geometry::MOST_SLOTS,
+        geometry::FIXED_BYTES,
+        record::ADDRESSES * size_of::<u64>() + size_of::<HopperProductArgs>()
     );
     tables.collect::<String>() + &layout
 }
 
-/// Bytes of a warp's sums of x, `layer_table` in layer.cu.
-fn table(format: Format) -> usize {
-    match format {
-        format if !format.sums => 0,
-        // Minimums of sixteen groups, multiplied at once.
-        format if format.name == "Q2_K" => 512,
-        format => 256 / format.sub * 8,
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::geometry::Cut;
     use super::*;
     use crate::backend::cuda::driver::DeviceInfo;
     use crate::backend::cuda::launches::{Library, fuse};
