@@ -7,6 +7,7 @@ mod limits;
 mod matmul;
 mod pool;
 mod products;
+mod tasks;
 mod vector;
 
 use std::collections::HashSet;

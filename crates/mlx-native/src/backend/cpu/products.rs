@@ -2,17 +2,22 @@
 
 use std::ops::Range;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use half::bf16;
 
 use super::exec::Planner;
 use super::kernel::{Kernel, Share, Streams};
-use super::matmul::{Plan, RowMap, Weight, XRows, YRows};
+use super::matmul::{Part, Plan, RowMap, STREAMS, Weight, XRows, YRows};
+use super::tasks::{Streamed, Tasks};
 use super::vector::GRAIN;
 use crate::format::{WeightFormat, WeightRow};
 use crate::ops::{Input, InputLayout, Matmul, MatmulId, WeightView, fault};
 use crate::{DType, GgmlType, MlxError, Result};
+
+/// Bytes of its streams that a thread takes at once at least: some half a microsecond of reading, beside which taking them costs little.
+const PIECE_BYTES: usize = 16 << 10;
+/// Parts of fewer bytes are taken whole: beginning in the middle of another thread's costs what is gained.
+const SHARED_BYTES: usize = 512 << 10;
 
 /// A product `[m, k] · [n, k]ᵀ` and the kernel for it.
 #[derive(Clone, Copy)]
@@ -150,50 +155,6 @@ impl WeightBytes {
     }
 }
 
-/// Work handed out to threads: each begins with a contiguous band of its own and then helps with the others'.
-struct Tasks {
-    count: usize,
-    /// The next task of each thread's band.
-    next: Box<[Counter]>,
-}
-
-/// A number in a cache line of its own.
-#[repr(align(64))]
-struct Counter(AtomicUsize);
-
-/// Where the band of a thread begins, and that of the thread before it ends.
-fn first_task(count: usize, thread: usize, threads: usize) -> usize {
-    count * thread / threads
-}
-
-impl Tasks {
-    fn new(count: usize, threads: usize) -> Tasks {
-        let first = |thread| Counter(AtomicUsize::new(first_task(count, thread, threads)));
-        Tasks { count, next: (0..threads).map(first).collect() }
-    }
-
-    /// The task that a thread begins with.
-    fn first(&self, thread: usize) -> usize {
-        first_task(self.count, thread, self.next.len())
-    }
-
-    fn each(&self, thread: usize, mut run: impl FnMut(usize)) {
-        let threads = self.next.len();
-        for turn in 0..threads {
-            let band = (thread + turn) % threads;
-            let end = self.first(band + 1);
-            let next = &self.next[band].0;
-            // Looking first leaves the line with the thread that counts.
-            while next.load(Ordering::Relaxed) < end {
-                let task = next.fetch_add(1, Ordering::Relaxed);
-                if task < end {
-                    run(task);
-                }
-            }
-        }
-    }
-}
-
 /// Output features of all rows.
 struct Product {
     plan: Plan,
@@ -204,8 +165,29 @@ struct Product {
     m: usize,
     y: YRows,
     scratch: (*mut u8, usize),
-    chunk: usize,
-    tasks: Tasks,
+    dealt: Dealt,
+}
+
+/// How a product's features are dealt to threads.
+enum Dealt {
+    /// So many of them a task.
+    Tasks { chunk: usize, tasks: Tasks },
+    /// A range for each thread, read in streams: turns of a [`Part`].
+    Bands { bands: Vec<Range<usize>>, turns: Streamed },
+}
+
+impl Dealt {
+    fn new(plan: &Plan, n: usize, row_bytes: usize, threads: usize) -> Dealt {
+        let chunk = plan.chunk(threads).max(1);
+        if !plan.streams() {
+            return Dealt::Tasks { chunk, tasks: Tasks::new(n.div_ceil(chunk), threads) };
+        }
+        let bands: Vec<_> = (0..threads).map(|part| (part * chunk).min(n)..((part + 1) * chunk).min(n)).collect();
+        let turns = bands.iter().map(|band| Part::turns_of(band.len()));
+        let piece = if chunk * row_bytes < SHARED_BYTES { chunk } else { PIECE_BYTES / (STREAMS * row_bytes).max(1) };
+        let turns = Streamed::new(turns, piece);
+        Dealt::Bands { bands, turns }
+    }
 }
 
 // SAFETY: the pointers are to memory that the running list owns or reads; tasks write disjoint features, and each thread has its own scratch.
@@ -219,21 +201,28 @@ impl Kernel for Product {
         let weight = unsafe { self.weight.matrix(self.slab) };
         // SAFETY: thread_scratch gives every thread one stride.
         let scratch = unsafe { self.scratch.0.add(share.part * self.scratch.1) };
-        self.tasks.each(share.part, |task| {
-            let features = task * self.chunk..((task + 1) * self.chunk).min(self.n);
-            // SAFETY: the plan, the rows and y were made for this product; a task's features are its own.
-            unsafe { self.plan.run(&weight, self.prepared, RowMap::All(self.m), self.y, features, scratch) };
-        });
+        let run = |part: Part| {
+            // SAFETY: the plan, the rows and y were made for this product; what is dealt to a thread is no other's.
+            unsafe { self.plan.run(&weight, self.prepared, RowMap::All(self.m), self.y, part, scratch) };
+        };
+        match &self.dealt {
+            Dealt::Tasks { chunk, tasks } => {
+                tasks.each(share.part, |task| run(Part::all(task * chunk..((task + 1) * chunk).min(self.n))));
+            }
+            Dealt::Bands { bands, turns } => {
+                turns.each(share.part, |band, turns| run(Part { features: bands[band].clone(), turns }));
+            }
+        }
     }
 
     fn streams(&self, share: &Share<'_>) -> Option<Streams> {
+        let Dealt::Bands { bands, .. } = &self.dealt else { return None };
+        let band = bands.get(share.part).filter(|band| !band.is_empty())?;
         let (data, len) = self.weight.parts[0];
-        let band = self.plan.band(self.chunk.min(self.n))?;
-        let row_bytes = len / self.n;
-        let first = self.tasks.first(share.part) * self.chunk;
-        let start = self.slab * self.weight.strides[0] + first * row_bytes;
-        let starts = std::array::from_fn(|r| data.wrapping_add(start + r * band * row_bytes));
-        (first < self.n).then_some(Streams { starts, bytes: band * row_bytes })
+        let (row_bytes, rows) = (len / self.n, Part::turns_of(band.len()));
+        let start = self.slab * self.weight.strides[0] + band.start * row_bytes;
+        let starts = std::array::from_fn(|r| data.wrapping_add(start + r * rows * row_bytes));
+        Some(Streams { starts, bytes: rows * row_bytes })
     }
 }
 
@@ -267,7 +256,7 @@ pub(crate) fn plan_matmul(planner: &mut Planner<'_>, op: &Matmul, barrier: bool,
         let input = batch_input(&input, product, [m, k]);
         let rows = planner.prepared(&operand, &input, barrier)?;
         let threads = planner.executor.pool.threads();
-        let chunk = operand.plan.chunk(threads).max(1);
+        let dealt = Dealt::new(&operand.plan, n, weight.parts[0].1 / n.max(1), threads);
         // SAFETY: ops/ has checked that the output holds `batch` products of m rows.
         let data = unsafe { y.add(product * m * n) };
         let kernel = Product {
@@ -279,8 +268,7 @@ pub(crate) fn plan_matmul(planner: &mut Planner<'_>, op: &Matmul, barrier: bool,
             m,
             y: YRows { data, stride: n },
             scratch,
-            chunk,
-            tasks: Tasks::new(n.div_ceil(chunk), threads),
+            dealt,
         };
         planner.push_reader(&rows, Box::new(kernel));
         barrier = false;
@@ -486,7 +474,7 @@ impl Kernel for Routed {
             // SAFETY: the expert is below n_experts; the pairs name tokens that were prepared and slots of y; a task's slots and features are its own.
             unsafe {
                 let weight = self.weight.matrix(*expert);
-                self.plan.run(&weight, self.prepared, rows, self.y, features, scratch);
+                self.plan.run(&weight, self.prepared, rows, self.y, Part::all(features), scratch);
             }
         });
     }

@@ -7,7 +7,7 @@ use super::prepare::{FLOAT_PAD, Layout};
 use super::simd::{MAX_LANES, Simd, array, four};
 use super::source::Choice;
 use super::tiles::AHEAD_BYTES_ONE;
-use super::{Config, Job, Weight};
+use super::{Config, Job, Part, STREAMS, Weight};
 use crate::backend::cpu::isa::Isa;
 use crate::format::fp::e8m0_to_f32;
 use crate::format::{FpMode, GgmlType, dequantize_row};
@@ -16,7 +16,7 @@ use half::{bf16, f16};
 /// Values of k that are widened at once: whole blocks of every format.
 const K_BLOCK: usize = 1024;
 /// Weight rows that share a load of x.
-const ROWS: usize = 4;
+const ROWS: usize = STREAMS;
 /// Rows of x that share a load of weights.
 const COLUMNS: usize = 4;
 /// Most rows of x whose sums are kept at once.
@@ -289,12 +289,12 @@ unsafe fn one<S: Simd, V: Values<S>>(job: &Job, values: &V, stride: usize) {
     let width = 4 * S::LANES;
     let whole = job.k / (4 * width) * (4 * width);
     let count = job.n.len();
-    let band = count.div_ceil(ROWS);
+    let band = Part::turns_of(count);
     let (x_row, y_row) = job.rows.get(0);
     // SAFETY: rows below n.end exist in the weight, x is padded to whole vectors, places in y exist.
     unsafe {
         let x = job.prepared.cast::<f32>().add(x_row * stride);
-        for t in 0..band {
+        for t in job.turns.clone() {
             // The last band may be shorter: its row is then the last one once more.
             let index: [usize; ROWS] = four!(|r| job.n.start + (t + r * band).min(count - 1));
             let rows: [*const u8; ROWS] = four!(|r| values.row(index[r]));
@@ -364,7 +364,7 @@ unsafe fn run<S: Simd>(job: &Job) {
     unsafe {
         let scratch = job.scratch.add(job.scratch.align_offset(64)).cast::<f32>();
         let sums = scratch.add(ROWS * K_BLOCK);
-        for first in job.n.clone().step_by(ROWS) {
+        for first in job.turns.clone().map(|turn| job.n.start + turn * ROWS) {
             let rows: [usize; ROWS] = four!(|r| (first + r).min(job.n.end - 1));
             for c0 in (0..job.rows.len()).step_by(MAX_COLUMNS) {
                 let columns = (job.rows.len() - c0).min(MAX_COLUMNS);

@@ -132,6 +132,31 @@ impl RowMap<'_> {
     }
 }
 
+/// Weight rows that a kernel for one row of x reads side by side.
+pub(crate) const STREAMS: usize = 4;
+
+/// The output features of a run.
+#[derive(Clone, Debug)]
+pub(crate) struct Part {
+    pub features: Range<usize>,
+    /// Of one row of x: which of the features. The range is [`STREAMS`] bands one behind the other, the last of them the shorter one, and a turn is a
+    /// feature of each. Kernels that do not read bands side by side take so many neighbours for a turn.
+    pub turns: Range<usize>,
+}
+
+impl Part {
+    /// All features of a range.
+    pub(crate) fn all(features: Range<usize>) -> Part {
+        let turns = 0..Part::turns_of(features.len());
+        Part { features, turns }
+    }
+
+    /// Turns of so many features.
+    pub(crate) fn turns_of(count: usize) -> usize {
+        count.div_ceil(STREAMS)
+    }
+}
+
 /// What prepared x depends on besides x itself: equal keys and equal k mean that one preparation serves both products.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct XKey {
@@ -147,6 +172,8 @@ struct Job<'a> {
     rows: RowMap<'a>,
     y: YRows,
     n: Range<usize>,
+    /// See [`Part`]; all of them where there are several rows.
+    turns: Range<usize>,
     scratch: *mut u8,
     batch_invariant: bool,
 }
@@ -218,10 +245,9 @@ impl Plan {
         }
     }
 
-    /// One row of x reads weights in four streams: how many rows lie between their beginnings in a run of `count` features. None where more rows of x
-    /// make memory the lesser concern.
-    pub(crate) fn band(&self, count: usize) -> Option<usize> {
-        (self.m * self.layout.planes() == 1).then(|| count.div_ceil(4))
+    /// Whether runs are for one row of x, which reads weights in [`STREAMS`] bands: then a run may be for some of the turns of its [`Part`].
+    pub(crate) fn streams(&self) -> bool {
+        self.m * self.layout.planes() == 1
     }
 
     /// Phase 1: part `part` of `parts` of bringing x into the form that [`run`](Plan::run) reads.
@@ -234,12 +260,13 @@ impl Plan {
         unsafe { prepare::prepare(self.isa, self.layout, x, self.m, prepared, part, parts) }
     }
 
-    /// Phase 2: output features `n` of `rows`, after all parts of phase 1 are done.
+    /// Phase 2: a part of the output features of `rows`, after all parts of phase 1 are done.
     ///
     /// # Safety
     /// `weight` has the plan's format and shape, `prepared` was written by the parts of a plan with an equal
     /// [`x_key`](Plan::x_key) and k, `rows` names prepared rows and rows of `y` that exist (at most m of them), `y` is writable at these rows for
-    /// `n.end` features and no other run writes the same place, `n.end ≤` the plan's n, `scratch` is writable for
+    /// the part's features and no other run writes the same place, they end within the plan's n, the part has all turns unless the plan
+    /// [`streams`](Plan::streams), `scratch` is writable for
     /// [`thread_bytes`](Plan::thread_bytes) and used by no one else.
     pub(crate) unsafe fn run(
         &self,
@@ -247,15 +274,16 @@ impl Plan {
         prepared: *const u8,
         rows: RowMap,
         y: YRows,
-        n: Range<usize>,
+        part: Part,
         scratch: *mut u8,
     ) {
-        debug_assert!(n.end <= self.n);
-        if n.is_empty() || rows.len() == 0 {
+        let Part { features: n, turns } = part;
+        debug_assert!(n.end <= self.n && turns.end <= Part::turns_of(n.len()));
+        if turns.is_empty() || rows.len() == 0 {
             return;
         }
         let Plan { k, layout, batch_invariant, .. } = *self;
-        let job = Job { weight, k, layout, prepared, rows, y, n, scratch, batch_invariant };
+        let job = Job { weight, k, layout, prepared, rows, y, n, turns, scratch, batch_invariant };
         // SAFETY: the kernel belongs to an instruction set that the plan's maker found available; the rest is the caller's promise.
         unsafe { (self.kernel)(&job) }
     }

@@ -151,7 +151,9 @@ fn multiply(config: Config, w: &Owned, m: usize, n: usize, k: usize, x: &[f32], 
     for &piece in pieces.iter().chain([&n]) {
         let end = (start + piece).min(n);
         // SAFETY: all buffers have the plan's sizes and shapes.
-        unsafe { plan.run(&w.weight(), prepared.as_ptr(), RowMap::All(m), out, start..end, scratch.as_mut_ptr()) };
+        unsafe {
+            plan.run(&w.weight(), prepared.as_ptr(), RowMap::All(m), out, Part::all(start..end), scratch.as_mut_ptr())
+        };
         start = end;
     }
     y
@@ -268,7 +270,7 @@ fn multiply_rows(config: Config, w: &Owned, [m, n, k]: [usize; 3], x: XRows, row
     // SAFETY: x has m rows of k values, the buffers have the plan's sizes, and rows are below m.
     unsafe {
         plan.prepare(x, prepared.as_mut_ptr(), 0, 1);
-        plan.run(&w.weight(), prepared.as_ptr(), rows, out, 0..n, scratch.as_mut_ptr());
+        plan.run(&w.weight(), prepared.as_ptr(), rows, out, Part::all(0..n), scratch.as_mut_ptr());
     }
     y
 }

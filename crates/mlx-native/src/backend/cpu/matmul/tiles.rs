@@ -15,7 +15,7 @@ use std::mem::MaybeUninit;
 use super::panels::{Entering, Kind, OfSource, of_kind};
 use super::simd::{MAX_LANES, Simd, array, four, unrolled};
 use super::source::{ANY_SIDES, Scales, Source};
-use super::{Job, panels};
+use super::{Job, Part, panels};
 
 /// Columns that share a pass over codes in the first-level cache.
 pub(super) const COLUMN_BLOCK: usize = 16;
@@ -130,7 +130,7 @@ unsafe fn bands<S: Simd, F: Source<S>, const SIDES: usize>(job: &Job, source: &F
     let (steps, record_bytes) = (job.layout.steps(), job.layout.record_bytes());
     let (planes, column_bytes) = (job.layout.planes(), job.layout.column_bytes());
     let count = job.n.len();
-    let band = count.div_ceil(4);
+    let band = Part::turns_of(count);
     let full = job.k / (32 * S::LANES) / F::STEPS * F::STEPS;
     let together = if SIDES == ANY_SIDES { 0 } else { full / 4 * 4 };
     // SAFETY: the caller's promise: rows below n.end exist in the weight, records in the prepared x, places in y.
@@ -138,7 +138,7 @@ unsafe fn bands<S: Simd, F: Source<S>, const SIDES: usize>(job: &Job, source: &F
         for i in 0..job.rows.len() {
             let (x_row, y_row) = job.rows.get(i);
             let y = job.y.data.add(y_row * job.y.stride + job.n.start);
-            for t in 0..band {
+            for t in job.turns.clone() {
                 // The last band may be shorter: its row is then the last one once more.
                 let rows = source.rows(four!(|r| job.n.start + (t + r * band).min(count - 1)));
                 let mut sum = S::splat(0.0);
