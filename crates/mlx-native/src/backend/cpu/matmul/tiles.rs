@@ -148,7 +148,7 @@ unsafe fn bands<S: Simd, F: Source<S>, const SIDES: usize>(job: &Job, source: &F
                     for step in (0..together).step_by(4) {
                         let scales = source.four_scales::<SIDES>(&rows, step);
                         unrolled!(4, |s| {
-                            source.prefetch_quarter::<SIDES>(&rows, step + ahead(AHEAD_BYTES_ONE, F::STEP_BYTES), s);
+                            source.prefetch_quarter::<SIDES>(&rows, step + ahead(F::AHEAD_BYTES, F::STEP_BYTES), s);
                             let stage = source.stage::<true>(&rows, step + s);
                             total = dot_step::<S, F>(source, &stage, 0, &scales[s], record, total);
                             record = record.add(record_bytes);
@@ -156,7 +156,7 @@ unsafe fn bands<S: Simd, F: Source<S>, const SIDES: usize>(job: &Job, source: &F
                     }
                     for step in (together..full).step_by(F::STEPS) {
                         // Behind the end of a row lies the next one of its band.
-                        source.prefetch(&rows, step + ahead(AHEAD_BYTES_ONE, F::STEP_BYTES).next_multiple_of(F::STEPS));
+                        source.prefetch(&rows, step + ahead(F::AHEAD_BYTES, F::STEP_BYTES).next_multiple_of(F::STEPS));
                         let stage = source.stage::<true>(&rows, step);
                         unrolled!(F::STEPS, |s| {
                             total = dot_step::<S, F>(source, &stage, s, &source.scales(&stage, s), record, total);

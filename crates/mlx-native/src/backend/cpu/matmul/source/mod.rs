@@ -7,6 +7,7 @@ mod k_quants;
 
 use super::prepare::{Layout, Sums};
 use super::simd::{Simd, four};
+use super::tiles::AHEAD_BYTES_ONE;
 use super::{Config, Kernel, Precision, Weight, floats, tiles};
 use crate::backend::cpu::isa::Isa;
 use crate::format::ggml::{
@@ -69,6 +70,8 @@ pub(super) trait Source<S: Simd>: Sized {
     const STEPS: usize = 1;
     /// Bytes of a row that a step reads.
     const STEP_BYTES: usize;
+    /// How far ahead of their use a single column's weights are asked for.
+    const AHEAD_BYTES: usize = AHEAD_BYTES_ONE;
     /// A row may end within a step; then STEPS is 1.
     const TAILS: bool = true;
     /// Four rows.
