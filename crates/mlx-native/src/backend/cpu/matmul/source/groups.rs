@@ -214,7 +214,7 @@ impl<S: Simd, const BITS: usize> Source<S> for Affine<BITS> {
     const WIDE: bool = BITS == 8;
     const PAIRS: bool = BITS == 4;
     const STEP_BYTES: usize = 4 * BITS * S::LANES;
-    // A line of scales is for 2 KiB of 8-bit codes, and asked for a line ahead of them: with more it does not stay in the first-level cache.
+    // What reads fastest depends on the speed of memory: docs/performance.md.
     const AHEAD_BYTES: usize = if BITS == 8 { 1024 } else { AHEAD_BYTES_ONE };
     const OFFSET: i32 = 0;
     const BY_SIDES: bool = true;
