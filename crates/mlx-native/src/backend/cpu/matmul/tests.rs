@@ -135,7 +135,7 @@ fn tame(ty: GgmlType, bytes: &mut [u8], random: &mut Random) {
     }
 }
 
-/// Both phases, phase 1 in three parts and phase 2 in the given pieces; outputs start as NaN.
+/// Both phases, phase 1 in three parts and phase 2 in the given pieces, of which products of one row get the last turns first; outputs start as NaN.
 fn multiply(config: Config, w: &Owned, m: usize, n: usize, k: usize, x: &[f32], pieces: &[usize]) -> Vec<f32> {
     let plan = Plan::new(config, w.format, m, n, k);
     let mut prepared = vec![0xFFu8; plan.x_bytes()];
@@ -149,12 +149,14 @@ fn multiply(config: Config, w: &Owned, m: usize, n: usize, k: usize, x: &[f32], 
     let out = YRows { data: y.as_mut_ptr(), stride: n };
     let mut start = 0;
     for &piece in pieces.iter().chain([&n]) {
-        let end = (start + piece).min(n);
-        // SAFETY: all buffers have the plan's sizes and shapes.
-        unsafe {
-            plan.run(&w.weight(), prepared.as_ptr(), RowMap::All(m), out, Part::all(start..end), scratch.as_mut_ptr())
-        };
-        start = end;
+        let whole = Part::all(start..(start + piece).min(n));
+        let middle = if plan.streams() { whole.turns.end / 3 } else { 0 };
+        for turns in [middle..whole.turns.end, 0..middle] {
+            let part = Part { turns, ..whole.clone() };
+            // SAFETY: all buffers have the plan's sizes and shapes.
+            unsafe { plan.run(&w.weight(), prepared.as_ptr(), RowMap::All(m), out, part, scratch.as_mut_ptr()) };
+        }
+        start = whole.features.end;
     }
     y
 }
