@@ -1,25 +1,25 @@
 //! The device: compiles kernels, runs lists, replays those that come again.
 
 use std::collections::{HashMap, HashSet};
-use std::ffi::c_void;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::claim::Claim;
-use super::driver::{Context, DeviceAllocation, EncodedTensorMap, Geometry, Graph, Kernel, Stream};
+use super::driver::{Context, DeviceAllocation, Geometry, Graph, Kernel, Stream};
 use super::fingerprint::Fingerprint;
 use super::frame::{Frame, live_bytes};
 use super::launches::matmul::Route;
 use super::launches::{self, Bound, Launch, PipelineKey, Plan, Planner, fuse};
 use super::memory::{CudaMapped, CudaMemory};
 use super::nvrtc::{self, Program};
+use super::params::{Params, address};
 use super::source;
 use super::upload::Uploader;
 use crate::backend::gpu::Fault;
 use crate::backend::{
     Backend, Capability, CapabilityQuery, CommandList, Completed, OpKind, Recorded, Submission, log_kernels,
 };
-use crate::buffer::{SharedMemory, View};
+use crate::buffer::SharedMemory;
 use crate::device::{DeviceKind, DeviceOptions, Pace};
 use crate::memory::{MappedMemory, Memory};
 use crate::{MlxError, Result};
@@ -104,19 +104,6 @@ impl Submission for Running {
         }
         Ok(())
     }
-}
-
-/// The address of a view, for work that reads it, and writes it when `writes`.
-fn address(view: &View, memory: &SharedMemory, writes: bool) -> Result<u64> {
-    let any = memory.as_any();
-    let base = if let Some(memory) = any.downcast_ref::<CudaMemory>() {
-        memory.device_address(writes)?
-    } else if let Some(memory) = any.downcast_ref::<CudaMapped>() {
-        memory.device_address()?
-    } else {
-        return Err(MlxError::CommandBufferError("cuda: a buffer that is not the device's".into()));
-    };
-    Ok(base + view.offset as u64)
 }
 
 impl Drop for CudaBackend {
@@ -259,10 +246,7 @@ impl CudaBackend {
                             live += live_bytes(value);
                         }
                         Bound::Fault => params.address(frame.fault_address(fault)),
-                        Bound::Value(value) => params.bytes(value),
-                        Bound::Record(fields) => params.bytes(&record_bytes(fields, &scratch)?),
-                        Bound::Tensor(map, of) => params.tensor(map.encode(bound_address(of, &scratch)?)?),
-                        Bound::View(_) | Bound::Scratch(_) => params.address(bound_address(bound, &scratch)?),
+                        _ => params.bind(bound, &scratch)?,
                     }
                 }
                 self.launch(launch, kernel, &mut params)?;
@@ -426,73 +410,6 @@ impl Planned {
     fn live_values(&self) -> impl Iterator<Item = &[u8]> {
         let bindings = self.plans.iter().flat_map(|plan| &plan.launches).flat_map(|launch| &launch.bindings);
         bindings.filter_map(|bound| if let Bound::Live(value) = bound { Some(&value[..]) } else { None })
-    }
-}
-
-/// The address of a view or of scratch memory.
-fn bound_address(bound: &Bound, scratch: &[u64]) -> Result<u64> {
-    match bound {
-        // What the host wrote was sent before, and who writes was noted.
-        Bound::View(view) => address(view, &view.storage.memory(), false),
-        Bound::Scratch(index) => scratch.get(*index).copied().ok_or_else(|| {
-            MlxError::CommandBufferError(format!("cuda: scratch memory {index} is not part of the plan"))
-        }),
-        _ => Err(MlxError::CommandBufferError("cuda: a binding without an address".into())),
-    }
-}
-
-/// A struct of addresses and values.
-fn record_bytes(fields: &[Bound], scratch: &[u64]) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    for field in fields {
-        match field {
-            Bound::Value(value) => bytes.extend_from_slice(value),
-            _ => bytes.extend_from_slice(&bound_address(field, scratch)?.to_ne_bytes()),
-        }
-    }
-    Ok(bytes)
-}
-
-/// The parameters of a launch: bytes of each, at an offset that suits every type.
-#[derive(Default)]
-struct Params {
-    words: Vec<[u64; 2]>,
-    /// First word of each parameter.
-    starts: Vec<usize>,
-    tensors: Vec<EncodedTensorMap>,
-    /// For each parameter that is a tensor map, its index.
-    tensor_at: HashMap<usize, usize>,
-}
-
-impl Params {
-    fn address(&mut self, address: u64) {
-        self.bytes(&address.to_ne_bytes());
-    }
-
-    fn bytes(&mut self, bytes: &[u8]) {
-        self.starts.push(self.words.len());
-        for chunk in bytes.chunks(16) {
-            let mut word = [0u8; 16];
-            word[..chunk.len()].copy_from_slice(chunk);
-            self.words.push(bytemuck::cast(word));
-        }
-    }
-
-    fn tensor(&mut self, map: EncodedTensorMap) {
-        self.tensor_at.insert(self.starts.len(), self.tensors.len());
-        self.starts.push(self.words.len());
-        self.tensors.push(map);
-    }
-
-    /// A pointer to each parameter, good until the next change.
-    fn pointers(&mut self) -> Vec<*mut c_void> {
-        let words = self.words.as_mut_ptr();
-        let tensors = self.tensors.as_mut_ptr();
-        let pointers = self.starts.iter().enumerate().map(|(i, &start)| match self.tensor_at.get(&i) {
-            Some(&tensor) => tensors.wrapping_add(tensor).cast(),
-            None => words.wrapping_add(start).cast(),
-        });
-        pointers.collect()
     }
 }
 

@@ -1,4 +1,4 @@
-//! CUDA's driver interface: every unsafe call of the backend but NVRTC's, each object freed when it is dropped.
+//! CUDA's driver interface: every unsafe call of the backend but NVRTC's and that for tensor maps, each object freed when it is dropped.
 
 use std::ffi::{CStr, CString, c_int, c_uint, c_void};
 use std::sync::Arc;
@@ -24,7 +24,7 @@ fn failure(what: &str, code: CUresult, bytes: usize) -> MlxError {
     MlxError::CommandBufferError(format!("cuda: {what}: {text} ({code:?})"))
 }
 
-fn check(what: &str, code: CUresult) -> Result<()> {
+pub(super) fn check(what: &str, code: CUresult) -> Result<()> {
     if code == CUresult::CUDA_SUCCESS { Ok(()) } else { Err(failure(what, code, 0)) }
 }
 
@@ -484,66 +484,5 @@ impl Drop for Graph {
             // SAFETY: instantiated in `end_capture`, destroyed once.
             unsafe { sys::cuGraphExecDestroy(self.executable) };
         }
-    }
-}
-
-/// How a tensor map cuts a matrix into boxes, see `cuTensorMapEncodeTiled`; sizes from the fastest dimension on.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct TensorMap {
-    /// Bytes of an element: 1, 2, 4 or 8.
-    pub element_bytes: u32,
-    pub dims: Vec<u64>,
-    /// Bytes from one element to the next, of each dimension but the first; multiples of 16.
-    pub strides: Vec<u64>,
-    pub tile: Vec<u32>,
-    /// Whether rows of 128 bytes are swizzled.
-    pub swizzled: bool,
-}
-
-/// The 128 bytes that a kernel takes for a tensor map.
-#[repr(C, align(64))]
-#[derive(Clone, Copy)]
-pub(super) struct EncodedTensorMap(pub sys::CUtensorMap);
-
-impl TensorMap {
-    /// Encodes the map of a matrix at `address`, a multiple of 16.
-    pub(super) fn encode(&self, address: u64) -> Result<EncodedTensorMap> {
-        use sys::CUtensorMapDataType_enum as Type;
-        let rank = self.dims.len();
-        if rank == 0 || rank > 5 || self.strides.len() + 1 != rank || self.tile.len() != rank {
-            return Err(MlxError::CommandBufferError(format!("cuda: a tensor map of these dimensions: {self:?}")));
-        }
-        let element = match self.element_bytes {
-            1 => Type::CU_TENSOR_MAP_DATA_TYPE_UINT8,
-            4 => Type::CU_TENSOR_MAP_DATA_TYPE_UINT32,
-            8 => Type::CU_TENSOR_MAP_DATA_TYPE_UINT64,
-            _ => Type::CU_TENSOR_MAP_DATA_TYPE_UINT16,
-        };
-        let swizzle = if self.swizzled {
-            sys::CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_128B
-        } else {
-            sys::CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_NONE
-        };
-        let ones = [1u32; 5];
-        // SAFETY: a map is plain data.
-        let mut map: EncodedTensorMap = unsafe { std::mem::zeroed() };
-        // SAFETY: the arrays have `rank` (strides one less) elements, checked above; the map is written.
-        let code = unsafe {
-            sys::cuTensorMapEncodeTiled(
-                &mut map.0,
-                element,
-                rank as u32,
-                address as *mut c_void,
-                self.dims.as_ptr(),
-                self.strides.as_ptr(),
-                self.tile.as_ptr(),
-                ones.as_ptr(),
-                sys::CUtensorMapInterleave_enum::CU_TENSOR_MAP_INTERLEAVE_NONE,
-                swizzle,
-                sys::CUtensorMapL2promotion_enum::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                sys::CUtensorMapFloatOOBfill_enum::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
-            )
-        };
-        check("cuTensorMapEncodeTiled", code).map(|()| map)
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! [`launches`] turns an `Op` into a [`launches::Plan`]: which kernels, bound to what, over which grid; plain data, planned without a GPU.
 //! [`source`] assembles the text of a kernel from the rendered formats, the argument structs and the templates in `kernels/`. [`nvrtc`]
-//! compiles it and keeps the machine code on disk. [`driver`] has every unsafe call to the driver. [`device`] runs command lists: launch by
-//! launch at first, and as a graph when a list of the same shape comes again.
+//! compiles it and keeps the machine code on disk. [`driver`] has the unsafe calls to the driver, [`tensor_map`] the one that makes tensor maps.
+//! [`device`] runs command lists: launch by launch at first, and as a graph when a list of the same shape comes again.
 
 mod claim;
 mod device;
@@ -13,7 +13,9 @@ mod frame;
 pub(crate) mod launches;
 mod memory;
 mod nvrtc;
+mod params;
 mod source;
+pub(crate) mod tensor_map;
 mod upload;
 
 pub(crate) use device::CudaBackend;

@@ -38,7 +38,12 @@ pub(super) fn assemble(key: &PipelineKey) -> Source {
             let args = [PartArgs::render(), RopeArgs::render(), RopeTable::render()];
             (
                 "heads.cu",
-                vec![args.concat(), include_str!("kernels/turn.cu").into(), include_str!("kernels/heads.cu").into()],
+                vec![
+                    args.concat(),
+                    include_str!("kernels/turn.cu").into(),
+                    include_str!("kernels/heads.cu").into(),
+                    include_str!("kernels/turn_attend.cu").into(),
+                ],
             )
         }
         Library::Flash => ("flash.cu", vec![PartArgs::render(), include_str!("kernels/flash.cu").into()]),

@@ -15,7 +15,8 @@ use bytemuck::Pod;
 
 pub(crate) use elementwise::type_name;
 
-use super::driver::{DeviceInfo, TensorMap};
+use super::driver::DeviceInfo;
+use super::tensor_map::TensorMap;
 use crate::backend::gpu::{Fault, WeightText};
 use crate::buffer::View;
 use crate::device::DeviceOptions;

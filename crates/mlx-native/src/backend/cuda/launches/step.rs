@@ -137,7 +137,7 @@ impl<'a> Step<'a> {
         Ok([Bound::value(&rope_args(self.q)?), Bound::value(&frequencies(self.q))])
     }
 
-    /// `StepArgs` of heads.cu.
+    /// `StepArgs` of turn_attend.cu.
     fn record(&self) -> Bound {
         let [q, k, v] = self.inputs().map(Bound::view);
         let none = || Bound::value(&0u64);

@@ -1,9 +1,9 @@
 //! Routing between the kernels, and the geometry of the one for many rows.
 
 use super::{HopperTileArgs, Product, ROWS, Rows, TILES, UNIT, key, matvec, pitch_of};
-use crate::backend::cuda::driver::TensorMap;
 use crate::backend::cuda::launches::args::ProductArgs;
 use crate::backend::cuda::launches::{Bound, Launch, Plan, Planner};
+use crate::backend::cuda::tensor_map::TensorMap;
 use crate::backend::gpu::u32_of;
 use crate::buffer::View;
 use crate::device::Activations;
@@ -35,8 +35,7 @@ impl Tile {
         let narrow = m.div_ceil(128) * 128 * 5 <= m.div_ceil(256) * 256 * 4;
         match m {
             ..=64 => tile(4, 1, 64, 2),
-            // Weights of 8.5 bits leave L2 little time for the input.
-            _ if narrow => tile(3, 1, 128, if format.name == "Q8_0" { 2 } else { 1 }),
+            _ if narrow => tile(3, 1, 128, if format.paired { 2 } else { 1 }),
             _ => tile(2, 1, 256, 2),
         }
     }
@@ -156,17 +155,9 @@ impl Product<'_> {
             let side = sides[i].filter(|_| self.format.side > 0);
             let (row, box_bytes) = if side.is_none() { (w_row, pitch) } else { (self.side_row, side_pitch) };
             let (together, box_rows) = if tile.ragged { (SORTS, SORTS) } else { (1, tile.features()) };
-            let mut map = TensorMap {
-                element_bytes: 2,
-                dims: vec![(together * row) as u64 / 2, (self.n / together) as u64],
-                strides: vec![(together * row) as u64],
-                tile: vec![box_bytes as u32 / 2, box_rows as u32],
-                swizzled: false,
-            };
+            let mut map = TensorMap::rows(2, [together * row, self.n / together], [box_bytes, box_rows]);
             if let Some((count, strides)) = matrices {
-                map.dims.push(count as u64);
-                map.strides.push(strides[if self.format.side == 0 { 0 } else { i }] as u64);
-                map.tile.push(1);
+                map = map.of_each(count, strides[if self.format.side == 0 { 0 } else { i }]);
             }
             Bound::Tensor(map, Box::new(side.map_or_else(|| data.clone(), Bound::view)))
         })
@@ -175,13 +166,7 @@ impl Product<'_> {
     /// The map of `rows` rows of prepared input.
     pub(super) fn input_map(&self, rows: usize, tile: Tile, at: Bound) -> Bound {
         let pitch = self.units() * UNIT * 2;
-        let map = TensorMap {
-            element_bytes: 2,
-            dims: vec![pitch as u64 / 2, rows as u64],
-            strides: vec![pitch as u64],
-            tile: vec![64, (tile.rows / tile.cluster) as u32],
-            swizzled: true,
-        };
+        let map = TensorMap { swizzled: true, ..TensorMap::rows(2, [pitch, rows], [128, tile.rows / tile.cluster]) };
         Bound::Tensor(map, Box::new(at))
     }
 

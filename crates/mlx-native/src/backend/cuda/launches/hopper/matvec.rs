@@ -2,8 +2,8 @@
 
 use super::{HopperRowArgs, MATRICES, Product, Rows, UNIT, ahead, key, pitch_of, route};
 use crate::Result;
-use crate::backend::cuda::driver::TensorMap;
 use crate::backend::cuda::launches::{Bound, Launch};
+use crate::backend::cuda::tensor_map::TensorMap;
 use crate::backend::gpu::u32_of;
 use crate::buffer::View;
 use crate::ops::{Activation, RmsNorm};
@@ -34,9 +34,8 @@ const MOST_BLOCKS: usize = 8;
 /// Tensor copies of a stage at most, and bytes of a row in each: 256 elements of eight bytes.
 const MOST_BOXES: usize = 4;
 pub(super) const BOX_BYTES: usize = 2048;
-/// Values of a short tail at most, as in matvec.cu, and bytes of a unit: with larger ones the ring's fewer stages cost more.
+/// Values of a short tail at most, as in matvec.cu.
 const SHORT_TAIL: usize = 64;
-const SHORT_TAIL_UNIT: usize = 192;
 /// Units of which a warp holds the input's operands: of several rows, and of one, which needs fewer registers, where rows of weights come strided.
 const MOST_UNITS: usize = 2;
 const MOST_UNITS_OF_ONE: usize = 3;
@@ -95,19 +94,9 @@ enum Tail {
 
 impl Tail {
     fn of(product: &Product<'_>, m: usize, exact: bool) -> Tail {
-        let format = product.format;
         match product.k % UNIT {
             0 => Tail::Whole,
-            1..=SHORT_TAIL
-                if m == 1
-                    && exact
-                    && product.k > UNIT
-                    && format.unit <= SHORT_TAIL_UNIT
-                    && format.side == 0
-                    && format.sub == 32 =>
-            {
-                Tail::Short
-            }
+            1..=SHORT_TAIL if m == 1 && exact && product.k > UNIT && product.format.short_tails => Tail::Short,
             _ => Tail::Part,
         }
     }
@@ -335,21 +324,9 @@ fn map(product: &Product<'_>, geometry: &Geometry) -> Bound {
     boxed_rows(&product.weight.data, 8, rows, [geometry.pitch, 16 * geometry.sets])
 }
 
-/// The map of `n` rows of `row` bytes, copied in boxes of `height` rows of `pitch` bytes, elements of so many bytes.
-pub(super) fn boxed_rows(
-    view: &View,
-    element_bytes: usize,
-    [row, n]: [usize; 2],
-    [pitch, height]: [usize; 2],
-) -> Bound {
-    let map = TensorMap {
-        element_bytes: element_bytes as u32,
-        dims: vec![(row / element_bytes) as u64, n as u64],
-        strides: vec![row as u64],
-        tile: vec![(pitch / element_bytes) as u32, height as u32],
-        swizzled: false,
-    };
-    Bound::Tensor(map, Box::new(Bound::view(view)))
+/// The map of a view's rows, see [`TensorMap::rows`].
+pub(super) fn boxed_rows(view: &View, element_bytes: usize, rows: [usize; 2], stage: [usize; 2]) -> Bound {
+    Bound::Tensor(TensorMap::rows(element_bytes, rows, stage), Box::new(Bound::view(view)))
 }
 
 fn launch_of(function: String, mut bindings: Vec<Bound>, geometry: &Geometry, products: usize) -> Launch {

@@ -118,6 +118,8 @@ args! {
 
 /// Values of k that the kernels treat as one.
 const UNIT: usize = 256;
+/// Weight rows that are multiplied together.
+const STRIP: usize = 16;
 
 /// What the kernels know about a format.
 #[derive(Clone, Copy, Debug)]
@@ -135,25 +137,47 @@ struct Format {
     slices: usize,
     /// `FETCHED` in formats.cu.
     fetched: bool,
+    /// `FOLDED` in units.cu, for one row: minimums of sixteen groups are multiplied at once.
+    folded: bool,
+    /// Whether the last few values of a row may belong to the warp that has the unit before. With units of more bytes the ring's fewer stages cost more than that gains.
+    short_tails: bool,
+    /// Whether the blocks of narrow tiles share the input in pairs, as these weights leave L2 little time for it.
+    paired: bool,
 }
 
 impl Format {
     const fn blocks(name: &'static str, unit: usize, sub: usize) -> Format {
-        Format { name, unit, side: 0, sub, sums: true, slices: 1, fetched: false }
+        Format {
+            name,
+            unit,
+            side: 0,
+            sub,
+            sums: true,
+            slices: 1,
+            fetched: false,
+            folded: false,
+            short_tails: false,
+            paired: false,
+        }
+    }
+
+    /// Blocks of 32 values.
+    const fn short_blocks(name: &'static str, unit: usize) -> Format {
+        Format { short_tails: true, ..Format::blocks(name, unit, 32) }
     }
 
     fn of(format: WeightFormat) -> Option<Format> {
         Some(match format {
             WeightFormat::Ggml(ty) => match ty {
-                GgmlType::Q4_0 => Format { slices: 2, fetched: true, ..Format::blocks("Q4_0", 144, 32) },
-                GgmlType::Q4_1 => Format { slices: 2, fetched: true, ..Format::blocks("Q4_1", 160, 32) },
-                GgmlType::Q5_0 => Format { fetched: true, ..Format::blocks("Q5_0", 176, 32) },
-                GgmlType::Q5_1 => Format { fetched: true, ..Format::blocks("Q5_1", 192, 32) },
-                GgmlType::Q8_0 => Format { slices: 2, fetched: true, ..Format::blocks("Q8_0", 272, 32) },
-                GgmlType::IQ4_NL => Format::blocks("IQ4_NL", 144, 32),
+                GgmlType::Q4_0 => Format { slices: 2, fetched: true, ..Format::short_blocks("Q4_0", 144) },
+                GgmlType::Q4_1 => Format { slices: 2, fetched: true, ..Format::short_blocks("Q4_1", 160) },
+                GgmlType::Q5_0 => Format { fetched: true, ..Format::short_blocks("Q5_0", 176) },
+                GgmlType::Q5_1 => Format { fetched: true, ..Format::short_blocks("Q5_1", 192) },
+                GgmlType::Q8_0 => Format { slices: 2, fetched: true, paired: true, ..Format::blocks("Q8_0", 272, 32) },
+                GgmlType::IQ4_NL => Format::short_blocks("IQ4_NL", 144),
                 GgmlType::IQ4_XS => Format::blocks("IQ4_XS", 136, 32),
-                GgmlType::MXFP4 => Format { sums: false, fetched: true, ..Format::blocks("MXFP4", 136, 32) },
-                GgmlType::Q2_K => Format::blocks("Q2_K", 84, 16),
+                GgmlType::MXFP4 => Format { sums: false, fetched: true, ..Format::short_blocks("MXFP4", 136) },
+                GgmlType::Q2_K => Format { folded: true, ..Format::blocks("Q2_K", 84, 16) },
                 GgmlType::Q3_K => Format::blocks("Q3_K", 110, 16),
                 GgmlType::Q4_K => Format { fetched: true, ..Format::blocks("Q4_K", 144, 32) },
                 GgmlType::Q5_K => Format::blocks("Q5_K", 176, 32),
@@ -342,8 +366,7 @@ pub(crate) fn pipelines() -> Vec<PipelineKey> {
             "2, ONE_ROW, true, WHOLE, ALIGNED",
             "1, ONE_ROW, true, WHOLE, ALIGNED",
         ] {
-            // Formats of blocks of 32 values have short tails.
-            if geometry.contains("SHORT") && (format.side > 0 || format.sub != 32 || name.ends_with("_K")) {
+            if geometry.contains("SHORT") && !format.short_tails {
                 continue;
             }
             keys.push(key(format!("{mv}<{name}, {geometry}>")));
@@ -387,6 +410,8 @@ mod tests {
             let (_, body) = text_of_formats().split_once(&text).expect(&text);
             let body = &body[..body.find("\n};").unwrap_or(body.len())];
             assert_eq!(body.contains("FETCHED = true"), format.fetched, "{text}");
+            // Blocks of more values leave no tail, and larger units too few stages.
+            assert_eq!(format.short_tails, ty.block_values() == 32 && format.unit <= 192, "{text}");
             count += 1;
         }
         assert_eq!(count, 13);

@@ -1,11 +1,12 @@
 //! Expert-routed products of few tokens: the geometry and the launches of `hopper_mv_id`.
 
 use super::matvec::{BOX_BYTES, EXACT_ROWS, Part, THREADS, WARPS};
-use super::{Format, HopperExpertArgs, Product, Rows, UNIT, key, pitch_of};
+use super::{Format, HopperExpertArgs, Product, Rows, STRIP, UNIT, key, pitch_of};
 use crate::Result;
-use crate::backend::cuda::driver::{DeviceInfo, TensorMap};
+use crate::backend::cuda::driver::DeviceInfo;
 use crate::backend::cuda::launches::args::ProductArgs;
 use crate::backend::cuda::launches::{Bound, Launch, Plan, Planner};
+use crate::backend::cuda::tensor_map::TensorMap;
 use crate::backend::gpu::{Fault, u32_of};
 use crate::buffer::View;
 use crate::device::Activations;
@@ -20,8 +21,6 @@ const FIXED: usize = 8 * MOST_PENDING + 8 * MOST_STAGES + 4 * MOST_PENDING + 2 *
 const MOST_EXPERTS: usize = 1024;
 /// Tokens of one launch.
 const TOKENS: usize = 8;
-/// Weight rows of a stage.
-const STRIP: usize = 16;
 /// Stages at least.
 const LEAST_STAGES: usize = 3;
 /// As many stages keep the memory busy where rows are copied one by one: shorter pieces mean more copies.
@@ -164,13 +163,7 @@ fn launch(product: &Product<'_>, operands: &Operands<'_>, part: Part, quick: boo
     let map = |view: Option<&View>, i: usize, element_bytes: usize, row: usize, pitch: usize| {
         // A map that nobody reads is none.
         let Some(view) = view else { return Bound::value(&[0u64; 16]) };
-        let map = TensorMap {
-            element_bytes: element_bytes as u32,
-            dims: vec![(row / element_bytes) as u64, product.n as u64, n_experts as u64],
-            strides: vec![row as u64, strides[i] as u64],
-            tile: vec![(pitch / element_bytes) as u32, STRIP as u32, 1],
-            swizzled: false,
-        };
+        let map = TensorMap::rows(element_bytes, [row, product.n], [pitch, STRIP]).of_each(n_experts, strides[i]);
         Bound::Tensor(map, Box::new(Bound::view(view)))
     };
     let weight = product.weight;

@@ -3,10 +3,8 @@
 use super::PHASES;
 use crate::backend::cuda::launches::Bound;
 use crate::backend::cuda::launches::hopper::matvec::{BOX_BYTES, WARPS, boxed_rows};
-use crate::backend::cuda::launches::hopper::{Format, MATRICES, Product, pitch_of};
+use crate::backend::cuda::launches::hopper::{Format, MATRICES, Product, STRIP, UNIT, pitch_of};
 
-/// Weight rows of a group, whose share of k fills a slot.
-pub(super) const HEIGHT: usize = 16;
 /// Slots at most, and stages at least.
 pub(super) const MOST_SLOTS: usize = 24;
 const LEAST_STAGES: usize = 3;
@@ -39,7 +37,7 @@ impl Cut {
     }
 
     fn slot_bytes(&self) -> usize {
-        HEIGHT * self.pitch
+        STRIP * self.pitch
     }
 }
 
@@ -78,7 +76,7 @@ impl Geometry {
         let mut maps = Vec::new();
         for (products, cut) in phases.iter().zip(&self.cuts) {
             let map = |product: &Product<'_>| {
-                boxed_rows(&product.weight.data, 8, [product.w_row, product.n], [cut.pitch, HEIGHT])
+                boxed_rows(&product.weight.data, 8, [product.w_row, product.n], [cut.pitch, STRIP])
             };
             maps.extend(products.iter().map(map));
         }
@@ -92,9 +90,8 @@ impl Geometry {
 /// Bytes of a warp's sums of x, `layer_table` in layer.cu.
 pub(super) fn table(format: Format) -> usize {
     match format {
-        format if !format.sums => 0,
-        // Minimums of sixteen groups, multiplied at once.
-        format if format.name == "Q2_K" => 512,
-        format => 256 / format.sub * 8,
+        Format { folded: true, .. } => 512,
+        Format { sums: false, .. } => 0,
+        Format { sub, .. } => UNIT / sub * 8,
     }
 }

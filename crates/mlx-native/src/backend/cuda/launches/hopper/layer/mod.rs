@@ -3,12 +3,12 @@
 mod geometry;
 mod record;
 
-use geometry::{Geometry, HEIGHT};
+use geometry::Geometry;
 use record::{Addresses, Becomes, HopperLayerArgs, HopperProductArgs, at};
 
 use super::matmul::route;
 use super::matvec::THREADS;
-use super::{MATRICES, Product, key};
+use super::{MATRICES, Product, STRIP, UNIT, key};
 use crate::backend::Recorded;
 use crate::backend::cuda::launches::{Bound, Launch, Plan, Planner};
 use crate::backend::gpu::fuse::{Together, adds, norms, same_input};
@@ -125,7 +125,7 @@ impl<'a> Layer<'a> {
     where
         'a: 'p,
     {
-        let by_rows = |op: &Matmul| op.m == 1 && op.k.is_multiple_of(256) && route(op, planner) == Some(true);
+        let by_rows = |op: &Matmul| op.m == 1 && op.k.is_multiple_of(UNIT) && route(op, planner) == Some(true);
         let read = [
             &self.output.input.view,
             &self.next_norm.input,
@@ -164,7 +164,7 @@ impl<'a> Layer<'a> {
         for (phase, ((products, cut), addresses)) in phases.iter().zip(&geometry.cuts).zip(addresses).enumerate() {
             let n = |i: usize| products.get(i).map_or(0, |product| product.n);
             let gated = phase == 1;
-            let groups = if gated { n(0).div_ceil(HEIGHT) } else { (0..MATRICES).map(|i| n(i).div_ceil(HEIGHT)).sum() };
+            let groups = if gated { n(0).div_ceil(STRIP) } else { (0..MATRICES).map(|i| n(i).div_ceil(STRIP)).sum() };
             let becomes = match phase {
                 1 => Becomes::Gated,
                 2 if parts.is_some() => Becomes::Slices,
