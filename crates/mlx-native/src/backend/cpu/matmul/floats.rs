@@ -364,7 +364,9 @@ unsafe fn run<S: Simd>(job: &Job) {
     unsafe {
         let scratch = job.scratch.add(job.scratch.align_offset(64)).cast::<f32>();
         let sums = scratch.add(ROWS * K_BLOCK);
-        for first in job.turns.clone().map(|turn| job.n.start + turn * ROWS) {
+        // The last turn may have no features, where their number is odd.
+        let firsts = job.turns.clone().map(|turn| job.n.start + turn * ROWS);
+        for first in firsts.take_while(|&first| first < job.n.end) {
             let rows: [usize; ROWS] = four!(|r| (first + r).min(job.n.end - 1));
             for c0 in (0..job.rows.len()).step_by(MAX_COLUMNS) {
                 let columns = (job.rows.len() - c0).min(MAX_COLUMNS);

@@ -12,6 +12,7 @@
 //! A sum over 16 or 32 values is exact in i32, and the f32 operations on these sums come in one of two orders: that of few columns, which
 //! batch-invariant products keep for every m, so that a row's bits depend on that row alone, and that of [`panels`], which has fewer sums to keep.
 
+mod ahead;
 mod floats;
 mod panels;
 mod prepare;
@@ -135,6 +136,9 @@ impl RowMap<'_> {
 /// Weight rows that a kernel for one row of x reads side by side.
 pub(crate) const STREAMS: usize = 4;
 
+/// So many turns and more are an odd number.
+const ODD_TURNS: usize = 256;
+
 /// The output features of a run.
 #[derive(Clone, Debug)]
 pub(crate) struct Part {
@@ -151,9 +155,11 @@ impl Part {
         Part { features, turns }
     }
 
-    /// Turns of so many features.
+    /// Turns of so many features; an odd number where one more costs little. For many k an even number of rows is whole pages, and all bands would come to the
+    /// ends of theirs at once, where the processor has to look up the next and stops reading ahead.
     pub(crate) fn turns_of(count: usize) -> usize {
-        count.div_ceil(STREAMS)
+        let turns = count.div_ceil(STREAMS);
+        if turns < ODD_TURNS { turns } else { turns | 1 }
     }
 }
 

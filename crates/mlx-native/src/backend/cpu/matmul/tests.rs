@@ -243,6 +243,25 @@ fn every_format_equals_the_formula() {
     }
 }
 
+/// So many features that bands have an odd number of rows, more of them than there are.
+#[test]
+fn one_row_of_a_tall_matrix_equals_the_formula() {
+    let mut random = Random::new(5);
+    let (n, k) = (4 * ODD_TURNS - 3, 640);
+    for format in [GgmlType::Q8_0.into(), GgmlType::F16.into(), affine(5, 64, DType::BF16), affine(4, 40, DType::BF16)]
+    {
+        let w = Owned::random(format, n, k, &mut random);
+        let dequantized = w.dequantized(n, k);
+        let x: Vec<f32> = (0..k).map(|_| random.normal()).collect();
+        for config in configs(false) {
+            let y = multiply(config, &w, 1, n, k, &x, &[]);
+            let error = nmse(&y, &dequantized, &x, n, k);
+            let bound = if config.activations == Precision::Exact { 1e-10 } else { 1e-4 };
+            assert!(error <= bound, "{format} {config:?}: NMSE {error:e}");
+        }
+    }
+}
+
 #[test]
 fn a_rows_bits_do_not_depend_on_the_others() {
     let mut random = Random::new(2);

@@ -12,10 +12,11 @@
 
 use std::mem::MaybeUninit;
 
+use super::ahead::Distances;
 use super::panels::{Entering, Kind, OfSource, of_kind};
 use super::simd::{MAX_LANES, Simd, array, four, unrolled};
 use super::source::{ANY_SIDES, Scales, Source};
-use super::{Job, Part, panels};
+use super::{Job, Part, STREAMS, panels};
 
 /// Columns that share a pass over codes in the first-level cache.
 pub(super) const COLUMN_BLOCK: usize = 16;
@@ -133,12 +134,15 @@ unsafe fn bands<S: Simd, F: Source<S>, const SIDES: usize>(job: &Job, source: &F
     let band = Part::turns_of(count);
     let full = job.k / (32 * S::LANES) / F::STEPS * F::STEPS;
     let together = if SIDES == ANY_SIDES { 0 } else { full / 4 * 4 };
+    let distances = F::AHEAD_BYTES.map(|bytes| ahead(bytes, F::STEP_BYTES).next_multiple_of(F::STEPS));
+    let mut choice = Distances::new(job.turns.len(), STREAMS * full * F::STEP_BYTES);
     // SAFETY: the caller's promise: rows below n.end exist in the weight, records in the prepared x, places in y.
     unsafe {
         for i in 0..job.rows.len() {
             let (x_row, y_row) = job.rows.get(i);
             let y = job.y.data.add(y_row * job.y.stride + job.n.start);
             for t in job.turns.clone() {
+                let ahead = if distances[0] == distances[1] { distances[0] } else { distances[choice.next()] };
                 // The last band may be shorter: its row is then the last one once more.
                 let rows = source.rows(four!(|r| job.n.start + (t + r * band).min(count - 1)));
                 let mut sum = S::splat(0.0);
@@ -148,7 +152,7 @@ unsafe fn bands<S: Simd, F: Source<S>, const SIDES: usize>(job: &Job, source: &F
                     for step in (0..together).step_by(4) {
                         let scales = source.four_scales::<SIDES>(&rows, step);
                         unrolled!(4, |s| {
-                            source.prefetch_quarter::<SIDES>(&rows, step + ahead(F::AHEAD_BYTES, F::STEP_BYTES), s);
+                            source.prefetch_quarter::<SIDES>(&rows, step + ahead, s);
                             let stage = source.stage::<true>(&rows, step + s);
                             total = dot_step::<S, F>(source, &stage, 0, &scales[s], record, total);
                             record = record.add(record_bytes);
@@ -156,7 +160,7 @@ unsafe fn bands<S: Simd, F: Source<S>, const SIDES: usize>(job: &Job, source: &F
                     }
                     for step in (together..full).step_by(F::STEPS) {
                         // Behind the end of a row lies the next one of its band.
-                        source.prefetch(&rows, step + ahead(F::AHEAD_BYTES, F::STEP_BYTES).next_multiple_of(F::STEPS));
+                        source.prefetch(&rows, step + ahead);
                         let stage = source.stage::<true>(&rows, step);
                         unrolled!(F::STEPS, |s| {
                             total = dot_step::<S, F>(source, &stage, s, &source.scales(&stage, s), record, total);

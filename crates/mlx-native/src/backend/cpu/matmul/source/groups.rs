@@ -215,7 +215,11 @@ impl<S: Simd, const BITS: usize> Source<S> for Affine<BITS> {
     const PAIRS: bool = BITS == 4;
     const STEP_BYTES: usize = 4 * BITS * S::LANES;
     // What reads fastest depends on the speed of memory: docs/performance.md.
-    const AHEAD_BYTES: usize = if BITS == 8 { 1024 } else { AHEAD_BYTES_ONE };
+    const AHEAD_BYTES: [usize; 2] = match BITS {
+        4..=6 => [AHEAD_BYTES_ONE, 1024],
+        8 => [1024; 2],
+        _ => [AHEAD_BYTES_ONE; 2],
+    };
     const OFFSET: i32 = 0;
     const BY_SIDES: bool = true;
     type Rows = Rows;

@@ -70,8 +70,9 @@ pub(super) trait Source<S: Simd>: Sized {
     const STEPS: usize = 1;
     /// Bytes of a row that a step reads.
     const STEP_BYTES: usize;
-    /// How far ahead of their use a single column's weights are asked for.
-    const AHEAD_BYTES: usize = AHEAD_BYTES_ONE;
+    /// How far ahead of their use a single column's weights are asked for: two distances of which [`Distances`](super::ahead::Distances) finds the faster one,
+    /// or one of them twice.
+    const AHEAD_BYTES: [usize; 2] = [AHEAD_BYTES_ONE; 2];
     /// A row may end within a step; then STEPS is 1.
     const TAILS: bool = true;
     /// Four rows.
