@@ -8,122 +8,6 @@
 // order: the same bits every time. Where sums leave by copies and whole tiles follow, nobody waits for such parts: all are stored, and the warps
 // that send sums off add them up under the products of the whole tiles, each cluster a share of those tiles that it has a part of.
 
-// A warp's work that sends off the sums of a warpgroup, in pieces: to the output, or as a part of a tile to the held memory, where parts are added up. `part_of` says where a
-// block's and a warpgroup's part is, `tile_of` what a tile is.
-template <class L, int MI, int NT, int CLUSTER, class PartOf, class TileOf>
-DI void send_sums(const Schedule& work, const TensorMap* output, float4* sums, const PartOf& part_of, const TileOf& tile_of, bool staged) {
-    constexpr int PIECES = L::PIECES, OF_TILE = MI * NT / L::PIECE;
-    // Found anew each time: 40 registers are all that there are.
-    auto thread = [&]() {
-        u32 id;
-        asm volatile("mov.u32 %0, %%tid.x;" : "=r"(id));
-        return id - 64;
-    };
-    auto group_of = [&]() { return thread() / 32; };
-    auto rank = [&]() {
-        u32 rank = 0;
-        if (CLUSTER > 1) asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-        return rank;
-    };
-    auto leads = [&]() { return (thread() & 31) == 0; };
-    auto at_slot = [&](u32 base, u32 i, u32 bytes) { return base + (group_of() * PIECES + i % PIECES) * bytes; };
-    u32 sent = 0; // pieces so far
-    auto piece_at = [&](u32 i) { return at_slot(L::STORE, i, L::PIECE_BYTES); };
-    auto release = [&](u32 i) { barrier_arrive(shared_address(at_slot(L::STORE_EMPTY, i, 8))); };
-    auto send = [&](bool keep, auto copy) {
-        if (leads()) {
-            barrier_wait(shared_address(at_slot(L::STORE_FULL, sent, 8)), sent / PIECES & 1);
-            copy(shared_address(piece_at(sent)));
-            stores_commit();
-            stores_read<1>();
-            if (sent > 0 && !keep) release(sent - 1);
-        }
-        sent++;
-    };
-    auto held = [&](int part, int piece) { return (u8*)sums + ((u64)part * OF_TILE + piece) * L::PIECE_BYTES; };
-    // A tile's first row of x, and a warpgroup's first features as the output's map counts them.
-    auto place_of = [&](int tile) {
-        const Tile here = tile_of(tile);
-        return make_int2(here.token, ((here.row_tile * CLUSTER + rank()) * L::ROWS + group_of() * 64 * MI) / 32);
-    };
-    auto store_piece = [&](int2 place, int piece, u32 from) { tile_store(output, 0, place.x + piece % (NT / L::PIECE) * L::PIECE, place.y + piece / (NT / L::PIECE) * 2, from); };
-    // This cluster's share of a tile whose parts several have: some of its pieces, added up in the two buffers of the last ones.
-    u32 parity = 0;
-    auto add_parts = [&](int tile) {
-        const u32 sum = piece_at(sent - 1), more = piece_at(sent - 2), full = shared_address(L::PARTS_FULL) + 8 * group_of();
-        const int one = work.owner(tile), count = work.holder(tile) - one + 1, share = work.cluster - one;
-        // Only the first cluster may have the tile as its second.
-        const int second = part_of(one * CLUSTER + rank(), group_of(), work.first(one) < tile * work.units), others = part_of(one * CLUSTER + rank(), group_of(), false);
-        auto nth = [&](int i) { return i == 0 ? second : others + i * part_of(CLUSTER, 0, false); };
-#pragma unroll 1
-        for (int i = 0; i < count; i++) wait_for_flag(held_flags + nth(i));
-        memory_fence();
-#pragma unroll 1
-        for (int p = OF_TILE * share / count; p < OF_TILE * (share + 1) / count; p++) {
-#pragma unroll 1
-            for (int i = 1; i < count; i++) {
-                if (leads()) {
-                    barrier_expect(full, (i == 1 ? 2 : 1) * L::PIECE_BYTES);
-                    if (i == 1) bulk_copy(shared_address(sum), held(nth(0), p), L::PIECE_BYTES, full, evict_first_policy());
-                    bulk_copy(shared_address(more), held(nth(i), p), L::PIECE_BYTES, full, evict_first_policy());
-                }
-                barrier_wait(full, parity);
-                parity ^= 1;
-#pragma unroll 1
-                for (int at = (thread() & 31) * 16; at < L::PIECE_BYTES; at += 512) {
-                    const float4 b = *(const float4*)(smem + more + at);
-                    float4& s = *(float4*)(smem + sum + at);
-                    s = make_float4(s.x + b.x, s.y + b.y, s.z + b.z, s.w + b.w);
-                }
-                proxy_fence();
-                __syncwarp();
-            }
-            if (leads()) {
-                store_piece(place_of(tile), p, shared_address(sum));
-                stores_commit();
-                stores_read<0>();
-            }
-            __syncwarp();
-        }
-        // The last who has read a part lowers its flag.
-#pragma unroll 1
-        for (int i = 0; i < count; i++)
-            if (leads() && atomicAdd(held_flags + nth(i), 1) == count) held_flags[nth(i)] = 0;
-    };
-    wait_for_predecessor();
-#pragma unroll 1
-    for (int v = 0; v < work.total;) {
-        int tile, unit;
-        work.at(v, tile, unit);
-        const int end = work.run_end(v, unit);
-        const bool part = work.is_part(v, unit), last = work.aside && end == work.shared;
-        if (part || staged) {
-            const int2 place = place_of(tile);
-#pragma unroll 1
-            do {
-                const u32 piece = sent % OF_TILE;
-                // The last two buffers of all parts are kept for adding.
-                send(last && piece == OF_TILE - 1, [&](u32 at) {
-                    // Parts are read when much else has passed.
-                    if (part) bulk_store(held(part_of(blockIdx.x, group_of(), v > 0), piece), at, L::PIECE_BYTES, evict_last_policy());
-                    else store_piece(place, piece, at);
-                });
-            } while (sent % OF_TILE != 0);
-        }
-        if (part && leads()) {
-            stores_done();
-            memory_fence();
-            raise_flag(held_flags + part_of(blockIdx.x, group_of(), v > 0));
-        }
-        v = end;
-        if (!last) continue;
-#pragma unroll 1
-        for (int t = work.begin / work.units; t <= tile; t++) add_parts(t);
-        if (leads()) release(sent - 2);
-    }
-    if (leads()) stores_read<0>();
-}
-
 template <class F, int GROUPS, int MI, int NT, int CLUSTER, bool ROUTED, bool RAGGED>
 DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const TensorMap* scales, const TensorMap* biases, const TensorMap* output, const float* inverse, float* y, float4* sums,
                        const HopperTileArgs& a, const Routing& routing) {
@@ -138,7 +22,7 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
         for (int i = 0; i < L::X_STAGES; i++) barrier_init(x_full + 8 * i, 1), barrier_init(x_empty + 8 * i, 4 * GROUPS * CLUSTER);
         for (int i = 0; i < L::W_STAGES; i++) barrier_init(w_full + 8 * i, 1), barrier_init(w_empty + 8 * i, 4 * GROUPS);
         for (int i = 0; i < GROUPS * L::PIECES; i++) barrier_init(store_full + 8 * i, 4), barrier_init(store_empty + 8 * i, 1);
-        for (int i = 0; STAGED && i < GROUPS; i++) barrier_init(shared + L::PARTS_FULL + 8 * i, 1);
+        for (int i = 0; i < GROUPS; i++) barrier_init(shared + L::PARTS_FULL + 8 * i, STAGED ? 1 : 4);
         barriers_ready();
     }
     if (threadIdx.x == 32) prefetch_map(weights), prefetch_map(x);
@@ -245,13 +129,16 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
                     if (EARLY && v * L::SLICES + slice == 1) barrier_wait(w_full, 0);
                     barrier_wait(w_empty + 8 * slot, phase);
                     const bool sides = more_sides && slice == 0;
-                    barrier_expect(w_full + 8 * slot, L::ROWS * L::PITCH + (sides ? 2 * L::SIDE_BYTES : 0));
+                    barrier_expect(w_full + 8 * slot, L::LINES * L::ROWS * L::PITCH + (sides ? 2 * L::SIDE_BYTES : 0));
                     if constexpr (RAGGED) {
                         // Eight rows are a multiple of 16 bytes, and one row of the map: a copy takes every eighth row of 64.
 #pragma unroll 1
                         for (int i = 0; i < L::ROWS / 8; i++)
                             tile_copy(to + 8 * i * L::PITCH, weights, ((i & 7) * a.w_row + at & ~15) / 2, row / 8 + (i & ~7), w_full + 8 * slot);
-                    } else copy(to, weights, (at & ~15) / 2, w_full + 8 * slot);
+                    } else {
+#pragma unroll
+                        for (int i = 0; i < L::LINES; i++) copy(to + i * L::ROWS * L::PITCH, weights, (at & ~15) / 2 + 64 * i, w_full + 8 * slot);
+                    }
                     if constexpr (F::AFFINE) {
                         if (sides) {
                             if (++side == L::W_STAGES) side = 0;
@@ -266,6 +153,14 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
             if (CLUSTER > 1) cluster_wait();
         } else if (STAGED && threadIdx.x >= 64) {
             if constexpr (STAGED) send_sums<L, MI, NT, CLUSTER>(work, output, sums, part_of, tile_of, a.staged);
+        } else if (!STAGED && threadIdx.x == 64 && work.begins_with_part()) {
+            // Raises the flags of the block's part, so that those who multiply need not wait for their stores.
+#pragma unroll 1
+            for (int group = 0; group < GROUPS; group++) {
+                barrier_wait(shared + L::PARTS_FULL + 8 * group, 0);
+                memory_fence();
+                raise_flag(held_flags + part_of(blockIdx.x, group, false));
+            }
         }
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(GROUPS == 2 ? 232 : GROUPS == 3 ? 160 : 112));
@@ -287,8 +182,9 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
         typename F::Head heads[MI][2];
         // Where a row of the unit ahead starts, or would start if the stage had all of it, when it has the slice with chunk c.
         auto row_of = [&](int mi, int which, int c) {
-            const u32 before = c * L::SLICES / 4 * L::SLICE, at = (RAGGED ? (2 * warp + which) * a.w_row : 0) + (u32)unit_ahead * F::UNIT + before;
-            return L::W + ws * L::W_BYTES + (top_row + 64 * mi + which * other) * L::PITCH + (L::PAST ? at & 15 : 0) - before;
+            const u32 before = c * L::SLICES / 4 * L::SLICE, at = (RAGGED ? (2 * warp + which) * a.w_row : 0) + (u32)unit_ahead * F::UNIT + before, row = top_row + 64 * mi + which * other;
+            const u32 start = L::W + ws * L::W_BYTES + row * L::PITCH;
+            return L::SWIZZLED ? start + row % 8 * 16 : start + (L::PAST ? at & 15 : 0) - before;
         };
         auto valid_ahead = [&]() { return RAGGED ? (int)a.k - 256 * unit_ahead : 256; };
         // Looks at the exponents of the unit ahead. A new run of units starts with its own references; within one they grow where they must, and the
@@ -327,6 +223,9 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
                 };
                 if (F::UNIT % 4 && first & 2) with(Row<16>{smem + first - 2});
                 else with(Row<0>{smem + first});
+            } else if constexpr (L::SWIZZLED) {
+                using Swizzled = SwizzledRow<L::LINES == 1 ? 0 : L::ROWS * 128>;
+                run(Swizzled{first}, Swizzled{row_of(mi, 1, c)});
             } else {
                 auto pair = [&](auto top) { run(top, top.moved(other * L::PITCH)); };
                 // Pitches are multiples of 16: all rows of a unit start on a word, or two bytes past one.
@@ -482,9 +381,9 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
                 } else {
 #pragma unroll
                     for (int q = 0; q < QUADS; q++) __stcg(held + q * 128 + (threadIdx.x & 127), quad(q));
-                    memory_fence();
-                    barrier_sync(group + 3, 128);
-                    if ((threadIdx.x & 127) == 0) raise_flag(held_flags + part_of(blockIdx.x, group, false));
+                    // Another warp waits until they are in memory.
+                    __syncwarp();
+                    if (lane == 0) barrier_arrive(shared + L::PARTS_FULL + 8 * group);
                 }
                 continue;
             }

@@ -10,12 +10,14 @@ template <class F, int GROUPS, int MI, int NT, bool STAGED, bool RAGGED> struct 
     static constexpr int SLICES = STAGED && !RAGGED ? F::SLICES : 1, SLICE = F::UNIT / SLICES;
     // Copies start on 16 bytes: a slice may start later than that, at the same place in all rows or, in ragged ones, anywhere.
     static constexpr int PAST = RAGGED ? 16 : SLICE % 16 == 0 ? 0 : SLICE % 8 == 0 ? 8 : SLICE % 4 == 0 ? 12 : 14;
-    static constexpr int ROWS = 64 * MI * GROUPS, PITCH = pitch_of(SLICE + PAST);
+    // Slices of whole lines of 128 bytes are copied line by line, and swizzled instead of spaced.
+    static constexpr bool SWIZZLED = !RAGGED && SLICE % 128 == 0;
+    static constexpr int ROWS = 64 * MI * GROUPS, LINES = SWIZZLED ? SLICE / 128 : 1, PITCH = SWIZZLED ? 128 : pitch_of(SLICE + PAST);
     DI static constexpr int least(int a, int b) { return a < b ? a : b; }
     DI static constexpr int most(int a, int b) { return a > b ? a : b; }
     // Scales and biases come for several units at once, as rows of few bytes are copied slowly. Behind each stage is room for some, used in turn.
     static constexpr int SIDE_PITCH = up(side_of<F>(), STAGED ? 16 : 32), SIDE_BYTES = ROWS * SIDE_PITCH, SIDE_UNITS = SIDE_PITCH / most(side_of<F>(), 1);
-    static constexpr int SIDE = up(ROWS * PITCH, 128), CHUNK_BYTES = NT * 128, W_BYTES = SIDE + 2 * SIDE_BYTES;
+    static constexpr int SIDE = up(LINES * ROWS * PITCH, 128), CHUNK_BYTES = NT * 128, W_BYTES = SIDE + 2 * SIDE_BYTES;
     static constexpr int ROOM = SHARED_LIMIT - 512;
     // Narrow tiles are bound by memory: as many stages of weights as leave two units of x, and a stage of x is a unit, so that short
     // products wait less often. Where that leaves less than three, six chunks have to do.
@@ -28,10 +30,19 @@ template <class F, int GROUPS, int MI, int NT, bool STAGED, bool RAGGED> struct 
     static constexpr int PIECE = LEFT >= 2 * GROUPS * 32 * 256 ? 32 : 16, PIECE_BYTES = PIECE * 64 * 4, PIECES = STAGED ? least(LEFT / (GROUPS * PIECE_BYTES), 8) : 0;
     static constexpr int X = 0, STORE = X_STAGES * X_BYTES, W = STORE + GROUPS * PIECES * PIECE_BYTES, X_FULL = W + W_STAGES * W_BYTES, X_EMPTY = X_FULL + 8 * X_STAGES,
                          W_FULL = X_EMPTY + 8 * X_STAGES, W_EMPTY = W_FULL + 8 * W_STAGES, STORE_FULL = W_EMPTY + 8 * W_STAGES, STORE_EMPTY = STORE_FULL + 8 * GROUPS * PIECES;
-    static constexpr int PARTS_FULL = STORE_EMPTY + 8 * GROUPS * PIECES, BYTES = PARTS_FULL + (STAGED ? 8 * GROUPS : 0);
+    static constexpr int PARTS_FULL = STORE_EMPTY + 8 * GROUPS * PIECES, BYTES = PARTS_FULL + 8 * GROUPS;
     // The sums of a block, and the chunks of x that they fill.
     static constexpr int PART_BYTES = ROWS * NT * 4, PART_CHUNKS = PART_BYTES / CHUNK_BYTES;
     static_assert(X_STAGES * CHUNKS >= 3 && (!STAGED || PIECES >= 2) && BYTES <= SHARED_LIMIT, "stages");
+};
+
+// A unit's row in swizzled lines, LINE bytes from one to the next: `at` is where the first one lies, plus 16 for each row since the last multiple of eight. Offsets are multiples of 16.
+template <int LINE> struct SwizzledRow {
+    static constexpr int PAST = 0;
+    u32 at;
+    const u8 *scales, *biases;
+    DI u32 word(u32 offset) const { return lds32((at ^ offset & 112) + offset / 128 * LINE); }
+    DI SwizzledRow lane(int t) const { return {at + 4 * t, scales, biases}; }
 };
 
 constexpr u32 half_of_integer(int v) { // for |v| < 2048, both halves
@@ -123,6 +134,8 @@ struct Schedule {
         if (v < shared) tile = (begin + v) / units, unit = (begin + v) % units;
         else tile = (v - shared) / units * clusters + whole, unit = (v - shared) % units;
     }
+    // Whether the first run is one: a cluster has no other.
+    DI bool begins_with_part() const { return shared > 0 && is_part(0, begin % units); }
     // Whether number v starts another tile than v - 1, or may.
     DI bool jumps(int v, int unit) const { return unit == units || v == shared; }
     // Where the run of units of one tile that starts at v ends.

@@ -60,6 +60,8 @@ impl Tile {
 const STORED: usize = 32;
 /// Ragged rows that are a row of the weight's map: a multiple of 16 bytes.
 const SORTS: usize = 8;
+/// Bytes of a swizzled row of a copy.
+const LINE: usize = 128;
 
 /// What the host needs of `MatMulLayout`.
 #[derive(Clone, Copy, Debug)]
@@ -67,6 +69,8 @@ pub(super) struct Layout {
     /// Bytes from one row of a unit to the next in a stage, and of its scales.
     pitch: usize,
     side_pitch: usize,
+    /// Whether rows come as swizzled lines of `LINE` bytes, with nothing between them.
+    swizzled: bool,
     /// Rows of the output that a copy takes from shared memory.
     piece: usize,
     pub shared_bytes: usize,
@@ -85,10 +89,11 @@ impl Layout {
             _ => 14,
         };
         let side_pitch = format.side.next_multiple_of(if tile.staged { 16 } else { 32 });
-        let pitch = pitch_of(slice + past);
+        let swizzled = !tile.ragged && slice.is_multiple_of(LINE);
+        let (lines, pitch) = if swizzled { (slice / LINE, LINE) } else { (1, pitch_of(slice + past)) };
         let rows = tile.features();
         let chunk_bytes = tile.rows * 128;
-        let w_bytes = (rows * pitch).next_multiple_of(128) + 2 * rows * side_pitch;
+        let w_bytes = (lines * rows * pitch).next_multiple_of(128) + 2 * rows * side_pitch;
         let room = SHARED_LIMIT - 512;
         // A stage of the input is 64 values of k, or a unit.
         let beside = |chunks: usize| (room - chunks * chunk_bytes) / w_bytes;
@@ -107,10 +112,9 @@ impl Layout {
         let piece = if room - stages >= 2 * tile.groups * 32 * 256 { 32 } else { 16 };
         let piece_bytes = tile.groups * piece * 256;
         let pieces = if tile.staged { ((room - stages) / piece_bytes).min(8) } else { 0 };
-        let shared_bytes = stages + pieces * piece_bytes + 16 * (x_stages + w_stages + tile.groups * pieces);
-        // A barrier for each warpgroup whose parts of tiles are added up.
-        let shared_bytes = shared_bytes + if tile.staged { 8 * tile.groups } else { 0 };
-        Layout { pitch, side_pitch, piece, shared_bytes }
+        // Two barriers for each stage and piece, and one for the parts of each warpgroup.
+        let barriers = 2 * (x_stages + w_stages + tile.groups * pieces) + tile.groups;
+        Layout { pitch, side_pitch, swizzled, piece, shared_bytes: stages + pieces * piece_bytes + 8 * barriers }
     }
 }
 /// `SHARED_LIMIT` in units.cu.
@@ -149,13 +153,14 @@ impl Product<'_> {
         (data, w_row): (Bound, usize),
         matrices: Option<(usize, [usize; 3])>,
     ) -> [Bound; 3] {
-        let Layout { pitch, side_pitch, .. } = Layout::new(self.format, tile);
+        let Layout { pitch, side_pitch, swizzled, .. } = Layout::new(self.format, tile);
         let sides = [None, self.weight.scales.as_ref(), self.weight.biases.as_ref()];
         [0, 1, 2].map(|i| {
             let side = sides[i].filter(|_| self.format.side > 0);
             let (row, box_bytes) = if side.is_none() { (w_row, pitch) } else { (self.side_row, side_pitch) };
             let (together, box_rows) = if tile.ragged { (SORTS, SORTS) } else { (1, tile.features()) };
             let mut map = TensorMap::rows(2, [together * row, self.n / together], [box_bytes, box_rows]);
+            map.swizzled = swizzled && i == 0;
             if let Some((count, strides)) = matrices {
                 map = map.of_each(count, strides[if self.format.side == 0 { 0 } else { i }]);
             }
@@ -166,7 +171,7 @@ impl Product<'_> {
     /// The map of `rows` rows of prepared input.
     pub(super) fn input_map(&self, rows: usize, tile: Tile, at: Bound) -> Bound {
         let pitch = self.units() * UNIT * 2;
-        let map = TensorMap { swizzled: true, ..TensorMap::rows(2, [pitch, rows], [128, tile.rows / tile.cluster]) };
+        let map = TensorMap { swizzled: true, ..TensorMap::rows(2, [pitch, rows], [LINE, tile.rows / tile.cluster]) };
         Bound::Tensor(map, Box::new(at))
     }
 
@@ -322,12 +327,12 @@ mod tests {
             {
                 for ragged in [false, format.side == 0] {
                     let tile = Tile { groups, sets, rows, cluster: 1, staged: rows == 256, ragged };
-                    let Layout { pitch, side_pitch, piece, shared_bytes } = Layout::new(format, tile);
+                    let Layout { pitch, side_pitch, swizzled, piece, shared_bytes } = Layout::new(format, tile);
                     let name =
                         format!("MatMulLayout<{}, {}, {}, {ragged}>", format.name, tile.arguments(), tile.staged);
                     text += &format!(
                         "static_assert({name}::PITCH == {pitch} && {name}::SIDE_PITCH == {side_pitch} \
-                         && {name}::PIECE == {piece} && {name}::BYTES == {shared_bytes}, \"{name}\");\n"
+                         && {name}::SWIZZLED == {swizzled} && {name}::PIECE == {piece} && {name}::BYTES == {shared_bytes}, \"{name}\");\n"
                     );
                 }
             }

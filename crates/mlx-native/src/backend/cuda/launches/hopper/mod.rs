@@ -334,6 +334,7 @@ pub(crate) fn text() -> String {
         include_str!("../../kernels/hopper/wgmma.cu"),
         include_str!("../../kernels/hopper/prepare.cu"),
         include_str!("../../kernels/hopper/tiles.cu"),
+        include_str!("../../kernels/hopper/sums.cu"),
         include_str!("../../kernels/hopper/matmul.cu"),
     ]
     .concat()
