@@ -129,6 +129,7 @@ struct Plain { // what most formats have in common
     // Of few tokens' experts: strips that a block takes at once where it has sixteen or more. Two where memory brings them faster than answers come, and instructions keep up.
     static constexpr unsigned STRIPS = 1;
     static constexpr bool BESIDE = false; // the row kernel multiplies two units side by side, so that instructions of one fill pauses of the other: where they, not memory, bind
+    static constexpr bool DIGITS = false; // one row of x is multiplied as integers: digits.cu
     struct Head {};
     template <class R> DI static Head head(const R&) { return {}; }
     template <class H> DI static float unit_scale(const H&) { return 1.0f; }
@@ -389,11 +390,16 @@ template <int SIZE> struct Planes : Plain { // fields of values 32 or 64 apart s
     DI static constexpr int place(int i) { return 16 * plane_step(i >> 4) + nibble_place(i & 15, 0); }
     struct Own { u32 d, scales[2]; }; // those of the steps t, 4 + t and 8 + t, 12 + t
     template <class R> DI static float own_scale(const R&, const Own& own, int i, int) { return subnormal(own.scales[i >> 1], i & 1); }
+    // Pairs of groups for digits.cu: the groups 2 s + c and 8 + 2 s + c, fields s of the same bytes of a half each. Weights of all fields are brought to 1 / DIGIT_UNIT.
+    static constexpr bool DIGITS = true;
+    static constexpr float DIGIT_UNIT = 1.f / 64;
+    struct OwnDigits { u32 d, scales[2]; }; // the scales of a pair's first or second groups, bytes
+    DI static constexpr int digit_place(int i) { return (i >> 4 & 7) * 32 + (i >> 7) * 16 + (i & 15); }
     // The two bytes at `offset` that are those steps', in the halves of a word.
     template <class R> DI static u32 apart(const R& row, u32 offset, int t) { return prmt(row.two_bytes(offset + 2 * t), 0, 0x4140); }
 };
 struct Q2_K : Planes<84> {
-    static constexpr bool BESIDE = true, ROLLED = false;
+    static constexpr bool ROLLED = false;
     static constexpr bool MINIMUM = true;
     static constexpr Fold FOLD = ALWAYS;
     struct Head { u32 d; };
@@ -417,11 +423,25 @@ struct Q2_K : Planes<84> {
         m[0] = w >> 4 & 0x000f000fu, m[1] = w >> 12 & 0x000f000fu;
     }
     template <class R> DI static Own own(const R& row, int t) { return {row.word(80), {apart(row, 0, t) & 0x000f000fu, apart(row, 8, t) & 0x000f000fu}}; }
+    DI static constexpr int digit_raise(int pair) { return pair > 0 && pair % 2 == 0 ? 4 : 1; }
+    template <class R> DI static void digits(const R& row, int t, u32 (&q)[8][2]) {
+#pragma unroll
+        for (int c = 0; c < 4; c++) {
+            const u32 w = row.lane(t).word(16 + 16 * c);
+#pragma unroll
+            for (int s = 0; s < 4; s++) q[2 * s + (c & 1)][c >> 1] = w & 0x03030303u << 2 * s;
+        }
+    }
+    template <class R> DI static OwnDigits own_digits(const R& row, int half) {
+        const R own = row.moved(8 * half);
+        return {row.word(80), {own.word(0) & 0x0f0f0f0fu, own.word(4) & 0x0f0f0f0fu}};
+    }
+    DI static int digit_scale(const OwnDigits& own, int pair) { return prmt(own.scales[pair >> 2], 0, 0x4440 + (pair & 3)); }
     template <class H> DI static float unit_scale(const H& head) { return low_half(head.d) / SUBNORMAL; }
     template <class H> DI static float unit_minimum(const H& head) { return -high_half(head.d) / SUBNORMAL; }
 };
 struct Q3_K : Planes<110> {
-    static constexpr bool BESIDE = true, ROLLED = false;
+    static constexpr bool ROLLED = false;
     static constexpr int OFFSET = 4;
     static constexpr bool HIGH_APART = true;
     struct Head { u32 d, scales[4]; };
@@ -457,6 +477,24 @@ struct Q3_K : Planes<110> {
 #pragma unroll
         for (int s = 0; s < 4; s++) q[s][0] = w & 0x00010001u << (4 * (c >> 1) + s), q[s][1] = y & 0x00010001u << (4 * (c >> 1) + s);
     }
+    // Three bits of every byte: a product brings the high bits of two fields to the places above their low ones. Fields 0 and 1 are low nibbles, 2 and 3 high ones.
+    DI static constexpr int digit_raise(int pair) { return pair == 4 ? 16 : 1; }
+    DI static constexpr int digit_offset(int pair) { return pair < 4 ? -OFFSET : -16 * OFFSET; }
+    template <class R> DI static void digits(const R& row, int t, u32 (&q)[8][2]) {
+#pragma unroll
+        for (int c = 0; c < 4; c++) {
+            const u32 w = row.lane(t).word(32 + 16 * c), h = row.lane(t).word(16 * (c & 1)) >> 4 * (c >> 1), low = 0x33333333u;
+            const u32 even = (w & low) | ((h & 0x05050505u) * 20 & ~low), odd = (w >> 2 & low) | ((h & 0x0a0a0a0au) * 10 & ~low);
+            q[c & 1][c >> 1] = even & 0x07070707u, q[2 + (c & 1)][c >> 1] = odd & 0x07070707u;
+            q[4 + (c & 1)][c >> 1] = even & 0x70707070u, q[6 + (c & 1)][c >> 1] = odd & 0x70707070u;
+        }
+    }
+    // Four times the scale less 32.
+    template <class R> DI static OwnDigits own_digits(const R& row, int half) {
+        const u32 a = row.word(96) >> 4 * half, b = row.word(100) >> 4 * half, top = row.word(104) >> 4 * half ^ 0xaaaaaaaau;
+        return {row.holding(108) >> 8 * R::within(108), {and_or(top << 6, 0xc0c0c0c0u, a << 2 & 0x3c3c3c3cu), and_or(top << 4, 0xc0c0c0c0u, b << 2 & 0x3c3c3c3cu)}};
+    }
+    DI static int digit_scale(const OwnDigits& own, int pair) { return prmt(own.scales[pair >> 2], 0, 0x8880 + 0x1111 * (pair & 3)); }
     DI static float high_factor(int c, int t) { return __uint_as_float((u32)(127 + 2 - 4 * (c >> 1) + t) << 23); }
     template <class R> DI static Own own(const R& row, int t) {
         const u32 low = apart(row, 96, t), high = prmt(row.two_bytes(104 + 2 * (t & 1)), 0, 0x4140) >> (t & 2);
@@ -465,6 +503,7 @@ struct Q3_K : Planes<110> {
     }
 };
 struct Q6_K : Planes<210> {
+    static constexpr bool DIGITS = false;
     static constexpr int OFFSET = 32;
     struct Head { u32 d; };
     DI static constexpr int shift(int step) { return step & 2 ? 4 : 0; }

@@ -128,7 +128,7 @@ DI void matvec(const Matrices& matrices, const float* input, const TensorMap* sc
     using L = MatVecLayout<F, KU + MORE>;
     constexpr bool RAGGED = STARTS != ALIGNED, STRIDED = STARTS > ANYWHERE;
     constexpr u32 EVERY = STARTS == EVERY_8TH ? 8 : STARTS == EVERY_16TH ? 16 : 1;
-    constexpr bool ONE = COLUMNS == ONE_ROW, EIGHT = COLUMNS == EIGHT_ROWS, FETCHED = EIGHT && !CLUSTERED && F::FETCHED;
+    constexpr bool ONE = COLUMNS == ONE_ROW, EIGHT = COLUMNS == EIGHT_ROWS, DIGITS = ONE && F::DIGITS, FETCHED = EIGHT && !CLUSTERED && F::FETCHED;
     static_assert(!NORM || ONE, "the norm is of one row");
     static_assert(!MORE || (ONE && F::SUB == 32 && !F::AFFINE), "short tails are of one row");
     constexpr int THREADS = WARPS * 32, STRIP = strip_of(COLUMNS), WRITERS = ONE ? 16 : 32; // sums of a warp, and the lanes that have them
@@ -277,7 +277,7 @@ DI void matvec(const Matrices& matrices, const float* input, const TensorMap* sc
         }
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 112;");
-        u32 b[KU + MORE][ONE ? 4 : 16][2], own[4];
+        u32 b[KU + MORE][DIGITS ? DIGIT_PAIRS : ONE ? 4 : 16][2], own[4];
         if constexpr (ONE) own_columns(own);
         float inverse[2] = {0.f, 0.f}; // of prepared rows the sums are scaled
         const int set = warp / a.span, place = warp % a.span; // this warp's rows and unit in a stage
@@ -294,7 +294,8 @@ DI void matvec(const Matrices& matrices, const float* input, const TensorMap* sc
         float squares = 0.f;
         if constexpr (EIGHT) {
             make_columns<F, KU, FOLDED<F, COLUMNS>>(b, input + a.first * a.x_row, a.x_row, a.m, a.k, unit_of, (a.stages - a.lent) * a.stage_bytes + warp * COLUMN_STAGING, table, table + L::INVERSE);
-        } else
+        } else if constexpr (DIGITS) squares = load_digits<F, KU, NORM>(b, inverse[0], input + a.first * a.x_row, a.k, norm.weight, unit_of, (a.stages - a.lent) * a.stage_bytes + warp * KU * 512, table);
+        else
             squares = load_operands<F, KU + MORE, ONE, NORM>(
                 b, inverse, a.m, a.k, norm.weight, unit_of, [&](int token) { return input + (u64)(a.first + token) * a.x_row; },
                 (a.stages - a.lent) * a.stage_bytes + warp * (KU + MORE) * 512, table);
@@ -426,7 +427,8 @@ DI void matvec(const Matrices& matrices, const float* input, const TensorMap* sc
                 u32 sums = table + sub * L::GROUPS * 32;
                 auto of_group = [&](int i) { return *(const float2*)(smem + sums + 32 * t + 128 * i); };
                 auto fold = [&]() { return g < 2 ? *(const uint4*)(smem + sums + 16 * lane) : make_uint4(0, 0, 0, 0); };
-                multiply_spread<F, SHIFT, TAIL == PART>(rows[0], rows[1], t, operands, own, of_group, fold, valid, acc);
+                if constexpr (DIGITS) multiply_digits<F, SHIFT>(rows[0], rows[1], t, operands, sums, fold, acc);
+                else multiply_spread<F, SHIFT, TAIL == PART>(rows[0], rows[1], t, operands, own, of_group, fold, valid, acc);
                 if constexpr (MORE) {
                     if (!last || start + place != all_units - 1) return;
                     sums = table + KU * L::GROUPS * 32;

@@ -36,6 +36,39 @@ template <class F> DI void fold_sums(u32 table) {
     else *(uint4*)(smem + table + 16 * (threadIdx.x & 31)) = make_uint4(high[0], high[1], low[0], low[1]);
 }
 
+// A row's values of the units unit(i): a lane has four of every 128. Zeros behind its end.
+template <int QUADS, class Unit> DI void fetch_units(float4 (&v)[QUADS], const float* row, u32 k, const Unit& unit) {
+#pragma unroll
+    for (int j = 0; j < QUADS; j++) {
+        const u32 i = unit(j >> 1) * 256 + (j & 1) * 128 + 4 * (threadIdx.x & 31);
+        v[j] = i < k ? *(const float4*)(row + i) : make_float4(0.f, 0.f, 0.f, 0.f);
+    }
+}
+// Multiplies them by `weight`. The sum of their squares before that.
+template <int QUADS, class Unit> DI float norm_units(float4 (&v)[QUADS], const float* weight, u32 k, const Unit& unit) {
+    float4 w[QUADS];
+    float squares = 0.f;
+    fetch_units(w, weight, k, unit);
+#pragma unroll
+    for (int j = 0; j < QUADS; j++) {
+        float4& x = v[j];
+        squares = fmaf(x.x, x.x, fmaf(x.y, x.y, fmaf(x.z, x.z, fmaf(x.w, x.w, squares))));
+        x = make_float4(x.x * w[j].x, x.y * w[j].y, x.z * w[j].z, x.w * w[j].w);
+    }
+#pragma unroll
+    for (int o = 16; o; o >>= 1) squares += __shfl_xor_sync(~0u, squares, o);
+    return squares;
+}
+// The largest magnitude of a warp's values.
+template <int QUADS> DI float largest_of_units(const float4 (&v)[QUADS]) {
+    float largest = 0.f;
+#pragma unroll
+    for (int j = 0; j < QUADS; j++) largest = fmaxf(largest, fmaxf(fmaxf(fabsf(v[j].x), fabsf(v[j].y)), fmaxf(fabsf(v[j].z), fabsf(v[j].w))));
+#pragma unroll
+    for (int o = 16; o; o >>= 1) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, o));
+    return largest;
+}
+
 // A warp's operands for the units unit(i), i < KU, of up to 4 rows of x, or of one whose groups lie side by side. x(token) is the address of a row.
 // With NORM, x's one row is multiplied by `weight`, and the result is the sum of its squares before that.
 template <class F, int KU, bool ONE, bool NORM, class Unit, class X>
@@ -53,45 +86,20 @@ DI float load_operands(u32 (&b)[KU][ONE ? 4 : 16][2], float (&inverse)[2], int m
         lower[e] = __uint_as_float((u32)(127 - F::shift(place >> 4)) << 23);
     }
     const u32 sum_to = table + slot_of_group<F>(lane >> 2) * 32;
-    auto fetch = [&](int token) {
-        const float* row = x(token);
-#pragma unroll
-        for (int j = 0; j < QUADS; j++) {
-            const u32 i = unit(j >> 1) * 256 + (j & 1) * 128 + 4 * lane;
-            next[j] = i < k ? *(const float4*)(row + i) : make_float4(0.f, 0.f, 0.f, 0.f);
-        }
-    };
 #pragma unroll
     for (int u = 0; u < KU; u++)
 #pragma unroll
         for (int s = 0; s < (ONE ? 4 : 16); s++) b[u][s][0] = b[u][s][1] = 0;
     inverse[0] = inverse[1] = 0.f;
-    fetch(0);
-    float squares = 0.f;
-    if constexpr (NORM) {
-#pragma unroll
-        for (int j = 0; j < QUADS; j++) {
-            const u32 i = unit(j >> 1) * 256 + (j & 1) * 128 + 4 * lane;
-            const float4 w = i < k ? *(const float4*)(weight + i) : make_float4(0.f, 0.f, 0.f, 0.f);
-            float4& x = next[j];
-            squares = fmaf(x.x, x.x, fmaf(x.y, x.y, fmaf(x.z, x.z, fmaf(x.w, x.w, squares))));
-            x = make_float4(x.x * w.x, x.y * w.y, x.z * w.z, x.w * w.w);
-        }
-#pragma unroll
-        for (int o = 16; o; o >>= 1) squares += __shfl_xor_sync(~0u, squares, o);
-    }
+    fetch_units(next, x(0), k, unit);
+    const float squares = NORM ? norm_units(next, weight, k, unit) : 0.f;
 #pragma unroll 1
     for (int token = 0; token < m; token++) {
-        float largest = 0.f;
 #pragma unroll
         for (int j = 0; j < QUADS; j++) v[j] = next[j];
-        if (token + 1 < m) fetch(token + 1);
-#pragma unroll
-        for (int j = 0; j < QUADS; j++) largest = fmaxf(largest, fmaxf(fmaxf(fabsf(v[j].x), fabsf(v[j].y)), fmaxf(fabsf(v[j].z), fabsf(v[j].w))));
-#pragma unroll
-        for (int o = 16; o; o >>= 1) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, o));
+        if (token + 1 < m) fetch_units(next, x(token + 1), k, unit);
         float scale, back;
-        power_of_two(largest, scale, back);
+        power_of_two(largest_of_units(v), scale, back);
         if (ONE || t == token) inverse[0] = inverse[1] = back;
 #pragma unroll
         for (int j = 0; j < QUADS; j++) v[j] = make_float4(v[j].x * scale, v[j].y * scale, v[j].z * scale, v[j].w * scale);

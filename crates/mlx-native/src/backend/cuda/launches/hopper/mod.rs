@@ -328,6 +328,7 @@ pub(crate) fn text() -> String {
         include_str!("../../kernels/hopper/formats.cu"),
         include_str!("../../kernels/hopper/units.cu"),
         include_str!("../../kernels/hopper/operands.cu"),
+        include_str!("../../kernels/hopper/digits.cu"),
         include_str!("../../kernels/hopper/matvec.cu"),
         include_str!("../../kernels/hopper/layer.cu"),
         include_str!("../../kernels/hopper/experts.cu"),
