@@ -26,6 +26,11 @@ DI void memory_fence() {
     asm volatile("fence.proxy.async;" ::: "memory");
     __threadfence();
 }
+// barriers_ready where only the block's own threads and copies come to them, without a fence of all memory.
+DI void block_barriers_ready() {
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    proxy_fence();
+}
 DI void raise_flag(u32* flag) { asm volatile("st.release.gpu.b32 [%0], %1;" ::"l"(flag), "r"(1) : "memory"); }
 DI void wait_for_flag(const u32* flag) {
     u32 raised;

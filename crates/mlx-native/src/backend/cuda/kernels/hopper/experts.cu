@@ -21,6 +21,11 @@ DI void strip_copy(u32 to, const TensorMap* map, u32 x, u32 y, u32 z, u32 bar, u
                  "r"(bar), "l"(policy)
                  : "memory");
 }
+// x / d, where `inverse` is (2^32 - 1) / d.
+DI u32 quotient(u32 x, u32 d, u32 inverse) {
+    const u32 q = __umulhi(x, inverse);
+    return q + (x - q * d >= d);
+}
 DI float not_a_number() { return __uint_as_float(0x7fffffffu); }
 
 // The operands of all units of `m` rows of x in shared memory, made by sixteen warps: for each unit and two steps a word quadruple of each lane that has a column, at `operands`;
@@ -29,6 +34,7 @@ template <class F, int PARTS, class X> DI void make_operands(int m, u32 k, const
     constexpr int HELD = 4, GROUPS = 256 / F::SUB;
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, units = (k + 255) / 256, pairs = units * m;
     const u32 pitch = 64 * PARTS * m; // of two steps: lanes that have columns
+    const u32 part = 65535u / m + 1;  // as pairs are few, a product is a division
     // Where this lane's four values of every 128 go, and what undoes the shift of their integers: place(i + 128) = place(i) + 128.
     u32 to[4];
     float lower[4];
@@ -44,7 +50,7 @@ template <class F, int PARTS, class X> DI void make_operands(int m, u32 k, const
         float4 v[HELD][2];
 #pragma unroll
         for (int h = 0; h < HELD; h++) {
-            const int pair = first + h * WARPS, unit = pair / m;
+            const int pair = first + h * WARPS, unit = pair * part >> 16;
             const float* row = x(pair - unit * m);
 #pragma unroll
             for (int j = 0; j < 2; j++) {
@@ -54,7 +60,7 @@ template <class F, int PARTS, class X> DI void make_operands(int m, u32 k, const
         }
 #pragma unroll
         for (int h = 0; h < HELD; h++) {
-            const int pair = first + h * WARPS, unit = pair / m, token = pair - unit * m;
+            const int pair = first + h * WARPS, unit = pair * part >> 16, token = pair - unit * m;
             if (pair >= pairs) break;
             float largest = 0.f, scale, back;
 #pragma unroll
@@ -88,30 +94,35 @@ template <class F, int PARTS, class X> DI void make_operands(int m, u32 k, const
     }
 }
 
+// Whether two columns are wanted of a strip's product, or more.
+struct Narrow { static constexpr bool NARROW = true; };
+struct Wide { static constexpr bool NARROW = false; };
+
 template <class F, int PARTS, bool TAIL, bool RAGGED>
 DI void route(const u8* weights, const float* x, float* y, const HopperExpertArgs& a, const u32* ids, u64* fault, const TensorMap* map, const TensorMap* scales, const TensorMap* biases) {
     using L = ExpertLayout;
     constexpr int THREADS = WARPS * 32, GROUPS = 256 / F::SUB;
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
     const u32 fixed = a.stages * a.stage_bytes, shared = shared_address(0), barriers = shared + fixed;
-    const int units = (a.k + 255) / 256, strips = (a.n + 15) / 16, columns = PARTS * a.m;
+    const int units = (a.k + 255) / 256, columns = PARTS * a.m;
     const u32 operands = fixed + L::OPERANDS, table = operands + units * 512 * columns, inverse = table + (F::OFFSET || F::MINIMUM ? units * GROUPS * 32 : 0), areas = inverse + units * 32;
     u32* const known = (u32*)(smem + fixed + L::IDS);     // the expert of each slot of these tokens
     u32* const wanted = (u32*)(smem + fixed + L::WANTED); // experts, and who wants them from bit 16 on
     u32* const tokens_of = (u32*)(smem + areas + WARPS * 128 * a.m);
     volatile u32* const ring = (volatile u32*)(smem + fixed + L::STRIPS); // what the teams have in turn: places in `wanted` from bit 24 on, strips below
     // A team's pieces have barriers of their own, taken in turn: those of a stage could not tell one round of the ring from the next but one.
-    const int teams = WARPS / a.span, pieces = (units + a.piece - 1) / a.piece, depth = up((a.stages + teams - 1) / teams, pieces) + pieces;
+    const int teams = a.teams, pieces = a.pieces, depth = a.depth;
     auto full = [&](int team, int turn) { return barriers + 8 * (team * depth + turn) + L::FULL; };
     auto empty = [&](int slot) { return barriers + 8 * slot + L::EMPTY; };
     if (threadIdx.x == WARPS * 32) {
         if (!RAGGED) prefetch_map(map);
         if (F::AFFINE) prefetch_map(scales), prefetch_map(biases);
     }
-    if (threadIdx.x == 0) {
-        for (int i = 0; i < teams * depth; i++) barrier_init(full(0, i), 1);
-        for (int i = 0; i < a.stages; i++) barrier_init(empty(i), a.span);
-        barriers_ready();
+    if (threadIdx.x < MOST_PENDING) { // a thread has barriers of its own: code that runs for the first time is slow
+        static_assert(MOST_ROUTED_STAGES <= MOST_PENDING, "a thread for each");
+        if (threadIdx.x < teams * depth) barrier_init(full(0, threadIdx.x), 1);
+        if (threadIdx.x < a.stages) barrier_init(empty(threadIdx.x), RAGGED ? 32 * a.span : a.span);
+        block_barriers_ready();
     }
     for (u32 i = threadIdx.x; i < a.n_experts; i += blockDim.x) tokens_of[i] = 0;
     if (F::OFFSET || F::MINIMUM)
@@ -123,8 +134,8 @@ DI void route(const u8* weights, const float* x, float* y, const HopperExpertArg
         asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
         const u64 policy = evict_first_policy();
         // A copy takes a warp some 80 cycles: four warps issue those of rows.
-        const int issuer = warp - WARPS;
-        if (issuer > 0 && !RAGGED) return;
+        if (warp > WARPS && !RAGGED) return;
+        const int issuer = RAGGED ? warp - WARPS : 0;
         u32 found = 0;
         if (issuer == 0) {
             const u32 slots = a.m * a.top_k;
@@ -137,26 +148,36 @@ DI void route(const u8* weights, const float* x, float* y, const HopperExpertArg
                 for (int h = 0; h < 2; h++) {
                     const u32 slot = base + 32 * h + lane;
                     if (slot < slots) known[slot] = id[h];
-                    if (id[h] < a.n_experts) atomicOr(tokens_of + id[h], 1u << slot / a.top_k);
+                    if (id[h] < a.n_experts) atomicOr(tokens_of + id[h], 1u << quotient(slot, a.top_k, a.inverse_top_k));
                 }
             }
             __syncwarp();
 #pragma unroll 1
-            for (u32 base = 0; base < a.n_experts; base += 32) {
-                const u32 expert = base + lane, tokens = expert < a.n_experts ? tokens_of[expert] : 0, some = __ballot_sync(~0u, tokens != 0);
-                if (tokens) wanted[found + __popc(some & ((1u << lane) - 1))] = expert | tokens << 16;
-                found += __popc(some);
+            for (u32 base = 0; base < a.n_experts; base += 128) {
+                u32 tokens[4];
+#pragma unroll
+                for (int h = 0; h < 4; h++) tokens[h] = base + 32 * h + lane < a.n_experts ? tokens_of[base + 32 * h + lane] : 0;
+#pragma unroll
+                for (int h = 0; h < 4; h++) {
+                    const u32 some = __ballot_sync(~0u, tokens[h] != 0);
+                    if (tokens[h]) wanted[found + __popc(some & ((1u << lane) - 1))] = base + 32 * h + lane | tokens[h] << 16;
+                    found += __popc(some);
+                }
             }
             __syncwarp();
             named_arrive<2, THREADS + 32>();
         }
-        const u32 all = found * strips, grid = gridDim.x;
+        const u32 strips = a.strips, all = found * strips, grid = gridDim.x;
         // Strips are taken so many at once, the first few times without asking, then two answers ahead. Those wait behind the weights that are on their way.
-        const u32 batch = min(max(all / (16 * grid), min(max(all / (8 * grid), 1), F::STRIPS)), 4);
+        const u32 batch = max(1 + (all >= 32 * grid) + (all >= 48 * grid) + (all >= 64 * grid), all >= 16 * grid ? F::STRIPS : 1);
         constexpr u32 GIVEN = 4;
         auto request = [&](u32 number) {
             u32 first = (number * grid + blockIdx.x) * batch;
-            if (number >= GIVEN && lane == 0) first = atomicAdd(routed_strips, batch) + GIVEN * grid * batch;
+            // One lane's, which the compiler does not see: it adds those of a warp up first.
+            if (number >= GIVEN && lane == 0) {
+                asm volatile("atom.relaxed.gpu.global.add.u32 %0, [%1], %2;" : "=r"(first) : "l"(routed_strips), "r"(batch) : "memory");
+                first += GIVEN * grid * batch;
+            }
             return first;
         };
         int issued = 0, slot = 0, phase = 1, team = 0, turn = 0;
@@ -172,7 +193,7 @@ DI void route(const u8* weights, const float* x, float* y, const HopperExpertArg
                     else first = __shfl_sync(~0u, even, 0), even = request(taken + 2);
                     taken++;
                     left = first < all ? min(batch, all - first) : 0;
-                    place = first / strips, strip = first - place * strips;
+                    place = quotient(first, strips, a.inverse_strips), strip = first - place * strips;
                 }
                 if (left > 0) entry = place << 24 | strip, left--;
                 if (++strip == strips) strip = 0, place++;
@@ -185,7 +206,7 @@ DI void route(const u8* weights, const float* x, float* y, const HopperExpertArg
             if (entry == NO_STRIP) {
                 if (issuer == 0 && lane < teams) { // every team learns of the end
                     const bool after = team + lane >= teams;
-                    ring[i + lane & (MOST_PENDING - 1)] = NO_STRIP;
+                    if (lane > 0) ring[i + lane & (MOST_PENDING - 1)] = NO_STRIP; // the first is there, and other issuers read it
                     barrier_arrive(full(team + lane - (after ? teams : 0), after ? turn + pieces == depth ? 0 : turn + pieces : turn));
                 }
                 break;
@@ -235,7 +256,7 @@ DI void route(const u8* weights, const float* x, float* y, const HopperExpertArg
             for (u32 j = threadIdx.x; j < a.n; j += THREADS) y[(u64)all * a.n + j] = not_a_number();
             if (threadIdx.x == 0) atomicMin(fault, (u64)all << 32 | known[slot]);
         }
-        const int team = warp / a.span, place = warp - team * a.span;
+        const int team = warp >> 31 - __clz(a.span), place = warp & a.span - 1; // a power of two
         const u32 row = g * a.pitch, side = 16 * a.pitch + g * a.side_pitch;
         const bool has_column = g < columns;
         u32 own[4];
@@ -261,12 +282,13 @@ DI void route(const u8* weights, const float* x, float* y, const HopperExpertArg
                 }
                 const u32 at = slot * a.stage_bytes;
                 const int stop = min((int)a.piece, units - start);
-#pragma unroll 1
-                for (int inside = place; inside < stop; inside += a.span) {
+                // acc += this warp's rows of the unit at `inside` times its operands.
+                auto multiply = [&](auto columns_of, int inside, float (&acc)[4]) {
+                    constexpr bool NARROW = decltype(columns_of)::NARROW;
                     const int unit = start + inside;
-                    const u32 scales_of_x = inverse + unit * 32, sums_of_x = table + unit * GROUPS * 32;
-                    u32 b[16][2], top = at + row + inside * F::UNIT, bottom = top + 8 * a.pitch;
-                    if (narrow) {
+                    const u32 sums_of_x = table + unit * GROUPS * 32;
+                    u32 b[NARROW ? 4 : 16][2], top = at + row + inside * F::UNIT, bottom = top + 8 * a.pitch;
+                    if constexpr (NARROW) {
                         const u32 from = operands + t * 16 + (g & 1 ? column[1] : column[0]) * 64 + unit * 8 * 64 * columns;
 #pragma unroll
                         for (int i = 0; i < 4; i++) {
@@ -281,18 +303,17 @@ DI void route(const u8* weights, const float* x, float* y, const HopperExpertArg
                             b[2 * s][0] = v.x, b[2 * s][1] = v.y, b[2 * s + 1][0] = v.z, b[2 * s + 1][1] = v.w;
                         }
                     }
-                    float acc[4] = {0.f, 0.f, 0.f, 0.f};
                     auto run = [&](auto row0, auto row1) {
                         row0.scales = smem + at + side + inside * side_of<F>() + (start * side_of<F>() & 15), row1.scales = row0.scales + 8 * a.side_pitch;
                         row0.biases = row0.scales + 16 * a.side_pitch, row1.biases = row1.scales + 16 * a.side_pitch;
                         const int valid = (int)a.k - unit * 256;
-                        if (narrow) {
+                        if constexpr (NARROW) {
                             auto of_group = [&](int i) {
                                 const u32 from = sums_of_x + 32 * t + 128 * i;
                                 return make_float2(*(const float*)(smem + from + 4 * column[0]), *(const float*)(smem + from + 4 * column[1]));
                             };
                             auto fold = [&]() { return g < 2 ? *(const uint4*)(smem + sums_of_x + 64 * (g & 1 ? column[1] : column[0]) + 16 * t) : make_uint4(0, 0, 0, 0); };
-                            multiply_spread<F, decltype(row0)::PAST, TAIL>(row0, row1, t, *(const u32 (*)[4][2])b, own, of_group, fold, valid, acc);
+                            multiply_spread<F, decltype(row0)::PAST, TAIL>(row0, row1, t, b, own, of_group, fold, valid, acc);
                         } else multiply_unit<F, decltype(row0)::PAST, TAIL, FOLDED<F, ONE_ROW>, false>(row0, row1, t, b, sums_of_x, 0, valid, acc);
                     };
                     if constexpr (RAGGED) {
@@ -304,13 +325,19 @@ DI void route(const u8* weights, const float* x, float* y, const HopperExpertArg
                     } else if constexpr (F::UNIT % 4 == 0) run(Row<0>{smem + top}, Row<0>{smem + bottom});
                     else if (inside & 1) run(Row<16>{smem + top - 2}, Row<16>{smem + bottom - 2});
                     else run(Row<0>{smem + top}, Row<0>{smem + bottom});
-                    const u32 first = narrow ? column[0] : 2 * t, second = narrow ? column[1] : 2 * t + 1;
+                };
+#pragma unroll 1
+                for (int inside = place; inside < stop; inside += a.span) {
+                    float acc[4] = {0.f, 0.f, 0.f, 0.f};
+                    if (narrow) multiply(Narrow{}, inside, acc);
+                    else multiply(Wide{}, inside, acc);
+                    const u32 scales_of_x = inverse + (start + inside) * 32, first = narrow ? column[0] : 2 * t, second = narrow ? column[1] : 2 * t + 1;
                     const float2 back = make_float2(*(const float*)(smem + scales_of_x + 4 * first), *(const float*)(smem + scales_of_x + 4 * second));
                     total[0] = fmaf(acc[0], back.x, total[0]), total[1] = fmaf(acc[1], back.y, total[1]);
                     total[2] = fmaf(acc[2], back.x, total[2]), total[3] = fmaf(acc[3], back.y, total[3]);
                 }
                 __syncwarp();
-                if (lane == 0) barrier_arrive(empty(slot));
+                if (RAGGED || lane == 0) barrier_arrive(empty(slot));
                 slot++;
             }
             if (entry == NO_STRIP) break;

@@ -142,10 +142,11 @@ DI void matvec(const Matrices& matrices, const float* input, const TensorMap* sc
         if (STARTS != ANYWHERE && a.boxes > 0) matrices.prefetch_maps();
         if (F::AFFINE) prefetch_map(scales), prefetch_map(biases);
     }
-    if (threadIdx.x == 0) {
-        for (int i = 0; i < a.stages; i++) barrier_init(full(i), 1), barrier_init(empty(i), WARPS);
-        for (int i = 0; i < a.sums; i++) barrier_init(drained(i), 32), barrier_init(filled(i), WARPS * WRITERS);
-        barriers_ready();
+    if (warp == 0) { // a lane has barriers of its own: code that runs for the first time is slow
+        static_assert(MOST_STAGES <= 32 && MOST_SUMS <= 32, "a lane for each");
+        if (lane < a.stages) barrier_init(full(lane), 1), barrier_init(empty(lane), WARPS);
+        if (lane < a.sums) barrier_init(drained(lane), 32), barrier_init(filled(lane), WARPS * WRITERS);
+        block_barriers_ready();
     }
     __syncthreads();
     launch_dependents();
@@ -285,10 +286,13 @@ DI void matvec(const Matrices& matrices, const float* input, const TensorMap* sc
         const u32 table = fixed + L::TABLES + warp * L::TABLE;
         wait_for_predecessor();
         float* const all_sums = (float*)(smem + fixed + L::SUMS);
-        // Whether the warp has the tail too.
-        const bool last = MORE && works && units == all_units && (units - 1 - first_unit - place) % (int)a.span == 0 && first_unit + place < units;
+        // A short tail is multiplied by the warp that has the unit before; where rows are one stage by one of the warps that have units of it, each group's by another: all others
+        // would wait for one that has them all.
+        constexpr bool IN_TURN = KU == 1;
+        const int last_start = MORE ? first_unit + (units - 1 - first_unit) / (int)a.span * a.span : 0, sharers = units - last_start;
+        const bool has_tail = MORE && works && units == all_units && (IN_TURN || place == sharers - 1);
         auto unit_of = [&](int i) {
-            if (MORE && i == KU) return last ? (u32)all_units : 1u << 22;
+            if (MORE && i == KU) return has_tail ? (u32)all_units : 1u << 22;
             return works && first_unit + place + i * a.span < units ? first_unit + place + i * a.span : 1u << 22;
         };
         float squares = 0.f;
@@ -396,22 +400,20 @@ DI void matvec(const Matrices& matrices, const float* input, const TensorMap* sc
 #pragma unroll
             for (int turn = 0; turn < Matrices::TURNS; turn++, from.advance(a.sums)) barrier_arrive(drained(from.buffer));
         };
-        const u32 row = (set * 16 + g + place / a.piece * height) * a.pitch + place % a.piece * F::UNIT;
+        auto row_at = [&](int place) { return (set * 16 + g + place / a.piece * height) * a.pitch + place % a.piece * F::UNIT; };
+        const u32 row = row_at(place), row_of_last = MORE ? row_at(sharers - 1) : 0;
         const u32 side = height * a.pitch * max(a.boxes, 1) + (set * 16 + g) * a.side_pitch + place * side_of<F>();
-        // acc += this warp's rows of a stage times its operands for the unit `sub`.
-        auto multiply = [&](auto shift, int sub, int slot, int group, int turn, const auto& operands, float (&acc)[4]) {
-            using Aligned = Row<decltype(shift)::VALUE>;
-            constexpr int SHIFT = Aligned::PAST;
-            const int start = first_unit + sub * a.span, valid = (int)a.k - (start + place) * 256;
+        // This warp's rows of a stage, at the unit `start + place`, which is `row` bytes into it.
+        auto find_rows = [&](auto shift, auto& rows, int start, int place, u32 row, int slot, int group, int turn) {
+            constexpr int SHIFT = decltype(shift)::VALUE;
             const u32 at = slot * a.stage_bytes;
             u32 top = at + row, bottom = top + 8 * a.pitch;
-            Aligned rows[2];
             if constexpr (RAGGED) {
                 int within = group;
                 const Matrix matrix = matrices.of(within, shape, turn);
                 if constexpr (STRIDED) {
-                    const u32 past = (u32)(within % EVERY * a.w_row + (start + place / a.piece * a.piece) * F::UNIT) & 15;
-                    top += past, bottom += past;
+                    top += (u32)(within % EVERY * a.w_row + (start + place / a.piece * a.piece) * F::UNIT) & 15;
+                    bottom = top + 8 * a.pitch;
                 } else {
                     const u64 from = (u64)(matrix.weights + start * F::UNIT);
                     const u32 weight_row = within * height + set * 16 + g;
@@ -419,10 +421,18 @@ DI void matvec(const Matrices& matrices, const float* input, const TensorMap* sc
                     bottom += (u32)(from + min(weight_row + 8, matrix.n - 1) * a.w_row) & 15;
                 }
             }
-            if constexpr (SHIFT < 0) rows[0] = {smem + (top & ~3u), 8 * (top & 3)}, rows[1] = {smem + (bottom & ~3u), 8 * (bottom & 3)};
+            if constexpr (STRIDED) rows[0] = {smem + (top & ~3u), 8 * (top & 3)}, rows[1] = {smem + (top & ~3u) + 8 * a.pitch, rows[0].bits}; // both start alike
+            else if constexpr (SHIFT < 0) rows[0] = {smem + (top & ~3u), 8 * (top & 3)}, rows[1] = {smem + (bottom & ~3u), 8 * (bottom & 3)};
             else rows[0] = {smem + top - SHIFT / 8}, rows[1] = {smem + bottom - SHIFT / 8};
             rows[0].scales = smem + at + side + (start * side_of<F>() & 15), rows[1].scales = rows[0].scales + 8 * a.side_pitch;
             rows[0].biases = rows[0].scales + height * a.side_pitch, rows[1].biases = rows[1].scales + height * a.side_pitch;
+        };
+        // acc += this warp's rows of a stage times its operands for the unit `sub`.
+        auto multiply = [&](auto shift, int sub, int slot, int group, int turn, const auto& operands, float (&acc)[4]) {
+            constexpr int SHIFT = decltype(shift)::VALUE;
+            const int start = first_unit + sub * a.span, valid = (int)a.k - (start + place) * 256;
+            Row<SHIFT> rows[2];
+            find_rows(shift, rows, start, place, row, slot, group, turn);
             if constexpr (ONE) {
                 u32 sums = table + sub * L::GROUPS * 32;
                 auto of_group = [&](int i) { return *(const float2*)(smem + sums + 32 * t + 128 * i); };
@@ -430,9 +440,14 @@ DI void matvec(const Matrices& matrices, const float* input, const TensorMap* sc
                 if constexpr (DIGITS) multiply_digits<F, SHIFT>(rows[0], rows[1], t, operands, sums, fold, acc);
                 else multiply_spread<F, SHIFT, TAIL == PART>(rows[0], rows[1], t, operands, own, of_group, fold, valid, acc);
                 if constexpr (MORE) {
-                    if (!last || start + place != all_units - 1) return;
+                    // The same warp for the same rows, whatever block has them.
+                    if (!has_tail || start != last_start || (IN_TURN && place != (int)__umulhi((group + 3 * set) * 0x9e3779b1u, sharers))) return;
                     sums = table + KU * L::GROUPS * 32;
-                    multiply_spread<F, SHIFT, true, SHORT_TAIL / 64>(rows[0].moved(F::UNIT), rows[1].moved(F::UNIT), t, b[KU], own, of_group, fold, valid - 256, acc);
+                    find_rows(shift, rows, start, sharers - 1, row_of_last, slot, group, turn);
+                    const int left = a.k - all_units * 256;
+                    const auto tail0 = rows[0].moved(F::UNIT), tail1 = rows[1].moved(F::UNIT);
+                    if (left > 32) multiply_spread<F, SHIFT, true, 4>(tail0, tail1, t, b[KU], own, of_group, fold, left, acc);
+                    else multiply_spread<F, SHIFT, true, 2>(tail0, tail1, t, b[KU], own, of_group, fold, left, acc);
                 }
             } else multiply_unit<F, SHIFT, TAIL == PART, FOLDED<F, COLUMNS>, EIGHT>(rows[0], rows[1], t, operands, table + sub * L::GROUPS * 32, table + L::INVERSE + 32 * sub, valid, acc);
         };

@@ -116,17 +116,17 @@ DI void multiply_unit(const Row<SHIFT>& top, const Row<SHIFT>& bottom, int t, co
 
 // The same where only two columns are wanted: four groups of k lie side by side, each with columns of its own, so that every lane scales the sums of one of them. Lane t has
 // acc of the groups 4 i + t, and what is wanted is the sum over the four lanes. b are the operands of the steps whose group has a lane's columns; `own` makes zeros of
-// them for the others. sums(i) gives the sums of x over group 4 i + t for both columns, fold() what fold_sums has made of them. Only the first CHUNKS are there.
-template <class F, int SHIFT, bool TAIL, int CHUNKS = 4, class Sums, class Fold>
+// them for the others. sums(i) gives the sums of x over group 4 i + t for both columns, fold() what fold_sums has made of them. Only the first so many steps are there.
+template <class F, int SHIFT, bool TAIL, int STEPS = 16, class Sums, class Fold>
 DI void multiply_spread(const Row<SHIFT>& top, const Row<SHIFT>& bottom, int t, const u32 (&b)[4][2], const u32 (&own)[4], const Sums& sums, const Fold& fold, int valid, float (&acc)[4]) {
     constexpr bool FOLD = FOLDED<F, ONE_ROW>;
-    constexpr int CHAINS = 64 / F::SUB, STEPS = 16 / CHAINS;
+    constexpr int CHAINS = 64 / F::SUB, LENGTH = 16 / CHAINS;
     const typename F::Head none{};
     const auto own0 = F::own(top, t), own1 = F::own(bottom, t);
     float part[4] = {0.f, 0.f, 0.f, 0.f}, low[4] = {0.f, 0.f, 0.f, 0.f};
     auto multiply = [&](float (&d)[4], const u32 (&q0)[4][2], const u32 (&q1)[4][2], int c) {
 #pragma unroll
-        for (int s = 4 * c; s < 4 * c + 4; s++) {
+        for (int s = 4 * c; s < 4 * c + 4 && s < STEPS; s++) {
             const u32 (&x)[2] = b[own_place<F>(s)], mine = own[beside<F>(s)];
             mma(d, q0[s & 3][0], q1[s & 3][0], q0[s & 3][1], q1[s & 3][1], hmul2(x[0], mine), hmul2(x[1], mine), d[0], d[1], d[2], d[3]);
         }
@@ -139,13 +139,13 @@ DI void multiply_spread(const Row<SHIFT>& top, const Row<SHIFT>& bottom, int t, 
         mma(low, m0[0], m1[0], m0[1], m1[1], s.z, s.w, low[0], low[1], low[2], low[3]);
     }
 #pragma unroll
-    for (int i = 0; i < CHAINS && i * STEPS / 4 < CHUNKS; i++) {
+    for (int i = 0; i < CHAINS && i * LENGTH < STEPS; i++) {
         float2 s = make_float2(0.f, 0.f);
         if constexpr (F::OFFSET != 0 || (F::MINIMUM && !FOLD)) s = sums(i);
         const float x = F::OFFSET ? s.x : 0.f, y = F::OFFSET ? s.y : 0.f;
         float d[4] = {x, y, x, y};
 #pragma unroll
-        for (int c = i * STEPS / 4; c < (i + 1) * STEPS / 4 && c < CHUNKS; c++) {
+        for (int c = i * LENGTH / 4; c < (i + 1) * LENGTH / 4 && 4 * c < STEPS; c++) {
             u32 q0[4][2], q1[4][2];
             if constexpr (F::HIGH_APART) {
                 float high[4] = {0.f, 0.f, 0.f, 0.f};

@@ -34,8 +34,9 @@ const MOST_BLOCKS: usize = 8;
 /// Tensor copies of a stage at most, and bytes of a row in each: 256 elements of eight bytes.
 const MOST_BOXES: usize = 4;
 pub(super) const BOX_BYTES: usize = 2048;
-/// Values of a short tail at most, as in matvec.cu.
+/// Values of a short tail at most, as in matvec.cu, and bytes of a row's units in a stage: with more the ring's fewer stages cost more than such a tail gains.
 const SHORT_TAIL: usize = 64;
+const SHORT_TAIL_BYTES: usize = 16 * 192;
 /// Units of which a warp holds the input's operands: of several rows, and of one, which needs fewer registers, where rows of weights come strided.
 const MOST_UNITS: usize = 2;
 const MOST_UNITS_OF_ONE: usize = 3;
@@ -88,15 +89,17 @@ impl Starts {
 enum Tail {
     Whole,
     Part,
-    /// So few values that the warp which has the unit before takes them too.
+    /// So few values that warps which have units of a row's last stage take them in turn.
     Short,
 }
 
 impl Tail {
     fn of(product: &Product<'_>, m: usize, exact: bool) -> Tail {
+        let staged_bytes = (product.k / UNIT).min(WARPS) * product.format.unit;
+        let one = m == 1 && exact && product.format.short_tails;
         match product.k % UNIT {
             0 => Tail::Whole,
-            1..=SHORT_TAIL if m == 1 && exact && product.k > UNIT && product.format.short_tails => Tail::Short,
+            1..=SHORT_TAIL if one && product.k > UNIT && staged_bytes <= SHORT_TAIL_BYTES => Tail::Short,
             _ => Tail::Part,
         }
     }
@@ -205,7 +208,13 @@ fn geometry_with(product: &Product<'_>, starts: Starts, m: usize, exact: bool) -
         }
         // Beside the copies of scales and biases, a pair of boxes is slower than rows that take one copy each.
         let suits = |boxes: &usize| starts != Starts::Anywhere && (*boxes != 2 || format.side == 0);
-        let past = if ragged { 16 } else { 0 };
+        // How far past a multiple of 16 bytes rows start at most, an even number where eight of them are one.
+        let past = match starts {
+            Starts::Aligned => 0,
+            Starts::Anywhere => 16,
+            Starts::Every(8) => 14,
+            Starts::Every(_) => 15,
+        };
         let boxes = |span: usize| boxes(format.unit, span, past, more).filter(suits).unwrap_or(0);
         // Strided rows need boxes, if some warps have a unit less for that.
         let span = if strided { (least..=WARPS).find(|span| boxes(*span) > 0) } else { Some(least) };
@@ -228,7 +237,7 @@ fn geometry_with(product: &Product<'_>, starts: Starts, m: usize, exact: bool) -
             let groups = product.n.div_ceil(height * starts.every()) * starts.every();
             let items = groups.div_ceil(grid / cluster);
             // As `MatVecLayout` has it: barriers, the ring, sums of the input, sums of the warps, those of a cluster.
-            let tables = WARPS * (units + more_units) * (32 + if format.sums { 256 / format.sub * 32 } else { 0 });
+            let tables = WARPS * (units + more_units) * (32 + if format.sums { UNIT / format.sub * 32 } else { 0 });
             let partial = if cluster > 1 { items * height * m * 4 } else { 0 };
             let barriers = 16 * MOST_STAGES + 16 * SUMS[0];
             let fixed = |sums: usize| barriers + 128 + tables + sums * WARPS * 4 * strip(m, exact) + partial;
@@ -550,7 +559,9 @@ mod tests {
             assert_eq!(geometry_of(ty, 2112, 2).tail, Tail::Part);
             assert_eq!(geometry_of(ty, 2048, 1).tail, Tail::Whole);
         }
-        assert_eq!(geometry_of(GgmlType::Q8_0, 2080, 1).tail, Tail::Part);
+        // Stages of longer rows are too few beside it.
+        assert_eq!(geometry_of(GgmlType::Q8_0, 2080, 1).tail, Tail::Short);
+        assert_eq!(geometry_of(GgmlType::Q8_0, 4128, 1).tail, Tail::Part);
     }
 
     #[test]

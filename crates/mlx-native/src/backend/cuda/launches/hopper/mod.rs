@@ -113,6 +113,14 @@ args! {
         side_pitch: u32,
         stage_bytes: u32,
         stages: u32,
+        /// What a block would divide for before its first copy: teams of `span` warps, pieces of a row, barriers of a team, strips of a matrix.
+        teams: u32,
+        pieces: u32,
+        depth: u32,
+        strips: u32,
+        /// 2^32 - 1 divided by these.
+        inverse_top_k: u32,
+        inverse_strips: u32,
     }
 }
 
@@ -139,7 +147,7 @@ struct Format {
     fetched: bool,
     /// `FOLDED` in units.cu, for one row: minimums of sixteen groups are multiplied at once.
     folded: bool,
-    /// Whether the last few values of a row may belong to the warp that has the unit before. With units of more bytes the ring's fewer stages cost more than that gains.
+    /// Whether the last few values of a row may lie behind the unit before, instead of in one of their own.
     short_tails: bool,
     /// Whether the blocks of narrow tiles share the input in pairs, as these weights leave L2 little time for it.
     paired: bool,
@@ -173,7 +181,9 @@ impl Format {
                 GgmlType::Q4_1 => Format { slices: 2, fetched: true, ..Format::short_blocks("Q4_1", 160) },
                 GgmlType::Q5_0 => Format { fetched: true, ..Format::short_blocks("Q5_0", 176) },
                 GgmlType::Q5_1 => Format { fetched: true, ..Format::short_blocks("Q5_1", 192) },
-                GgmlType::Q8_0 => Format { slices: 2, fetched: true, paired: true, ..Format::blocks("Q8_0", 272, 32) },
+                GgmlType::Q8_0 => {
+                    Format { slices: 2, fetched: true, paired: true, ..Format::short_blocks("Q8_0", 272) }
+                }
                 GgmlType::IQ4_NL => Format::short_blocks("IQ4_NL", 144),
                 GgmlType::IQ4_XS => Format::blocks("IQ4_XS", 136, 32),
                 GgmlType::MXFP4 => Format { sums: false, fetched: true, ..Format::short_blocks("MXFP4", 136) },
@@ -412,8 +422,8 @@ mod tests {
             let (_, body) = text_of_formats().split_once(&text).expect(&text);
             let body = &body[..body.find("\n};").unwrap_or(body.len())];
             assert_eq!(body.contains("FETCHED = true"), format.fetched, "{text}");
-            // Blocks of more values leave no tail, and larger units too few stages.
-            assert_eq!(format.short_tails, ty.block_values() == 32 && format.unit <= 192, "{text}");
+            // Blocks of more values leave no tail.
+            assert_eq!(format.short_tails, ty.block_values() == 32, "{text}");
             count += 1;
         }
         assert_eq!(count, 13);

@@ -39,6 +39,10 @@ struct Geometry {
     side_pitch: usize,
     stage_bytes: usize,
     stages: usize,
+    /// Teams of `span` warps, pieces of a row, barriers of a team.
+    teams: usize,
+    pieces: usize,
+    depth: usize,
     shared_bytes: usize,
 }
 
@@ -91,15 +95,16 @@ fn geometry(shape: Shape) -> Option<Geometry> {
         let stage_bytes = (STRIP * (pitch + 2 * side_pitch)).next_multiple_of(128);
         let stages = (room / stage_bytes).min(MOST_STAGES);
         let (teams, pieces) = (WARPS / span, units.div_ceil(piece));
-        // As the kernel counts the barriers of a team.
-        let pending = teams * (stages.div_ceil(teams).next_multiple_of(pieces) + pieces);
-        if stages < LEAST_STAGES || pending > MOST_PENDING {
+        let depth = stages.div_ceil(teams).next_multiple_of(pieces) + pieces;
+        if stages < LEAST_STAGES || teams * depth > MOST_PENDING {
             continue;
         }
         let enough = shape.enough_stages();
         if best.is_none_or(|best| stages.min(enough) > best.stages.min(enough)) {
             let shared_bytes = fixed + stages * stage_bytes;
-            best = Some(Geometry { piece, span, pitch, side_pitch, stage_bytes, stages, shared_bytes });
+            let geometry =
+                Geometry { piece, span, pitch, side_pitch, stage_bytes, stages, teams, pieces, depth, shared_bytes };
+            best = Some(geometry);
         }
     }
     best
@@ -143,6 +148,7 @@ fn launch(product: &Product<'_>, operands: &Operands<'_>, part: Part, quick: boo
     else {
         return Ok(None);
     };
+    let strips = product.n.div_ceil(STRIP);
     let args = HopperExpertArgs {
         w_row: product.w_row as u64,
         w_matrix: strides[0] as u64,
@@ -159,6 +165,12 @@ fn launch(product: &Product<'_>, operands: &Operands<'_>, part: Part, quick: boo
         side_pitch: geometry.side_pitch as u32,
         stage_bytes: geometry.stage_bytes as u32,
         stages: geometry.stages as u32,
+        teams: geometry.teams as u32,
+        pieces: geometry.pieces as u32,
+        depth: geometry.depth as u32,
+        strips: strips as u32,
+        inverse_top_k: u32::MAX / u32_of("top_k", *top_k)?.max(1),
+        inverse_strips: u32::MAX / (strips as u32).max(1),
     };
     let map = |view: Option<&View>, i: usize, element_bytes: usize, row: usize, pitch: usize| {
         // A map that nobody reads is none.
