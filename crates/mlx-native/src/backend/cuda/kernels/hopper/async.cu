@@ -32,14 +32,18 @@ DI void block_barriers_ready() {
     proxy_fence();
 }
 DI void raise_flag(u32* flag) { asm volatile("st.release.gpu.b32 [%0], %1;" ::"l"(flag), "r"(1) : "memory"); }
-DI void wait_for_flag(const u32* flag) {
-    u32 raised;
-    do asm volatile("ld.acquire.gpu.b32 %0, [%1];" : "=r"(raised) : "l"(flag) : "memory");
-    while (raised == 0);
+// How often a thread looks for other blocks before it gives up: seconds, where a product takes microseconds.
+constexpr u32 MOST_LOOKS = 1 << 24;
+// Waits until a counter in memory has come so far. In one piece: as a loop of C it takes registers that who sends sums off has not.
+DI void wait_for_count(const u32* counter, u32 target) {
+    asm volatile(
+        "{\n.reg .pred p;\n.reg .u32 seen, looks;\n mov.u32 looks, 0;\nAGAIN_%=:\n ld.acquire.gpu.global.u32 seen, [%0];\n setp.ge.u32 p, seen, %1;\n @p bra DONE_%=;\n"
+        " add.u32 looks, looks, 1;\n setp.lt.u32 p, looks, %2;\n @p bra AGAIN_%=;\n trap;\nDONE_%=:\n}" ::"l"(counter), "r"(target), "n"(MOST_LOOKS)
+        : "memory");
 }
-// Named barriers: `sync` waits until so many threads have come, `join` does not; a warp comes as one.
+DI void wait_for_flag(const u32* flag) { wait_for_count(flag, 1); }
+// Named barriers: `sync` waits until so many threads have come, `arrive` does not; a warp comes as one.
 DI void barrier_sync(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
-DI void barrier_join(int id, int threads) { asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 template <int ID, int THREADS> DI void named_sync() { asm volatile("bar.sync %0, %1;" ::"n"(ID), "n"(THREADS) : "memory"); }
 template <int ID, int THREADS> DI void named_arrive() { asm volatile("bar.arrive %0, %1;" ::"n"(ID), "n"(THREADS) : "memory"); }
 

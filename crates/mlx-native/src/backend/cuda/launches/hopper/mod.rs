@@ -340,6 +340,8 @@ pub(crate) fn text() -> String {
         include_str!("../../kernels/hopper/operands.cu"),
         include_str!("../../kernels/hopper/digits.cu"),
         include_str!("../../kernels/hopper/matvec.cu"),
+        include_str!("../../kernels/hopper/layer_state.cu"),
+        include_str!("../../kernels/hopper/layer_operands.cu"),
         include_str!("../../kernels/hopper/layer.cu"),
         include_str!("../../kernels/hopper/experts.cu"),
         include_str!("../../kernels/hopper/wgmma.cu"),

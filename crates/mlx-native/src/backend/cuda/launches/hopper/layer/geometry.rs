@@ -8,8 +8,8 @@ use crate::backend::cuda::launches::hopper::{Format, MATRICES, Product, STRIP, U
 /// Slots at most, and stages at least.
 pub(super) const MOST_SLOTS: usize = 24;
 const LEAST_STAGES: usize = 3;
-/// What `LayerLayout` has before the sums of x: barriers, shares of a norm, sums of warps, room to put values into a format's order.
-pub(super) const FIXED_BYTES: usize = 512 + 3 * WARPS * 128 + WARPS * 1024;
+/// What `LayerLayout` has before the sums of x: barriers and shares of norms, sums of warps, room to put values into a format's order.
+pub(super) const FIXED_BYTES: usize = 640 + 3 * WARPS * 128 + WARPS * 1024;
 /// Slices of a row at most.
 const MOST_SLICES: usize = 8;
 
@@ -87,7 +87,7 @@ impl Geometry {
     }
 }
 
-/// Bytes of a warp's sums of x, `layer_table` in layer.cu.
+/// Bytes of a warp's sums of x, `layer_table` in layer_state.cu.
 pub(super) fn table(format: Format) -> usize {
     match format {
         Format { folded: true, .. } => 512,

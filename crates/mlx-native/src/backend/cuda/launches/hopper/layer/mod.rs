@@ -17,7 +17,7 @@ use crate::buffer::View;
 use crate::ops::{Activation, GatedActivation, InputLayout, Matmul, Op, RmsNorm};
 use crate::{DType, Result};
 
-/// Products that follow one another, `PHASES` in layer.cu.
+/// Products that follow one another, `PHASES` in layer_state.cu.
 const PHASES: usize = 4;
 
 /// The structs that layer.cu needs.
@@ -312,6 +312,8 @@ mod tests {
     fn a_layer_is_one_launch_where_the_gpu_is_nobody_elses() {
         assert_eq!(kernels(8192, GgmlType::Q4_K, true, false), ["hopper_layer", "hopper_layer<2, Q4_K>"]);
         assert_eq!(kernels(8192, GgmlType::Q6_K, true, false), ["hopper_layer", "hopper_layer<2, Q4_K, Q6_K>"]);
+        // The small case of tests/cuda_layer.rs.
+        assert_eq!(kernels(6144, GgmlType::Q2_K, true, false), ["hopper_layer", "hopper_layer<2, Q4_K, Q2_K>"]);
         let apart = ["hopper_mv", "hopper_mv_gated", "hopper_mv", "hopper_mv_group"];
         assert_eq!(kernels(8192, GgmlType::Q4_K, false, false), apart);
         // Blocks may still read attention's output when others have the next layer's queries.

@@ -1,4 +1,4 @@
-//! What `hopper_layer` is told of each product: `LayerProduct` in layer.cu.
+//! What `hopper_layer` is told of each product: `LayerProduct` in layer_state.cu.
 
 use crate::backend::cuda::launches::Bound;
 use crate::backend::gpu::args::{ArgType, args, render_struct};
@@ -25,7 +25,7 @@ args! {
         /// Slices of a row, and of a row of the product before.
         slices: u32,
         parts: u32,
-        /// `Becomes` in layer.cu.
+        /// `Becomes` in layer_state.cu.
         becomes: u32,
         /// 0 SiLU, 1 GELU by tanh.
         activation: u32,
@@ -44,7 +44,7 @@ args! {
     }
 }
 
-/// What becomes of the sums of a product, `Becomes` in layer.cu.
+/// What becomes of the sums of a product, `Becomes` in layer_state.cu.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Becomes {
     Outputs,
