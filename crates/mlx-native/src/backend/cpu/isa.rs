@@ -10,7 +10,7 @@ pub(crate) enum Isa {
     /// x86-64 with AVX2, FMA, F16C and BMI2 (Haswell, Zen and later).
     #[cfg(target_arch = "x86_64")]
     Avx2,
-    /// x86-64 with AVX-512 F, BW, VL, DQ, VBMI and VNNI (Ice Lake, Zen 4 and later).
+    /// x86-64 with AVX-512 F, BW, VL, DQ, VBMI and VNNI, and GFNI (Ice Lake, Zen 4 and later).
     #[cfg(target_arch = "x86_64")]
     Avx512,
     /// AArch64 with the dot-product extension (Apple M1, Cortex-A75, Neoverse N1 and later).
@@ -83,6 +83,7 @@ impl Isa {
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vbmi")
                     && is_x86_feature_detected!("avx512vnni")
+                    && is_x86_feature_detected!("gfni")
             }
             #[cfg(target_arch = "aarch64")]
             Isa::Neon => {

@@ -224,7 +224,8 @@ impl Plan {
 
     /// Bytes of each thread's scratch memory for runs of at most m rows.
     pub(crate) fn thread_bytes(&self) -> usize {
-        panels::SCRATCH_BYTES.max(tiles::SCRATCH_BYTES).max(floats::scratch_bytes(self.m))
+        let column = tiles::column_scratch(self.layout);
+        panels::SCRATCH_BYTES.max(tiles::SCRATCH_BYTES).max(floats::scratch_bytes(self.m)).max(column)
     }
 
     /// The kernel's name, for the capability query: instruction set, then family.

@@ -14,6 +14,7 @@ use std::mem::MaybeUninit;
 
 use super::ahead::Distances;
 use super::panels::{Entering, Kind, OfSource, of_kind};
+use super::prepare::Layout;
 use super::simd::{MAX_LANES, Simd, array, four, unrolled};
 use super::source::{ANY_SIDES, Scales, Source};
 use super::{Job, Part, STREAMS, panels};
@@ -64,9 +65,33 @@ unsafe fn scaled<S: Simd>(ints: S::Ints, scale: S::Floats, v: Option<S::Floats>)
     }
 }
 
+/// A float a lane of a record, or the bits of an integer, which comes `place` LANES behind the codes.
+#[inline(always)]
+unsafe fn note<S: Simd, const SPREAD: bool>(record: *const u8, place: usize) -> S::Floats {
+    // SAFETY: `record` is a whole record, or a spread one.
+    unsafe {
+        let notes = record.add(32 * S::LANES).cast::<f32>();
+        if SPREAD {
+            S::load_floats(notes.add(4 * place * S::LANES))
+        } else {
+            S::spread_floats(notes.add(place * S::LANES))
+        }
+    }
+}
+
+/// [`note`] of integers.
+#[inline(always)]
+unsafe fn int_note<S: Simd, const SPREAD: bool>(record: *const u8, place: usize) -> S::Ints {
+    // SAFETY: `record` is a whole record, or a spread one.
+    unsafe {
+        let notes = record.add(32 * S::LANES).cast::<i32>();
+        if SPREAD { S::load_ints(notes.add(4 * place * S::LANES)) } else { S::spread_ints(notes.add(place * S::LANES)) }
+    }
+}
+
 /// `v · x_scale + total`, and minimums times sums of activations.
 #[inline(always)]
-unsafe fn added<S: Simd, K: Kind>(
+unsafe fn added<S: Simd, K: Kind, const SPREAD: bool>(
     v: S::Floats,
     scales: &Scales<S>,
     record: *const u8,
@@ -76,12 +101,11 @@ unsafe fn added<S: Simd, K: Kind>(
     // SAFETY: the caller runs on S's instruction set.
     let mut v = unsafe { S::mul_add(v, x_scale, total) };
     if matches!(K::SUMS, Entering::Mins) {
-        // SAFETY: `record` is a whole record; the sums follow the activation scales.
+        // SAFETY: the caller's record.
         unsafe {
-            let sums = record.add(36 * S::LANES).cast::<f32>();
-            v = S::mul_add(S::spread_floats(sums), scales.min[0], v);
+            v = S::mul_add(note::<S, SPREAD>(record, 1), scales.min[0], v);
             if K::HALVES {
-                v = S::mul_add(S::spread_floats(sums.add(S::LANES)), scales.min[1], v);
+                v = S::mul_add(note::<S, SPREAD>(record, 2), scales.min[1], v);
             }
         }
     }
@@ -90,22 +114,15 @@ unsafe fn added<S: Simd, K: Kind>(
 
 /// What integer sums of a half (0 or 1) start with: minus the weight codes' offset times the sum of activations.
 #[inline(always)]
-unsafe fn start<S: Simd, F: Source<S>>(record: *const u8, half: usize) -> S::Ints {
-    // SAFETY: `record` is a whole record; the sums follow the activation scales.
+unsafe fn start<S: Simd, F: Source<S>, const SPREAD: bool>(record: *const u8, half: usize) -> S::Ints {
+    // SAFETY: the caller's record; the sums follow the activation scales.
     unsafe {
         if F::OFFSET != 0 && (half == 0 || F::HALVES) {
-            S::spread_ints(record.add((36 + 4 * half) * S::LANES).cast())
+            int_note::<S, SPREAD>(record, 1 + half)
         } else {
             S::zero_ints()
         }
     }
-}
-
-/// The activation scales of a record.
-#[inline(always)]
-unsafe fn x_scale<S: Simd>(record: *const u8) -> S::Floats {
-    // SAFETY: `record` is a whole record; the scales follow the codes.
-    unsafe { S::spread_floats(record.add(32 * S::LANES).cast()) }
 }
 
 /// One column at a time.
@@ -115,25 +132,72 @@ unsafe fn one<S: Simd, F: Source<S>>(job: &Job) {
     unsafe {
         let source = F::new(job.weight, job.k);
         if !F::BY_SIDES {
-            return bands::<S, F, ANY_SIDES>(job, &source);
+            return if S::TILED && F::SPREAD {
+                bands::<S, F, ANY_SIDES, true>(job, &source)
+            } else {
+                bands::<S, F, ANY_SIDES, false>(job, &source)
+            };
         }
         match source.sides() {
-            0 => bands::<S, F, 0>(job, &source),
-            1 => bands::<S, F, 1>(job, &source),
-            _ => bands::<S, F, ANY_SIDES>(job, &source),
+            0 => bands::<S, F, 0, false>(job, &source),
+            1 => bands::<S, F, 1, false>(job, &source),
+            _ => bands::<S, F, ANY_SIDES, false>(job, &source),
+        }
+    }
+}
+
+/// Bytes of a record whose scale and sums stand in every place of their vectors, as the loop over one column needs them.
+const fn spread_bytes(lanes: usize, halves: bool) -> usize {
+    (64 + 16 * halves as usize) * lanes
+}
+
+/// Bytes of scratch memory for spread records of a column.
+pub(super) fn column_scratch(layout: Layout) -> usize {
+    layout.steps() * spread_bytes(MAX_LANES, true) + 64
+}
+
+/// Groups of [`Source::TOGETHER`] steps that lie within k.
+#[inline(always)]
+fn grouped<S: Simd, F: Source<S>>(job: &Job) -> usize {
+    (job.k / (32 * S::LANES)).checked_div(F::TOGETHER).unwrap_or(0)
+}
+
+/// Writes the spread records of row `x_row`, which has one column, to the scratch memory.
+#[inline(always)]
+unsafe fn spread<S: Simd, F: Source<S>>(job: &Job, x_row: usize) {
+    let (notes, stride) = (2 + F::HALVES as usize, spread_bytes(S::LANES, F::HALVES));
+    // SAFETY: the column has so many records, the scratch memory places for as many.
+    unsafe {
+        let mut record = job.prepared.add(x_row * job.layout.column_bytes());
+        let mut to = aligned(job.scratch);
+        for _ in 0..job.layout.steps() {
+            for half in 0..2 {
+                S::store(to.add(16 * half * S::LANES), S::load(record.add(16 * half * S::LANES)));
+            }
+            for place in 0..notes {
+                let place_to = to.add((32 + 16 * place) * S::LANES);
+                S::store_floats(place_to.cast(), note::<S, false>(record, place));
+            }
+            record = record.add(job.layout.record_bytes());
+            to = to.add(stride);
+        }
+        for group in 0..grouped::<S, F>(job) {
+            F::arrange(aligned(job.scratch).add(group * F::TOGETHER * stride), stride);
         }
     }
 }
 
 /// One column at a time, four bands of rows at once.
 #[inline(always)]
-unsafe fn bands<S: Simd, F: Source<S>, const SIDES: usize>(job: &Job, source: &F) {
-    let (steps, record_bytes) = (job.layout.steps(), job.layout.record_bytes());
+unsafe fn bands<S: Simd, F: Source<S>, const SIDES: usize, const SPREAD: bool>(job: &Job, source: &F) {
+    let steps = job.layout.steps();
+    let record_bytes = if SPREAD { spread_bytes(S::LANES, F::HALVES) } else { job.layout.record_bytes() };
     let (planes, column_bytes) = (job.layout.planes(), job.layout.column_bytes());
     let count = job.n.len();
     let band = Part::turns_of(count);
     let full = job.k / (32 * S::LANES) / F::STEPS * F::STEPS;
-    let together = if SIDES == ANY_SIDES { 0 } else { full / 4 * 4 };
+    let grouped = if SPREAD { grouped::<S, F>(job) * F::TOGETHER } else { 0 };
+    let together = if SIDES == ANY_SIDES { grouped } else { full / 4 * 4 };
     let distances = F::AHEAD_BYTES.map(|bytes| ahead(bytes, F::STEP_BYTES).next_multiple_of(F::STEPS));
     let mut choice = Distances::new(job.turns.len(), STREAMS * full * F::STEP_BYTES);
     // SAFETY: the caller's promise: rows below n.end exist in the weight, records in the prepared x, places in y.
@@ -141,20 +205,36 @@ unsafe fn bands<S: Simd, F: Source<S>, const SIDES: usize>(job: &Job, source: &F
         for i in 0..job.rows.len() {
             let (x_row, y_row) = job.rows.get(i);
             let y = job.y.data.add(y_row * job.y.stride + job.n.start);
+            if SPREAD {
+                spread::<S, F>(job, x_row);
+            }
             for t in job.turns.clone() {
                 let ahead = if distances[0] == distances[1] { distances[0] } else { distances[choice.next()] };
                 // The last band may be shorter: its row is then the last one once more.
                 let rows = source.rows(four!(|r| job.n.start + (t + r * band).min(count - 1)));
                 let mut sum = S::splat(0.0);
                 for plane in (0..planes).rev() {
-                    let mut record = job.prepared.add((x_row * planes + plane) * column_bytes);
+                    let mut record = if SPREAD {
+                        aligned(job.scratch).cast_const()
+                    } else {
+                        job.prepared.add((x_row * planes + plane) * column_bytes)
+                    };
                     let mut total = S::splat(0.0);
-                    for step in (0..together).step_by(4) {
+                    for step in (0..grouped).step_by(4) {
+                        source.prefetch_four(&rows, step + ahead.next_multiple_of(4));
+                        let scales = source.four_scales::<SIDES>(&rows, step);
+                        let sums = source.sums(&rows, step, record, record_bytes);
+                        unrolled!(4, |s| {
+                            total = accumulated::<S, F, SPREAD>(sums[s], &scales[s], record, total);
+                            record = record.add(record_bytes);
+                        });
+                    }
+                    for step in (grouped..together).step_by(4) {
                         let scales = source.four_scales::<SIDES>(&rows, step);
                         unrolled!(4, |s| {
                             source.prefetch_quarter::<SIDES>(&rows, step + ahead, s);
                             let stage = source.stage::<true>(&rows, step + s);
-                            total = dot_step::<S, F>(source, &stage, 0, &scales[s], record, total);
+                            total = dot_step::<S, F, SPREAD>(source, &stage, 0, &scales[s], record, total);
                             record = record.add(record_bytes);
                         });
                     }
@@ -163,13 +243,14 @@ unsafe fn bands<S: Simd, F: Source<S>, const SIDES: usize>(job: &Job, source: &F
                         source.prefetch(&rows, step + ahead);
                         let stage = source.stage::<true>(&rows, step);
                         unrolled!(F::STEPS, |s| {
-                            total = dot_step::<S, F>(source, &stage, s, &source.scales(&stage, s), record, total);
+                            total =
+                                dot_step::<S, F, SPREAD>(source, &stage, s, &source.scales(&stage, s), record, total);
                             record = record.add(record_bytes);
                         });
                     }
                     if F::TAILS && full < steps {
                         let stage = source.stage::<false>(&rows, full);
-                        total = dot_step::<S, F>(source, &stage, 0, &source.scales(&stage, 0), record, total);
+                        total = dot_step::<S, F, SPREAD>(source, &stage, 0, &source.scales(&stage, 0), record, total);
                     }
                     // The smallest plane first; adding to nothing would turn −0 into 0.
                     sum = if plane + 1 == planes { total } else { S::add(sum, total) };
@@ -184,9 +265,27 @@ unsafe fn bands<S: Simd, F: Source<S>, const SIDES: usize>(job: &Job, source: &F
     }
 }
 
+/// Adds the sums of a step's halves, or the first of them for both, to `total`.
+#[inline(always)]
+unsafe fn accumulated<S: Simd, F: Source<S>, const SPREAD: bool>(
+    sums: [S::Ints; 2],
+    scales: &Scales<S>,
+    record: *const u8,
+    total: S::Floats,
+) -> S::Floats {
+    // SAFETY: the caller's record; the caller runs on S's instruction set.
+    unsafe {
+        let mut v = scaled::<S>(sums[0], scales.scale[0], None);
+        if F::HALVES {
+            v = scaled::<S>(sums[1], scales.scale[1], Some(v));
+        }
+        added::<S, OfSource<S, F>, SPREAD>(v, scales, record, note::<S, SPREAD>(record, 0), total)
+    }
+}
+
 /// Adds one step of four rows times one column to `total`.
 #[inline(always)]
-unsafe fn dot_step<S: Simd, F: Source<S>>(
+unsafe fn dot_step<S: Simd, F: Source<S>, const SPREAD: bool>(
     source: &F,
     stage: &F::Stage,
     s: usize,
@@ -200,7 +299,7 @@ unsafe fn dot_step<S: Simd, F: Source<S>>(
         let mut lo = [S::zero_ints(); 4];
         let mut hi = [S::zero_ints(); 4];
         for r in 0..4 {
-            let codes = source.codes(stage, r, s);
+            let codes = source.multiples(stage, r, s);
             lo[r] = S::dot(F::WIDE, lo[r], codes[0], x_lo);
             if F::HALVES {
                 hi[r] = S::dot(F::WIDE, hi[r], codes[1], x_hi);
@@ -208,11 +307,12 @@ unsafe fn dot_step<S: Simd, F: Source<S>>(
                 lo[r] = S::dot(F::WIDE, lo[r], codes[1], x_hi);
             }
         }
-        let mut v = scaled::<S>(S::add_ints(S::sum_each(lo), start::<S, F>(record, 0)), scales.scale[0], None);
+        let mut sums = [S::zero_ints(); 2];
+        sums[0] = S::add_ints(F::of_multiples(S::sum_each(lo), s), start::<S, F, SPREAD>(record, 0));
         if F::HALVES {
-            v = scaled::<S>(S::add_ints(S::sum_each(hi), start::<S, F>(record, 1)), scales.scale[1], Some(v));
+            sums[1] = S::add_ints(F::of_multiples(S::sum_each(hi), s), start::<S, F, SPREAD>(record, 1));
         }
-        added::<S, OfSource<S, F>>(v, scales, record, x_scale::<S>(record), total)
+        accumulated::<S, F, SPREAD>(sums, scales, record, total)
     }
 }
 
@@ -283,10 +383,10 @@ unsafe fn some_columns<S: Simd, K: Kind, const T: usize, const C: usize>(
             v = array!(C, |c| array!(T, |t| scaled::<S>(ints[c][t], scales[t].scale[0], None)));
         }
         for c in 0..C {
-            let x_scale = x_scale::<S>(records[c]);
+            let x_scale = note::<S, false>(records[c], 0);
             for t in 0..T {
                 let sum = sums.add((c * T + t) * 4 * S::LANES);
-                let v = added::<S, K>(v[c][t], &scales[t], records[c], x_scale, S::load_floats(sum));
+                let v = added::<S, K, false>(v[c][t], &scales[t], records[c], x_scale, S::load_floats(sum));
                 S::store_floats(sum, v);
             }
         }

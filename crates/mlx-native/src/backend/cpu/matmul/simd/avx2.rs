@@ -218,6 +218,10 @@ impl Simd for Avx2 {
         _mm256_permutevar_ps(both, _mm256_set_epi32(1, 1, 1, 1, 0, 0, 0, 0))
     }
     #[inline(always)]
+    unsafe fn load_ints(p: *const i32) -> __m256i {
+        Self::load(p.cast())
+    }
+    #[inline(always)]
     unsafe fn spread_ints(p: *const i32) -> __m256i {
         _mm256_castps_si256(Self::spread_floats(p.cast()))
     }

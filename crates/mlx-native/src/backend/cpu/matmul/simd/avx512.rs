@@ -1,8 +1,10 @@
 //! AVX-512 with VNNI and VBMI: four lanes. Codes are unsigned (`vpdpbusd`).
 #![allow(unsafe_op_in_unsafe_fn)] // The contract of all of them stands at `simd`.
 
+mod bits;
 mod e4m3;
 mod groups;
+mod halves;
 mod levels;
 mod record;
 mod strided;
@@ -20,18 +22,6 @@ use strided::Strided;
 /// See the module's comment.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512;
-
-/// Where [`Simd::half_bytes`] finds its bytes: 16 for each step and half, lane after lane, row after row.
-static HALF_BYTES: [u8; 64] = {
-    let mut index = [0; 64];
-    let mut t = 0;
-    while t < 64 {
-        let (step, half, lane, row) = (t / 32, t / 16 % 2, t / 4 % 4, t % 4);
-        index[t] = (16 * row + 2 * (4 * step + lane) + half) as u8;
-        t += 1;
-    }
-    index
-};
 
 /// Where [`by_lane`] finds its u16, for groups of one, two and four blocks: each twice.
 static GROUPS: [[u16; 32]; 3] = {
@@ -53,20 +43,17 @@ unsafe fn by_lane(rows: [u64; 4], shift: u32, mask: u32) -> __m512i {
     _mm512_maskz_permutexvar_epi16(mask, index, _mm512_castsi256_si512(_mm256_set_epi64x(d, c, b, a)))
 }
 
-/// Bytes of a step and half.
-#[inline(always)]
-unsafe fn half_step(v: __m512i, s: usize, half: usize) -> __m128i {
-    match 2 * s + half {
-        0 => _mm512_castsi512_si128(v),
-        1 => _mm512_extracti32x4_epi32::<1>(v),
-        2 => _mm512_extracti32x4_epi32::<2>(v),
-        _ => _mm512_extracti32x4_epi32::<3>(v),
-    }
-}
-
 #[inline(always)]
 unsafe fn low(p: *const u8) -> __m128i {
     _mm_loadu_si128(p.cast())
+}
+
+/// Four f16 of each of four rows to floats [lane][row].
+#[inline(always)]
+unsafe fn rows_f16(rows: [__m128i; 4]) -> __m512 {
+    let low = _mm_unpacklo_epi16(rows[0], rows[1]);
+    let high = _mm_unpacklo_epi16(rows[2], rows[3]);
+    _mm512_cvtph_ps(_mm256_set_m128i(_mm_unpackhi_epi32(low, high), _mm_unpacklo_epi32(low, high)))
 }
 
 /// Dwords of four 4-byte rows to bytes [lane][row].
@@ -162,6 +149,10 @@ impl Simd for Avx512 {
         let [a, b, c, d] =
             [0x0303_0303_0303_0303i64, 0x0C0C_0C0C_0C0C_0C0C, 0x3030_3030_3030_3030, !0x3F3F_3F3F_3F3F_3F3F];
         _mm512_and_si512(v, _mm512_set_epi64(d, d, c, c, b, b, a, a))
+    }
+    #[inline(always)]
+    unsafe fn of_fields(sums: __m512i, _first: usize) -> __m512i {
+        _mm512_srav_epi32(sums, _mm512_set_epi32(6, 6, 6, 6, 4, 4, 4, 4, 2, 2, 2, 2, 0, 0, 0, 0))
     }
     #[inline(always)]
     unsafe fn per_field(scales: __m512) -> __m512 {
@@ -329,6 +320,10 @@ impl Simd for Avx512 {
         levels::at(levels, kind, s, half)
     }
     #[inline(always)]
+    unsafe fn digits_at(levels: &levels::Packed, s: usize, half: usize) -> __m512i {
+        levels::digits_at(levels, s, half)
+    }
+    #[inline(always)]
     unsafe fn level_codes(levels: __m512i, signs: u64, codes: &Codes) -> __m512i {
         levels::codes(levels, signs, codes)
     }
@@ -356,6 +351,10 @@ impl Simd for Avx512 {
     unsafe fn spread_floats(p: *const f32) -> __m512 {
         let lane = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
         _mm512_permutevar_ps(_mm512_broadcast_f32x4(_mm_loadu_ps(p)), lane)
+    }
+    #[inline(always)]
+    unsafe fn load_ints(p: *const i32) -> __m512i {
+        Self::load(p.cast())
     }
     #[inline(always)]
     unsafe fn spread_ints(p: *const i32) -> __m512i {
@@ -422,15 +421,41 @@ impl Simd for Avx512 {
         _mm512_cvtph_ps(_mm512_cvtepi32_epi16(by_lane(rows, shift, u32::MAX)))
     }
     #[inline(always)]
+    unsafe fn arrange_bits(x: *mut u8, stride: usize) {
+        bits::arrange(x, stride)
+    }
+    #[inline(always)]
+    unsafe fn bit_steps<const STRIDE: usize, const OFFSET: usize>(
+        p: [*const u8; 4],
+        x: *const u8,
+        stride: usize,
+    ) -> [__m512i; 4] {
+        bits::steps::<STRIDE, OFFSET>(p, x, stride)
+    }
+    #[inline(always)]
+    unsafe fn f16_steps<const STRIDE: usize>(p: [*const u8; 4]) -> [__m512; 4] {
+        let v = if 3 * STRIDE + 2 <= 64 {
+            let index = Self::load(Strided::<STRIDE, 0>::WORDS_OF_ONE.as_ptr().cast());
+            let words = four!(|r| _mm512_castsi512_si128(_mm512_permutexvar_epi16(index, Self::load(p[r]))));
+            rows_f16(words)
+        } else {
+            Self::strided_f16::<STRIDE, 0>(p)
+        };
+        [
+            _mm512_shuffle_f32x4::<0x00>(v, v),
+            _mm512_shuffle_f32x4::<0x55>(v, v),
+            _mm512_shuffle_f32x4::<0xAA>(v, v),
+            _mm512_shuffle_f32x4::<0xFF>(v, v),
+        ]
+    }
+    #[inline(always)]
     unsafe fn strided_f16<const STRIDE: usize, const OFFSET: usize>(p: [*const u8; 4]) -> __m512 {
         let index = Self::load(Strided::<STRIDE, OFFSET>::WORDS.as_ptr().cast());
         let words = |p: *const u8| {
             let [first, second] = Strided::<STRIDE, OFFSET>::both(p, 2);
             _mm512_castsi512_si128(_mm512_permutex2var_epi16(first, index, second))
         };
-        let low = _mm_unpacklo_epi16(words(p[0]), words(p[1]));
-        let high = _mm_unpacklo_epi16(words(p[2]), words(p[3]));
-        _mm512_cvtph_ps(_mm256_set_m128i(_mm_unpackhi_epi32(low, high), _mm_unpacklo_epi32(low, high)))
+        rows_f16(four!(|r| words(p[r])))
     }
     #[inline(always)]
     unsafe fn strided_bits<const STRIDE: usize, const OFFSET: usize>(p: *const u8, value: u8) -> __m512i {
@@ -468,8 +493,15 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn half_bytes(rows: [[u64; 2]; 4]) -> __m512i {
         let [a, b, c, d] = rows;
-        let rows = Self::words([a[0], a[1], b[0], b[1], c[0], c[1], d[0], d[1]]);
-        _mm512_permutexvar_epi8(Self::load(HALF_BYTES.as_ptr()), rows)
+        Self::words([a[0], a[1], b[0], b[1], c[0], c[1], d[0], d[1]])
+    }
+    #[inline(always)]
+    unsafe fn q3_k_scales(p: [*const u8; 4]) -> __m512i {
+        halves::q3_k_scales(p)
+    }
+    #[inline(always)]
+    unsafe fn f16_pairs(p: [*const u8; 4]) -> [__m512; 2] {
+        halves::f16_pairs(p)
     }
     #[inline(always)]
     unsafe fn half_nibbles(v: __m512i) -> (__m512i, __m512i) {
@@ -477,15 +509,15 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn half_u8(v: __m512i, s: usize, half: usize) -> __m512 {
-        _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(half_step(v, s, half)))
+        halves::unsigned(v, s, half)
     }
     #[inline(always)]
     unsafe fn half_i8(v: __m512i, s: usize, half: usize) -> __m512 {
-        _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(half_step(v, s, half)))
+        halves::signed(v, s, half)
     }
     #[inline(always)]
     unsafe fn half_e4m3(v: __m512i, s: usize, half: usize) -> __m512 {
-        e4m3::numbers(half_step(v, s, half))
+        e4m3::numbers(halves::bytes(v, s, half))
     }
     #[inline(always)]
     unsafe fn unsigned_e4m3(rows: [u64; 4]) -> [__m512; 2] {

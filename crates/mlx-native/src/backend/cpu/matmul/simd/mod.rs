@@ -9,11 +9,9 @@
 //! instruction set (the implementing type is reached through [`Isa`](super::super::isa::Isa) alone, inside a function compiled for that set),
 //! and pointers are valid for the bytes that the function's comment names.
 
-use std::mem::MaybeUninit;
-
 use super::panels::{Columns, Kind, Outputs};
 use super::prepare::Sums;
-use super::source::{Codes, Decode, Decoded, Levels, even_signs, widened};
+use super::source::{Codes, Decode, Decoded, Levels, even_signs, q3_k_scales, widened};
 use super::tiles::Step;
 use crate::format::fp::e4m3_to_f32;
 use crate::format::ggml::fp4::e8m0_half;
@@ -26,73 +24,7 @@ pub(super) mod avx512;
 #[cfg(target_arch = "aarch64")]
 pub(super) mod neon;
 pub(super) mod portable;
-
-/// `[e(0), e(1), e(2), e(3)]`. The standard library's array functions take closures, which do not have the caller's
-/// instruction set and so are not inlined for certain.
-macro_rules! four {
-    (|$i:ident| $e:expr) => {
-        [
-            {
-                let $i = 0usize;
-                $e
-            },
-            {
-                let $i = 1usize;
-                $e
-            },
-            {
-                let $i = 2usize;
-                $e
-            },
-            {
-                let $i = 3usize;
-                $e
-            },
-        ]
-    };
-}
-
-/// `[e(0), e(16)]`: for the first and the second halves of blocks. No closures, see [`four`].
-macro_rules! both_halves {
-    (|$half:ident| $e:expr) => {
-        [
-            {
-                let $half = 0usize;
-                $e
-            },
-            {
-                let $half = 16usize;
-                $e
-            },
-        ]
-    };
-}
-
-/// `[e(0), …, e(n − 1)]` in an `unsafe` block. No closures, see [`four`].
-macro_rules! array {
-    ($n:ident, |$i:ident| $e:expr) => {{
-        let mut places = [const { std::mem::MaybeUninit::uninit() }; $n];
-        for $i in 0..$n {
-            places[$i].write($e);
-        }
-        $crate::backend::cpu::matmul::simd::initialized(places)
-    }};
-}
-
-/// `e(0); …; e(n − 1);` for a constant n up to 8, each with its own constant.
-macro_rules! unrolled {
-    ($n:expr, |$i:ident| $e:expr) => {
-        unrolled!(@ $n, $i, $e, 0 1 2 3 4 5 6 7)
-    };
-    (@ $n:expr, $i:ident, $e:expr, $($value:literal)*) => {
-        $(
-            if $n > $value {
-                let $i = $value as usize;
-                $e
-            }
-        )*
-    };
-}
+mod unroll;
 
 /// For each lane i the u16 number i >> shift of four rows.
 #[inline(always)]
@@ -103,14 +35,7 @@ fn by_lane(rows: [u64; 4], shift: u32) -> [u64; MAX_LANES] {
     })
 }
 
-/// What [`array`] has written; every place is initialized.
-#[inline(always)]
-pub(super) unsafe fn initialized<V, const N: usize>(places: [MaybeUninit<V>; N]) -> [V; N] {
-    // SAFETY: the array has the same layout, and its values are moved out once.
-    unsafe { std::mem::transmute_copy(&places) }
-}
-
-pub(super) use {array, both_halves, four, unrolled};
+pub(super) use unroll::{array, both_halves, four, initialized, unrolled};
 
 /// Widest vector's lanes: bounds arrays that have one entry a lane.
 pub(super) const MAX_LANES: usize = 4;
@@ -183,6 +108,11 @@ pub(super) trait Simd: Copy + 'static {
     unsafe fn per_field(scales: Self::Floats) -> Self::Floats {
         scales
     }
+    /// Sums of codes from sums of what [`fields`](Simd::fields) leaves; lane i belongs to field first + i.
+    #[inline(always)]
+    unsafe fn of_fields(sums: Self::Ints, _first: usize) -> Self::Ints {
+        sums
+    }
     /// Bit first + i of lane i moved to bit TO, all other bits 0.
     #[inline(always)]
     unsafe fn bit_to<const TO: usize>(v: Self::Bytes, first: usize) -> Self::Bytes {
@@ -225,6 +155,41 @@ pub(super) trait Simd: Copy + 'static {
         unsafe { Self::spread(four!(|i| (bits >> (16 * i)) as u16), value) }
     }
 
+    /// Brings the codes of four spread records, `stride` bytes from one to the next, into the order in which [`bit_steps`](Simd::bit_steps) reads them.
+    #[inline(always)]
+    unsafe fn arrange_bits(_x: *mut u8, _stride: usize) {}
+    /// Result s: for each lane of step s and each of four rows, twice the sum of the activations whose bits are set, and the start. `p` is four blocks of a row, each STRIDE bytes
+    /// with 128 bits at OFFSET; `x` four records that [`arrange_bits`](Simd::arrange_bits) has seen. For four lanes.
+    #[inline(always)]
+    unsafe fn bit_steps<const STRIDE: usize, const OFFSET: usize>(
+        p: [*const u8; 4],
+        x: *const u8,
+        stride: usize,
+    ) -> [Self::Ints; 4] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            four!(|s| {
+                let record = x.add(s * stride);
+                let sums = Self::sum_each(four!(|r| {
+                    let [lo, hi] = Self::bit_blocks(p[r].add(s * STRIDE + OFFSET), 2);
+                    let sum = Self::dot(false, Self::zero_ints(), lo, Self::load(record));
+                    Self::dot(false, sum, hi, Self::load(record.add(16 * Self::LANES)))
+                }));
+                Self::add_ints(sums, Self::load_ints(record.add(48 * Self::LANES).cast()))
+            })
+        }
+    }
+    /// Result s, place r of every lane: the f16 at `p[r] + s·STRIDE`, in a block of STRIDE bytes. For four lanes.
+    #[inline(always)]
+    unsafe fn f16_steps<const STRIDE: usize>(p: [*const u8; 4]) -> [Self::Floats; 4] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            four!(|s| {
+                let [a, b, c, d] = four!(|r| p[r].add(s * STRIDE).cast::<u16>().read_unaligned() as u64);
+                Self::f16_lanes([a | (b << 16) | (c << 32) | (d << 48); MAX_LANES])
+            })
+        }
+    }
     /// Adds to each i32 the products of its four codes with its four activations. `wide` says that codes use all
     /// 256 values (signed + [`WIDE_OFFSET`](Simd::WIDE_OFFSET)), otherwise they are 0..=127. Activations are −127..=127.
     unsafe fn dot(wide: bool, sum: Self::Ints, codes: Self::Bytes, x: Self::Bytes) -> Self::Ints;
@@ -267,6 +232,8 @@ pub(super) trait Simd: Copy + 'static {
     unsafe fn load_floats(p: *const f32) -> Self::Floats;
     /// Lane i: four times the f32 at `p + i`.
     unsafe fn spread_floats(p: *const f32) -> Self::Floats;
+    /// 4·LANES i32 at `p`.
+    unsafe fn load_ints(p: *const i32) -> Self::Ints;
     /// Lane i: four times the i32 at `p + i`.
     unsafe fn spread_ints(p: *const i32) -> Self::Ints;
     /// To 4·LANES f32 at `p`.
@@ -342,6 +309,24 @@ pub(super) trait Simd: Copy + 'static {
     unsafe fn i8_rows(rows: [u32; 4]) -> Self::Floats;
     /// Sixteen bytes of each of four rows: byte 2j + h belongs to half h of sub-block j.
     unsafe fn half_bytes(rows: [[u64; 2]; 4]) -> Self::HalfBytes;
+    /// The sixteen signed scales of Q3_K from twelve bytes in the middle of the sixteen at each pointer.
+    #[inline(always)]
+    unsafe fn q3_k_scales(p: [*const u8; 4]) -> Self::HalfBytes {
+        // SAFETY: the caller's promise.
+        unsafe { Self::half_bytes(four!(|r| q3_k_scales(p[r].add(2)))) }
+    }
+    /// Place r of every lane: the f16 at `p[r]`, and the one behind it.
+    #[inline(always)]
+    unsafe fn f16_pairs(p: [*const u8; 4]) -> [Self::Floats; 2] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let words = |i: usize| {
+                let [a, b, c, d] = four!(|r| p[r].cast::<u16>().add(i).read_unaligned() as u64);
+                [a | (b << 16) | (c << 32) | (d << 48); MAX_LANES]
+            };
+            [Self::f16_lanes(words(0)), Self::f16_lanes(words(1))]
+        }
+    }
     /// The low and the high four bits of each byte.
     unsafe fn half_nibbles(v: Self::HalfBytes) -> (Self::HalfBytes, Self::HalfBytes);
     /// Place r of lane i: row r's byte of half `half` of sub-block s·LANES + i, unsigned.
@@ -481,6 +466,12 @@ pub(super) trait Simd: Copy + 'static {
     unsafe fn digits(p: *const u8) -> Self::Levels;
     /// A half's levels at step s of a block, in the lowest bits; any bits may stand above.
     unsafe fn levels_at(levels: &Self::Levels, kind: Levels, s: usize, half: usize) -> Self::Bytes;
+    /// A half's digits at step s of a block of TQ1_0; those of the first step as [`fields`](Simd::fields) leaves them.
+    #[inline(always)]
+    unsafe fn digits_at(levels: &Self::Levels, s: usize, half: usize) -> Self::Bytes {
+        // SAFETY: the caller runs on this instruction set.
+        unsafe { Self::and(Self::levels_at(levels, Levels::Digits, s, half), 3) }
+    }
     /// The codes of levels, those with a sign for set bits: a u16 of bits a lane.
     #[inline(always)]
     unsafe fn level_codes(levels: Self::Bytes, signs: u64, codes: &Codes) -> Self::Bytes {
@@ -538,7 +529,7 @@ macro_rules! every_set {
     ($compiled:ident) => {
         $compiled!(
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vnni,avx2,fma,f16c")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vnni,gfni,avx2,fma,f16c")]
             avx512,
             $crate::backend::cpu::matmul::simd::avx512::Avx512
         );

@@ -207,6 +207,10 @@ impl Simd for Neon {
         vdupq_n_f32(p.read_unaligned())
     }
     #[inline(always)]
+    unsafe fn load_ints(p: *const i32) -> int32x4_t {
+        vld1q_s32(p)
+    }
+    #[inline(always)]
     unsafe fn spread_ints(p: *const i32) -> int32x4_t {
         vdupq_n_s32(p.read_unaligned())
     }

@@ -164,6 +164,10 @@ impl Simd for Portable {
         [p.read_unaligned(); 4]
     }
     #[inline(always)]
+    unsafe fn load_ints(p: *const i32) -> [i32; 4] {
+        p.cast::<[i32; 4]>().read_unaligned()
+    }
+    #[inline(always)]
     unsafe fn spread_ints(p: *const i32) -> [i32; 4] {
         [p.read_unaligned(); 4]
     }

@@ -434,7 +434,37 @@ impl<S: Simd> Source<S> for NVFP4 {
 
 impl<S: Simd> Source<S> for Q1_0 {
     const OFFSET: i32 = 1;
+    const SPREAD: bool = true;
+    const TOGETHER: usize = if S::LANES == 4 { 4 } else { 0 };
     block_source!(Q1_0, 18, 4);
+
+    #[inline(always)]
+    unsafe fn prefetch_four(&self, rows: &Self::Rows, step: usize) {
+        // SAFETY: any address may be prefetched.
+        unsafe { prefetch::<S>(rows, 18 * step, 72) }
+    }
+
+    #[inline(always)]
+    unsafe fn arrange(x: *mut u8, stride: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { S::arrange_bits(x, stride) }
+    }
+    #[inline(always)]
+    unsafe fn sums(&self, rows: &Self::Rows, step: usize, x: *const u8, stride: usize) -> [[S::Ints; 2]; 4] {
+        // SAFETY: four blocks are four steps there.
+        unsafe {
+            let sums = S::bit_steps::<18, 2>(four!(|r| rows[r].add(18 * step)), x, stride);
+            four!(|s| [sums[s]; 2])
+        }
+    }
+    #[inline(always)]
+    unsafe fn four_scales<const SIDES: usize>(&self, rows: &Self::Rows, step: usize) -> [Scales<S>; 4] {
+        // SAFETY: four blocks are four steps there.
+        unsafe {
+            let scales = S::f16_steps::<18>(four!(|r| rows[r].add(18 * step)));
+            four!(|s| Scales::plain(scales[s]))
+        }
+    }
 
     #[inline(always)]
     unsafe fn scales(&self, stage: &Stage, _: usize) -> Scales<S> {

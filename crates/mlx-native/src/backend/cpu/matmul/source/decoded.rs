@@ -138,6 +138,8 @@ impl<S: Simd, B: Decode> Source<S> for Blocks<B> {
     const STEPS: usize = 8 / S::LANES;
     const STEP_BYTES: usize = size_of::<B>() * S::LANES / 8;
     const TAILS: bool = false;
+    // Grids wait for other things.
+    const SPREAD: bool = matches!(B::LEVELS, Levels::Digits);
     type Rows = [*const u8; 4];
     type Stage = Decoded<S>;
 
@@ -157,8 +159,9 @@ impl<S: Simd, B: Decode> Source<S> for Blocks<B> {
     }
     #[inline(always)]
     unsafe fn stage<const FULL: bool>(&self, rows: &Self::Rows, step: usize) -> Self::Stage {
-        // SAFETY: the block lies within the rows.
-        unsafe { S::decode::<B>(rows, step / (8 / S::LANES)) }
+        let block = step / (8 / S::LANES);
+        // SAFETY: the block lies within the rows. Digits need few registers, and nothing but the loop around them.
+        unsafe { if B::LEVELS == Levels::Digits { decode::<S, B>(rows, block) } else { S::decode::<B>(rows, block) } }
     }
     #[inline(always)]
     unsafe fn scales(&self, stage: &Self::Stage, s: usize) -> Scales<S> {
@@ -175,6 +178,22 @@ impl<S: Simd, B: Decode> Source<S> for Blocks<B> {
                 Scales::plain(times(S::u8_rows(bytes)))
             }
         }
+    }
+    #[inline(always)]
+    unsafe fn multiples(&self, stage: &Self::Stage, r: usize, s: usize) -> [S::Bytes; 2] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if B::LEVELS == Levels::Digits {
+                both_halves!(|half| S::digits_at(&stage.levels[r], s, half / 16))
+            } else {
+                self.codes(stage, r, s)
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn of_multiples(sums: S::Ints, s: usize) -> S::Ints {
+        // SAFETY: the caller runs on S's instruction set.
+        unsafe { if B::LEVELS == Levels::Digits && s == 0 { S::of_fields(sums, 0) } else { sums } }
     }
     #[inline(always)]
     unsafe fn codes(&self, stage: &Self::Stage, r: usize, s: usize) -> [S::Bytes; 2] {

@@ -125,6 +125,7 @@ unsafe fn two_bits<S: Simd>(p: *const u8, s: usize, half: usize) -> S::Bytes {
 }
 
 impl<S: Simd> Source<S> for TQ2_0 {
+    const SPREAD: bool = true;
     const OFFSET: i32 = 1;
     block_source!(TQ2_0, 66, (), |_p| ());
 
@@ -143,9 +144,23 @@ impl<S: Simd> Source<S> for TQ2_0 {
         // SAFETY: the staged blocks exist.
         unsafe { both_halves!(|half| two_bits::<S>(stage.p[r], s, half)) }
     }
+    #[inline(always)]
+    unsafe fn multiples(&self, stage: &Self::Stage, r: usize, s: usize) -> [S::Bytes; 2] {
+        // SAFETY: the staged blocks exist.
+        unsafe {
+            let p = stage.p[r].add(s * S::LANES / 4 * 32);
+            both_halves!(|half| S::fields(S::repeat(p.add(half)), s * S::LANES))
+        }
+    }
+    #[inline(always)]
+    unsafe fn of_multiples(sums: S::Ints, s: usize) -> S::Ints {
+        // SAFETY: the caller runs on S's instruction set.
+        unsafe { S::of_fields(sums, s * S::LANES) }
+    }
 }
 
 impl<S: Simd> Source<S> for Q2_K {
+    const SPREAD: bool = true;
     const HALVES: bool = true;
     const MINS: bool = true;
     const FOLDED: bool = true;
@@ -155,7 +170,8 @@ impl<S: Simd> Source<S> for Q2_K {
     unsafe fn scales(&self, stage: &Self::Stage, s: usize) -> Scales<S> {
         // SAFETY: the staged blocks exist.
         unsafe {
-            let (d, min) = (S::per_field(block_scale::<S>(&stage.p, 80)), block_scale::<S>(&stage.p, 82));
+            let [d, min] = S::f16_pairs(four!(|r| stage.p[r].add(80)));
+            let d = S::per_field(d);
             let min = S::mul(min, S::splat(-1.0));
             let (low, high) = S::half_nibbles(stage.scales);
             Scales {
@@ -201,11 +217,11 @@ fn less_32(v: u64) -> u64 {
     ((v | 0x8080_8080_8080_8080) - 0x2020_2020_2020_2020) ^ 0x8080_8080_8080_8080
 }
 
-/// Sixteen signed scales.
+/// Sixteen signed scales of Q3_K from the twelve bytes at `p`.
 #[inline(always)]
-unsafe fn q3_k_scales(p: *const u8) -> [u64; 2] {
-    // SAFETY: twelve bytes of scales stand at 96 of 110.
-    let (low, high) = unsafe { (word(p.add(96)), p.add(104).cast::<u32>().read_unaligned() as u64) };
+pub(in super::super) unsafe fn q3_k_scales(p: *const u8) -> [u64; 2] {
+    // SAFETY: the caller's promise.
+    let (low, high) = unsafe { (word(p), p.add(8).cast::<u32>().read_unaligned() as u64) };
     // Two high bits of scale j are bits 2·(j / 4) of byte j % 4 of `high`.
     let bits = |shift: u32| (high >> shift) & 0x0303_0303;
     let first = (low & NIBBLES) | ((bits(0) | (bits(2) << 32)) << 4);
@@ -214,11 +230,12 @@ unsafe fn q3_k_scales(p: *const u8) -> [u64; 2] {
 }
 
 impl<S: Simd> Source<S> for Q3_K {
+    const SPREAD: bool = true;
     const HALVES: bool = true;
     const OFFSET: i32 = 4;
     // Where wide codes are as fast as others.
     const FOLDED: bool = S::WIDE_OFFSET as i32 == 4 << FOLDED_START;
-    block_source!(Q3_K, 110, S::HalfBytes, |p| S::half_bytes(four!(|r| q3_k_scales(p[r]))));
+    block_source!(Q3_K, 110, S::HalfBytes, |p| S::q3_k_scales(four!(|r| p[r].add(94))));
 
     #[inline(always)]
     unsafe fn scales(&self, stage: &Self::Stage, s: usize) -> Scales<S> {
@@ -249,7 +266,7 @@ impl<S: Simd> Source<S> for Q3_K {
     unsafe fn folded(&self, stage: &Self::Stage, r: usize, s: usize) -> [S::Bytes; 2] {
         // SAFETY: the staged blocks exist. (4 − q)·(scale − 32) is −128..=124: its negative would need a ninth bit.
         unsafe {
-            let scales = S::repeat_words(q3_k_scales(stage.p[r]));
+            let scales = S::repeat_words(q3_k_scales(stage.p[r].add(96)));
             let codes = <Self as Source<S>>::codes(self, stage, r, s);
             both_halves!(|half| {
                 let at = per_lane::<S, _>(s, |j| 2 * j + half / 16);

@@ -6,7 +6,7 @@ mod groups;
 mod k_quants;
 
 use super::prepare::{Layout, Sums};
-use super::simd::{Simd, four};
+use super::simd::{Simd, four, unrolled};
 use super::tiles::AHEAD_BYTES_ONE;
 use super::{Config, Kernel, Precision, Weight, floats, tiles};
 use crate::backend::cpu::isa::Isa;
@@ -19,6 +19,7 @@ use decoded::Blocks;
 pub(super) use decoded::isa as decode;
 pub(super) use decoded::{Codes, Decode, Decoded, Levels, even_signs};
 use groups::{Affine, Fp4};
+pub(super) use k_quants::q3_k_scales;
 
 /// Scales and minimums of one step of four rows, in (lane, row) places; the second of each is for the second halves of blocks, and used
 /// only with [`Source::HALVES`], minimums only with [`Source::MINS`].
@@ -110,6 +111,41 @@ pub(super) trait Source<S: Simd>: Sized {
     unsafe fn four_scales<const SIDES: usize>(&self, rows: &Self::Rows, step: usize) -> [Scales<S>; 4] {
         // SAFETY: the caller's promise.
         unsafe { four!(|s| self.scales(&self.stage::<true>(rows, step + s), 0)) }
+    }
+    /// The loop over one column reads scales and sums of x spread to all places, from memory of its own: for formats whose codes keep the shuffling
+    /// units busy.
+    const SPREAD: bool = false;
+    /// Steps that one column takes together, with [`SPREAD`](Self::SPREAD), where [`sums`](Self::sums) is faster than codes and dots: 4, or 0.
+    const TOGETHER: usize = 0;
+    /// Brings the codes of x in so many spread records, `stride` bytes from one to the next, into the order that [`sums`](Self::sums) needs.
+    #[inline(always)]
+    unsafe fn arrange(_x: *mut u8, _stride: usize) {}
+    /// [`prefetch`](Self::prefetch) of four steps at once.
+    #[inline(always)]
+    unsafe fn prefetch_four(&self, rows: &Self::Rows, step: usize) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            unrolled!(4, |s| {
+                self.prefetch(rows, step + s);
+            });
+        }
+    }
+    /// Sums of codes times arranged x for each of these steps, with what undoes the codes' offset, by half if these have scales.
+    #[inline(always)]
+    unsafe fn sums(&self, _rows: &Self::Rows, _step: usize, _x: *const u8, _stride: usize) -> [[S::Ints; 2]; 4] {
+        // SAFETY: the caller runs on S's instruction set.
+        unsafe { [[S::zero_ints(); 2]; 4] }
+    }
+    /// [`codes`](Self::codes) for one column, which may be multiples of them.
+    #[inline(always)]
+    unsafe fn multiples(&self, stage: &Self::Stage, r: usize, s: usize) -> [S::Bytes; 2] {
+        // SAFETY: the caller's promise.
+        unsafe { self.codes(stage, r, s) }
+    }
+    /// Sums of codes from those of [`multiples`](Self::multiples) at the s-th staged step.
+    #[inline(always)]
+    unsafe fn of_multiples(sums: S::Ints, _s: usize) -> S::Ints {
+        sums
     }
     /// Codes of row r at the s-th staged step: first and second halves of its blocks.
     unsafe fn codes(&self, stage: &Self::Stage, r: usize, s: usize) -> [S::Bytes; 2];

@@ -143,6 +143,26 @@ static SECOND: [([u8; 64], [u32; 16]); 2] = {
     places
 };
 
+/// The packed digits of the first step of a block of TQ1_0: sub-block i is digit i of the first 32 bytes.
+#[inline(always)]
+unsafe fn first_digits(levels: &Packed, half: usize) -> __m512i {
+    if half == 0 {
+        _mm512_shuffle_i32x4::<0x00>(levels[0], levels[0])
+    } else {
+        _mm512_shuffle_i32x4::<0x55>(levels[0], levels[0])
+    }
+}
+
+/// See [`Simd::digits_at`].
+#[inline(always)]
+pub(super) unsafe fn digits_at(levels: &Packed, s: usize, half: usize) -> __m512i {
+    if s == 0 {
+        Avx512::fields(first_digits(levels, half), 0)
+    } else {
+        Avx512::and(at(levels, Levels::Digits, s, half), 3)
+    }
+}
+
 /// See [`Simd::levels_at`].
 #[inline(always)]
 pub(super) unsafe fn at(levels: &Packed, kind: Levels, s: usize, half: usize) -> __m512i {
@@ -168,15 +188,7 @@ pub(super) unsafe fn at(levels: &Packed, kind: Levels, s: usize, half: usize) ->
             let v = levels[s];
             Avx512::zip_bytes(v, _mm512_srli_epi64::<4>(v))[half]
         }
-        Levels::Digits if s == 0 => {
-            // Sub-block i is digit i of the first 32 bytes.
-            let bytes = if half == 0 {
-                _mm512_shuffle_i32x4::<0x00>(levels[0], levels[0])
-            } else {
-                _mm512_shuffle_i32x4::<0x55>(levels[0], levels[0])
-            };
-            _mm512_srlv_epi64(bytes, set([0, 0, 2, 2, 4, 4, 6, 6]))
-        }
+        Levels::Digits if s == 0 => _mm512_srlv_epi64(first_digits(levels, half), set([0, 0, 2, 2, 4, 4, 6, 6])),
         Levels::Digits => {
             let (places, shifts) = &SECOND[half];
             let bytes = _mm512_permutex2var_epi8(levels[0], Avx512::load(places.as_ptr()), levels[1]);

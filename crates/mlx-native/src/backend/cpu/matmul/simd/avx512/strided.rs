@@ -48,12 +48,34 @@ impl<const STRIDE: usize, const OFFSET: usize> Strided<STRIDE, OFFSET> {
         index
     };
 
+    /// The same of two vectors, transposed: dword l of lane s becomes dword s of lane l.
+    pub(super) const DWORDS: &'static [u8; 64] = &{
+        let mut index = [0; 64];
+        let mut t = 0;
+        while t < 64 {
+            index[t] = Self::place(t % 16 / 4, t / 16 * 4 + t % 4, 16) as u8;
+            t += 1;
+        }
+        index
+    };
+
     /// A word of each lane.
     pub(super) const WORDS: &'static [u16; 32] = &{
         let mut index = [0; 32];
         let mut i = 0;
         while i < 4 {
             index[i] = (Self::place(i, 0, 2) / 2) as u16;
+            i += 1;
+        }
+        index
+    };
+
+    /// The same in one vector, where it has them all.
+    pub(super) const WORDS_OF_ONE: &'static [u16; 32] = &{
+        let mut index = [0; 32];
+        let mut i = 0;
+        while i < 4 {
+            index[i] = (Self::reach(i, 0) / 2) as u16;
             i += 1;
         }
         index
