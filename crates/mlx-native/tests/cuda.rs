@@ -100,22 +100,23 @@ struct Shape {
     /// Whether queries and keys are normed.
     norms: bool,
     window: Option<usize>,
+    /// Values of a row between the products, and of one between those of the feed-forward network.
+    hidden: usize,
+    feed: usize,
 }
 
 impl Shape {
     const fn new(m: usize, start: usize, head_dim: usize) -> Shape {
-        Shape { m, start, head_dim, n_heads: 8, norms: false, window: None }
+        Shape { m, start, head_dim, n_heads: 8, norms: false, window: None, hidden: 512, feed: 1024 }
     }
 }
 
-const HIDDEN: usize = 512;
-const FEED: usize = 1024;
 /// Buffers of a layer that are f32.
 const FLOATS: usize = 12;
 
 impl Layer {
     fn new(device: &MlxDevice, shape: Shape) -> Layer {
-        let Shape { m, start, head_dim, n_heads, .. } = shape;
+        let Shape { m, start, head_dim, n_heads, hidden, feed, .. } = shape;
         let n_kv_heads = 2;
         let cache = KvCacheParams { n_kv_heads, capacity: 1200, head_dim };
         let mut seed = 1u32;
@@ -135,17 +136,17 @@ impl Layer {
         let kv = n_kv_heads * head_dim;
         let heads = n_heads * head_dim;
         let shapes = [
-            (heads, HIDDEN),
-            (kv, HIDDEN),
-            (kv, HIDDEN),
-            (HIDDEN, heads),
-            (FEED, HIDDEN),
-            (FEED, HIDDEN),
-            (HIDDEN, FEED),
+            (heads, hidden),
+            (kv, hidden),
+            (kv, hidden),
+            (hidden, heads),
+            (feed, hidden),
+            (feed, hidden),
+            (hidden, feed),
         ];
         let weights = shapes.map(|(n, k)| weight(n, k, &mut next));
-        let rows = [HIDDEN, HIDDEN, heads, kv, kv, heads, HIDDEN, FEED, FEED].map(|len| m * len);
-        let lens = [&rows[..2], &[HIDDEN], &rows[2..], &[head_dim; 2]].concat();
+        let rows = [hidden, hidden, heads, kv, kv, heads, hidden, feed, feed].map(|len| m * len);
+        let lens = [&rows[..2], &[hidden], &rows[2..], &[head_dim; 2]].concat();
         let mut buffers: Vec<MlxBuffer> = Vec::new();
         for len in lens {
             let mut buffer = device.alloc_buffer(len * 4, DType::F32, vec![len]).unwrap();
@@ -207,7 +208,7 @@ impl Layer {
         each(encoder);
         encoder.matmul(attended, &self.weights[3], delta).unwrap();
         each(encoder);
-        let rows = RmsNormParams { rows: m, dim: HIDDEN, eps: 1e-5 };
+        let rows = RmsNormParams { rows: m, dim: self.shape.hidden, eps: 1e-5 };
         encoder.add_rms_norm(&hidden.clone(), (delta, hidden), norm, normed, &rows).unwrap();
         each(encoder);
         encoder.matmul(normed, &self.weights[4], gate).unwrap();
@@ -252,6 +253,9 @@ fn a_layer_gives_what_its_operations_give_alone() {
             Shape { norms: true, n_heads: 4, window: Some(100), ..Shape::new(1, 640, 256) },
             Shape { n_heads: 6, ..Shape::new(1, 129, 64) },
             Shape { norms: true, n_heads: 6, ..Shape::new(2, 129, 64) },
+            // Rows that end 32 or 64 values behind whole units of 256, with two, three and eight of those.
+            Shape { hidden: 576, feed: 1536, ..Shape::new(1, 129, 64) },
+            Shape { hidden: 800, feed: 2080, ..Shape::new(1, 129, 64) },
         ];
         for shape in plain.into_iter().chain(others) {
             let mut alone = Layer::new(&device, shape);

@@ -22,7 +22,7 @@ DI float load_digits(u32 (&b)[KU][DIGIT_PAIRS][2], float& inverse, const float* 
     const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
     float4 v[2 * KU];
     fetch_units(v, row, k, unit);
-    const float squares = NORM ? norm_units(v, weight, k, unit) : 0.f;
+    const float squares = NORM ? norm_units(v, weight, k, unit, KU) : 0.f;
     float scale;
     power_of_two(largest_of_units(v), scale, inverse);
     // Where this lane's four values of every 128 go: neighbours stay neighbours.

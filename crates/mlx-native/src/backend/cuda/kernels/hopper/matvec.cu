@@ -295,13 +295,15 @@ DI void matvec(const Matrices& matrices, const float* input, const TensorMap* sc
             if (MORE && i == KU) return has_tail ? (u32)all_units : 1u << 22;
             return works && first_unit + place + i * a.span < units ? first_unit + place + i * a.span : 1u << 22;
         };
+        // Of the warps that have the tail one counts its squares.
+        const int counted = MORE && place == sharers - 1 ? KU + MORE : KU;
         float squares = 0.f;
         if constexpr (EIGHT) {
             make_columns<F, KU, FOLDED<F, COLUMNS>>(b, input + a.first * a.x_row, a.x_row, a.m, a.k, unit_of, (a.stages - a.lent) * a.stage_bytes + warp * COLUMN_STAGING, table, table + L::INVERSE);
         } else if constexpr (DIGITS) squares = load_digits<F, KU, NORM>(b, inverse[0], input + a.first * a.x_row, a.k, norm.weight, unit_of, (a.stages - a.lent) * a.stage_bytes + warp * KU * 512, table);
         else
             squares = load_operands<F, KU + MORE, ONE, NORM>(
-                b, inverse, a.m, a.k, norm.weight, unit_of, [&](int token) { return input + (u64)(a.first + token) * a.x_row; },
+                b, inverse, a.m, a.k, norm.weight, unit_of, counted, [&](int token) { return input + (u64)(a.first + token) * a.x_row; },
                 (a.stages - a.lent) * a.stage_bytes + warp * (KU + MORE) * 512, table);
         if constexpr (FOLDED<F, COLUMNS>) {
 #pragma unroll

@@ -45,14 +45,14 @@ template <int QUADS, class Unit> DI void fetch_units(float4 (&v)[QUADS], const f
     }
 }
 // Multiplies them by `weight`. The sum of their squares before that.
-template <int QUADS, class Unit> DI float norm_units(float4 (&v)[QUADS], const float* weight, u32 k, const Unit& unit) {
+template <int QUADS, class Unit> DI float norm_units(float4 (&v)[QUADS], const float* weight, u32 k, const Unit& unit, int counted) {
     float4 w[QUADS];
     float squares = 0.f;
     fetch_units(w, weight, k, unit);
 #pragma unroll
     for (int j = 0; j < QUADS; j++) {
         float4& x = v[j];
-        squares = fmaf(x.x, x.x, fmaf(x.y, x.y, fmaf(x.z, x.z, fmaf(x.w, x.w, squares))));
+        if (j < 2 * counted) squares = fmaf(x.x, x.x, fmaf(x.y, x.y, fmaf(x.z, x.z, fmaf(x.w, x.w, squares))));
         x = make_float4(x.x * w[j].x, x.y * w[j].y, x.z * w[j].z, x.w * w[j].w);
     }
 #pragma unroll
@@ -70,9 +70,9 @@ template <int QUADS> DI float largest_of_units(const float4 (&v)[QUADS]) {
 }
 
 // A warp's operands for the units unit(i), i < KU, of up to 4 rows of x, or of one whose groups lie side by side. x(token) is the address of a row.
-// With NORM, x's one row is multiplied by `weight`, and the result is the sum of its squares before that.
+// With NORM, x's one row is multiplied by `weight`, and the result is the sum of its squares before that, of the first `counted` units.
 template <class F, int KU, bool ONE, bool NORM, class Unit, class X>
-DI float load_operands(u32 (&b)[KU][ONE ? 4 : 16][2], float (&inverse)[2], int m, u32 k, const float* weight, const Unit& unit, const X& x, u32 staging, u32 table) {
+DI float load_operands(u32 (&b)[KU][ONE ? 4 : 16][2], float (&inverse)[2], int m, u32 k, const float* weight, const Unit& unit, int counted, const X& x, u32 staging, u32 table) {
     const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
     constexpr int QUADS = 2 * KU;
     float4 v[QUADS], next[QUADS];
@@ -92,7 +92,7 @@ DI float load_operands(u32 (&b)[KU][ONE ? 4 : 16][2], float (&inverse)[2], int m
         for (int s = 0; s < (ONE ? 4 : 16); s++) b[u][s][0] = b[u][s][1] = 0;
     inverse[0] = inverse[1] = 0.f;
     fetch_units(next, x(0), k, unit);
-    const float squares = NORM ? norm_units(next, weight, k, unit) : 0.f;
+    const float squares = NORM ? norm_units(next, weight, k, unit, counted) : 0.f;
 #pragma unroll 1
     for (int token = 0; token < m; token++) {
 #pragma unroll
