@@ -131,17 +131,24 @@ unsafe fn one<S: Simd, F: Source<S>>(job: &Job) {
     // SAFETY: the caller's promise.
     unsafe {
         let source = F::new(job.weight, job.k);
-        if !F::BY_SIDES {
-            return if S::TILED && F::SPREAD {
-                bands::<S, F, ANY_SIDES, true>(job, &source)
-            } else {
-                bands::<S, F, ANY_SIDES, false>(job, &source)
+        macro_rules! with_sides {
+            ($sides:ident) => {
+                if S::TILED && F::SPREAD {
+                    bands::<S, F, $sides, true>(job, &source)
+                } else {
+                    bands::<S, F, $sides, false>(job, &source)
+                }
             };
         }
+        const FIRST: usize = 0;
+        const SECOND: usize = 1;
+        if !F::BY_SIDES {
+            return with_sides!(ANY_SIDES);
+        }
         match source.sides() {
-            0 => bands::<S, F, 0, false>(job, &source),
-            1 => bands::<S, F, 1, false>(job, &source),
-            _ => bands::<S, F, ANY_SIDES, false>(job, &source),
+            FIRST => with_sides!(FIRST),
+            SECOND => with_sides!(SECOND),
+            _ => with_sides!(ANY_SIDES),
         }
     }
 }

@@ -421,16 +421,16 @@ impl Simd for Avx512 {
         _mm512_cvtph_ps(_mm512_cvtepi32_epi16(by_lane(rows, shift, u32::MAX)))
     }
     #[inline(always)]
-    unsafe fn arrange_bits(x: *mut u8, stride: usize) {
-        bits::arrange(x, stride)
+    unsafe fn arrange_bits<const START: bool>(x: *mut u8, stride: usize) {
+        bits::arrange::<START>(x, stride)
     }
     #[inline(always)]
-    unsafe fn bit_steps<const STRIDE: usize, const OFFSET: usize>(
+    unsafe fn bit_steps<const STRIDE: usize, const OFFSET: usize, const START: bool>(
         p: [*const u8; 4],
         x: *const u8,
         stride: usize,
     ) -> [__m512i; 4] {
-        bits::steps::<STRIDE, OFFSET>(p, x, stride)
+        bits::steps::<STRIDE, OFFSET, START>(p, x, stride)
     }
     #[inline(always)]
     unsafe fn f16_steps<const STRIDE: usize>(p: [*const u8; 4]) -> [__m512; 4] {

@@ -155,13 +155,14 @@ pub(super) trait Simd: Copy + 'static {
         unsafe { Self::spread(four!(|i| (bits >> (16 * i)) as u16), value) }
     }
 
-    /// Brings the codes of four spread records, `stride` bytes from one to the next, into the order in which [`bit_steps`](Simd::bit_steps) reads them.
+    /// Brings the codes of four spread records, `stride` bytes from one to the next, into the order in which [`bit_steps`](Simd::bit_steps) reads them. With
+    /// `START` the first of their sums are what its sums start with.
     #[inline(always)]
-    unsafe fn arrange_bits(_x: *mut u8, _stride: usize) {}
+    unsafe fn arrange_bits<const START: bool>(_x: *mut u8, _stride: usize) {}
     /// Result s: for each lane of step s and each of four rows, twice the sum of the activations whose bits are set, and the start. `p` is four blocks of a row, each STRIDE bytes
     /// with 128 bits at OFFSET; `x` four records that [`arrange_bits`](Simd::arrange_bits) has seen. For four lanes.
     #[inline(always)]
-    unsafe fn bit_steps<const STRIDE: usize, const OFFSET: usize>(
+    unsafe fn bit_steps<const STRIDE: usize, const OFFSET: usize, const START: bool>(
         p: [*const u8; 4],
         x: *const u8,
         stride: usize,
@@ -175,7 +176,7 @@ pub(super) trait Simd: Copy + 'static {
                     let sum = Self::dot(false, Self::zero_ints(), lo, Self::load(record));
                     Self::dot(false, sum, hi, Self::load(record.add(16 * Self::LANES)))
                 }));
-                Self::add_ints(sums, Self::load_ints(record.add(48 * Self::LANES).cast()))
+                if START { Self::add_ints(sums, Self::load_ints(record.add(48 * Self::LANES).cast())) } else { sums }
             })
         }
     }

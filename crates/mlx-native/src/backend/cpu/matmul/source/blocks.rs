@@ -447,13 +447,13 @@ impl<S: Simd> Source<S> for Q1_0 {
     #[inline(always)]
     unsafe fn arrange(x: *mut u8, stride: usize) {
         // SAFETY: the caller's promise.
-        unsafe { S::arrange_bits(x, stride) }
+        unsafe { S::arrange_bits::<true>(x, stride) }
     }
     #[inline(always)]
     unsafe fn sums(&self, rows: &Self::Rows, step: usize, x: *const u8, stride: usize) -> [[S::Ints; 2]; 4] {
         // SAFETY: four blocks are four steps there.
         unsafe {
-            let sums = S::bit_steps::<18, 2>(four!(|r| rows[r].add(18 * step)), x, stride);
+            let sums = S::bit_steps::<18, 2, true>(four!(|r| rows[r].add(18 * step)), x, stride);
             four!(|s| [sums[s]; 2])
         }
     }

@@ -147,6 +147,16 @@ impl<const BITS: usize> Affine<BITS> {
         }
     }
 
+    /// [`of_codes`](Self::of_codes) for what a loop over four steps sums: single bits come twice there.
+    #[inline(always)]
+    unsafe fn of_sums<S: Simd>([scale, bias]: [S::Floats; 2]) -> Scales<S> {
+        // SAFETY: the caller runs on S's instruction set.
+        unsafe {
+            let twice = <Self as Source<S>>::TOGETHER > 0;
+            Self::of_codes(if twice { S::mul(scale, S::splat(0.5)) } else { scale }, bias)
+        }
+    }
+
     /// Scales and biases of four rows at a step; 0 beyond k.
     #[inline(always)]
     unsafe fn values<S: Simd>(&self, stage: &Stage) -> [S::Floats; 2] {
@@ -222,6 +232,8 @@ impl<S: Simd, const BITS: usize> Source<S> for Affine<BITS> {
     };
     const OFFSET: i32 = 0;
     const BY_SIDES: bool = true;
+    const SPREAD: bool = BITS == 1;
+    const TOGETHER: usize = if BITS == 1 && S::TILED && S::LANES == 4 { 4 } else { 0 };
     type Rows = Rows;
     type Stage = Stage;
 
@@ -295,13 +307,42 @@ impl<S: Simd, const BITS: usize> Source<S> for Affine<BITS> {
         }
     }
     #[inline(always)]
+    unsafe fn prefetch_four(&self, rows: &Rows, step: usize) {
+        // SAFETY: any address may be prefetched; the caller runs on S's instruction set. Four steps of single bits are a line.
+        unsafe {
+            for row in rows.packed {
+                S::prefetch_once(row.wrapping_add(16 * step));
+            }
+            let size = self.dtype.size_of();
+            let (at, step_bytes) = (((step * S::LANES) >> self.shift) * size, ((4 * S::LANES) >> self.shift) * size);
+            prefetch_side::<S>(self.scales, rows, at, step_bytes);
+            prefetch_side::<S>(self.biases, rows, at, step_bytes);
+        }
+    }
+    #[inline(always)]
+    unsafe fn arrange(x: *mut u8, stride: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { S::arrange_bits::<false>(x, stride) }
+    }
+    #[inline(always)]
+    unsafe fn sums(&self, rows: &Rows, step: usize, x: *const u8, stride: usize) -> [[S::Ints; 2]; 4] {
+        // SAFETY: four steps of single bits are 64 bytes of each row.
+        unsafe {
+            let sums = S::bit_steps::<16, 0, false>(four!(|r| rows.packed[r].add(16 * step)), x, stride);
+            four!(|s| [sums[s]; 2])
+        }
+    }
+    #[inline(always)]
     unsafe fn four_scales<const SIDES: usize>(&self, rows: &Rows, step: usize) -> [Scales<S>; 4] {
         // SAFETY: the caller's promise.
         unsafe {
+            if SIDES == ANY_SIDES {
+                return four!(|s| Self::of_sums(self.values::<S>(&self.packed.stage::<S, true>(rows, step + s))));
+            }
             let of =
                 |values: *const u8| S::groups_of_64(four!(|r| values.add(step * S::LANES + rows.side[r])), SIDES == 1);
             let (scales, mins) = (of(self.scales), of(self.biases));
-            four!(|s| Self::of_codes(scales[s], mins[s]))
+            four!(|s| Self::of_sums([scales[s], mins[s]]))
         }
     }
     #[inline(always)]

@@ -17,11 +17,11 @@ const BY_BIT: [i8; 16] = [0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15];
 const TWICE_BIT: i64 = 1 << 48;
 
 /// Where the starts are in a spread record.
-const START: usize = 192;
+const STARTS: usize = 192;
 
 /// See [`Simd::arrange_bits`]: of the eight vectors of codes, number j has in dword s of lane l the values 8b + j of block l of step s.
 #[inline(always)]
-pub(super) unsafe fn arrange(x: *mut u8, stride: usize) {
+pub(super) unsafe fn arrange<const START: bool>(x: *mut u8, stride: usize) {
     let order = _mm512_broadcast_i32x4(_mm_loadu_si128(BY_BIT.as_ptr().cast()));
     let dwords = four!(|s| {
         let record = x.add(s * stride);
@@ -36,9 +36,11 @@ pub(super) unsafe fn arrange(x: *mut u8, stride: usize) {
             Avx512::store(x.add(place(4 * half + j, stride)), vector);
         }
     }
-    // Dword s of each lane: the start of that lane's block of step s.
-    let [starts, ..] = Avx512::transpose(four!(|s| Avx512::load(x.add(s * stride + START))));
-    Avx512::store(x.add(START), starts);
+    if START {
+        // Dword s of each lane: the start of that lane's block of step s.
+        let [starts, ..] = Avx512::transpose(four!(|s| Avx512::load(x.add(s * stride + STARTS))));
+        Avx512::store(x.add(STARTS), starts);
+    }
 }
 
 /// Where vector `j` of codes is in the records of four steps.
@@ -49,7 +51,7 @@ fn place(j: usize, stride: usize) -> usize {
 
 /// See [`Simd::bit_steps`].
 #[inline(always)]
-pub(super) unsafe fn steps<const STRIDE: usize, const OFFSET: usize>(
+pub(super) unsafe fn steps<const STRIDE: usize, const OFFSET: usize, const START: bool>(
     p: [*const u8; 4],
     x: *const u8,
     stride: usize,
@@ -60,7 +62,8 @@ pub(super) unsafe fn steps<const STRIDE: usize, const OFFSET: usize>(
         _mm512_permutex2var_epi8(first, index, second)
     });
     // Two sums a row: a dot waits for the one before it.
-    let mut sums = [[Avx512::load(x.add(START)), _mm512_setzero_si512()]; 4];
+    let start = if START { Avx512::load(x.add(STARTS)) } else { _mm512_setzero_si512() };
+    let mut sums = [[start, _mm512_setzero_si512()]; 4];
     for j in 0..8 {
         let x = Avx512::load(x.add(place(j, stride)));
         for r in 0..4 {
