@@ -106,7 +106,7 @@ pub(super) trait Source<S: Simd>: Sized {
         unsafe { self.prefetch(rows, step + quarter) }
     }
     /// Scales of steps `step..step + 4`, all of which lie within k: loaded together they take a third of the instructions. STEPS is 1 then, and `SIDES`
-    /// what [`sides`](Self::sides) says.
+    /// what [`sides`](Self::sides) says. With [`TOGETHER`](Self::TOGETHER) they are the scales of what [`sums`](Self::sums) gives.
     #[inline(always)]
     unsafe fn four_scales<const SIDES: usize>(&self, rows: &Self::Rows, step: usize) -> [Scales<S>; 4] {
         // SAFETY: the caller's promise.
@@ -130,7 +130,7 @@ pub(super) trait Source<S: Simd>: Sized {
             });
         }
     }
-    /// Sums of codes times arranged x for each of these steps, with what undoes the codes' offset, by half if these have scales.
+    /// Sums of codes, or of a multiple of them, times arranged x for each of these steps, with what undoes the codes' offset, by half if these have scales.
     #[inline(always)]
     unsafe fn sums(&self, _rows: &Self::Rows, _step: usize, _x: *const u8, _stride: usize) -> [[S::Ints; 2]; 4] {
         // SAFETY: the caller runs on S's instruction set.
