@@ -132,7 +132,7 @@ const STRIP: usize = 16;
 /// What the kernels know about a format.
 #[derive(Clone, Copy, Debug)]
 struct Format {
-    /// The type in kernels/hopper/formats.cu.
+    /// The type in kernels/hopper/formats.cu or k_quants.cu.
     name: &'static str,
     /// Bytes of a unit, and of its scales (affine formats).
     unit: usize,
@@ -336,6 +336,7 @@ pub(crate) fn text() -> String {
         &layer::text(),
         include_str!("../../kernels/hopper/async.cu"),
         include_str!("../../kernels/hopper/formats.cu"),
+        include_str!("../../kernels/hopper/k_quants.cu"),
         include_str!("../../kernels/hopper/units.cu"),
         include_str!("../../kernels/hopper/operands.cu"),
         include_str!("../../kernels/hopper/digits.cu"),
@@ -432,7 +433,7 @@ mod tests {
     }
 
     fn text_of_formats() -> &'static str {
-        include_str!("../../kernels/hopper/formats.cu")
+        concat!(include_str!("../../kernels/hopper/formats.cu"), include_str!("../../kernels/hopper/k_quants.cu"))
     }
 
     #[test]
