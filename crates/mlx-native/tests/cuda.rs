@@ -414,3 +414,24 @@ fn tiles_that_blocks_share_are_summed() {
         assert!(share < 1e-6, "{share}");
     }
 }
+
+/// Rows of weights that start on no multiple of 16 bytes, some on words, some between two, and end within a unit of 256 values: Hopper's tiles of every width.
+#[test]
+fn rows_that_start_anywhere_are_multiplied() {
+    use GgmlType::{IQ4_NL, MXFP4, Q2_K, Q3_K, Q4_0, Q4_1, Q5_0, Q5_1, Q6_K, Q8_0};
+    let Some(device) = device(DeviceOptions::default()) else { return };
+    let short = [Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL].map(|ty| [(ty, 544), (ty, 96), (ty, 928)]).concat();
+    let even = [(MXFP4, 576), (MXFP4, 192), (Q2_K, 768), (Q3_K, 768), (Q6_K, 768)];
+    for (ty, k) in short.into_iter().chain(even) {
+        for (m, n) in [(40, 328), (100, 72), (260, 648)] {
+            let mut rng = rng(1, &format!("{ty:?} {m} {n} {k}"));
+            let x: Vec<f32> = (0..m * k).map(|_| normal(&mut rng)).collect();
+            let format = WeightFormat::Ggml(ty);
+            let weight = WeightData::random(format, 1, n, k, Scales::Ordinary, &mut rng).unwrap();
+            for found in products(&device, &x, &[&weight, &weight]) {
+                let share = error_share(&found, &x, &weight);
+                assert!(share < 1e-6, "{ty:?} [{n}, {k}], m {m}: {share}");
+            }
+        }
+    }
+}

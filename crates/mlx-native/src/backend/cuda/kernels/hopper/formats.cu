@@ -294,9 +294,9 @@ struct MXFP4 : Plain {
     static constexpr bool ROTATED = true;
     DI static constexpr int place(int i) { return (i & ~15) + nibble_place(i & 15, ((i >> 5) * 17 + 1) & 3); }
     DI static constexpr int unrotated(int i) { return (i & ~15) + nibble_place(i & 15, 0); }
-    // The largest exponent of a unit's first `valid` values, found by a quad of lanes together.
-    template <class R> DI static int largest_exponent(const R& row, int t, int valid) {
-        int e = max(valid > 64 * t ? (int)row.at[34 * t] : 0, valid > 64 * t + 32 ? (int)row.at[34 * t + 17] : 0);
+    // The largest exponent of a unit, found by a quad of lanes together.
+    template <class R> DI static int largest_exponent(const R& row, int t) {
+        int e = max((int)row.at[34 * t], (int)row.at[34 * t + 17]);
         e = max(e, __shfl_xor_sync(~0u, e, 1));
         return max(e, __shfl_xor_sync(~0u, e, 2));
     }

@@ -8,10 +8,10 @@
 // order: the same bits every time. Where sums leave by copies and whole tiles follow, nobody waits for such parts: all are stored, and the warps
 // that send sums off add them up under the products of the whole tiles, each cluster a share of those tiles that it has a part of.
 
-template <class F, int GROUPS, int MI, int NT, int CLUSTER, bool ROUTED, bool RAGGED>
+template <class F, int GROUPS, int MI, int NT, int CLUSTER, bool ROUTED, TileRows STARTS>
 DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const TensorMap* scales, const TensorMap* biases, const TensorMap* output, const float* inverse, float* y, float4* sums,
                        const HopperTileArgs& a, const Routing& routing) {
-    constexpr bool STAGED = !ROUTED && NT == 256, EARLY = ROUTED && NT <= 64;
+    constexpr bool RAGGED = STARTS != ON_16, STAGED = !ROUTED && NT == 256, EARLY = ROUTED && NT <= 64;
     using L = MatMulLayout<F, GROUPS, MI, NT, STAGED, RAGGED>;
     const u32 shared = shared_address(0);
     const u32 x_full = shared + L::X_FULL, x_empty = shared + L::X_EMPTY, w_full = shared + L::W_FULL, w_empty = shared + L::W_EMPTY;
@@ -180,13 +180,25 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
         bool rescale = false;
         // What its chunks have in common; where four warpgroups share the registers they cannot keep it.
         typename F::Head heads[MI][2];
-        // Where a row of the unit ahead starts, or would start if the stage had all of it, when it has the slice with chunk c.
+        // Where a row of the unit ahead starts, or would start if the stage had all of it, when it has the slice with chunk c. Units of whole 16 bytes start at the same place in all stages.
+        const u32 sorts[2] = {RAGGED ? 2 * warp * a.w_row : 0, RAGGED ? (2 * warp + 1) * a.w_row : 0};
         auto row_of = [&](int mi, int which, int c) {
-            const u32 before = c * L::SLICES / 4 * L::SLICE, at = (RAGGED ? (2 * warp + which) * a.w_row : 0) + (u32)unit_ahead * F::UNIT + before, row = top_row + 64 * mi + which * other;
-            const u32 start = L::W + ws * L::W_BYTES + row * L::PITCH;
-            return L::SWIZZLED ? start + row % 8 * 16 : start + (L::PAST ? at & 15 : 0) - before;
+            const u32 before = c * L::SLICES / 4 * L::SLICE, row = top_row + 64 * mi + which * other, within = (F::UNIT % 16 ? (u32)unit_ahead * F::UNIT + before : before) + sorts[which];
+            const u32 start = L::W + ws * L::W_BYTES + (row * L::PITCH + (L::SWIZZLED ? row % 8 * 16 : L::PAST ? within & 15 : 0));
+            return L::SWIZZLED ? start : start - before;
         };
-        auto valid_ahead = [&]() { return RAGGED ? (int)a.k - 256 * unit_ahead : 256; };
+        // Where a ragged row ends within the unit ahead, what follows counts as zero: its x is, and its scales are made so. A warp's rows are read by no other.
+        auto cut_tail = [&]() {
+            const int valid = (int)a.k - 256 * unit_ahead;
+            if (!RAGGED || F::UNIT_SCALE || valid >= 256) return;
+#pragma unroll
+            for (int i = 0; i < MI; i++)
+#pragma unroll
+                for (int which = 0; which < 2; which++) clear_scales<F>(smem + row_of(i, which, 0), t, valid);
+            // The stage will be filled again by copies.
+            proxy_fence();
+            __syncwarp();
+        };
         // Looks at the exponents of the unit ahead. A new run of units starts with its own references; within one they grow where they must, and the
         // sums are scaled down before the products that need it.
         auto look_ahead = [&](bool new_run) {
@@ -195,14 +207,13 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
                 for (int i = 0; i < MI; i++)
 #pragma unroll
                     for (int which = 0; which < 2; which++) {
-                        const int largest = F::largest_exponent(Row<0>{smem + row_of(i, which, 0)}, t, valid_ahead());
+                        const int largest = F::largest_exponent(Row<0>{smem + row_of(i, which, 0)}, t);
                         if (new_run || largest > references_ahead[i][which] + F::HEADROOM + F::MOST) references_ahead[i][which] = largest, rescale = !new_run;
                     }
                 rescale = __any_sync(~0u, rescale);
             }
         };
         auto dequantize = [&](int buffer, int c, int mi) {
-            const int valid = valid_ahead() - 64 * c;
             auto run = [&](auto top, auto bottom) {
                 if constexpr (F::AFFINE) {
                     top.scales = smem + L::W + side * L::W_BYTES + L::SIDE + (top_row + 64 * mi) * L::SIDE_PITCH + ((u32)unit_ahead * F::SIDE & L::SIDE_PITCH - 1);
@@ -210,12 +221,13 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
                     top.biases = top.scales + L::SIDE_BYTES, bottom.biases = bottom.scales + L::SIDE_BYTES;
                 }
                 if (c == 0 || GROUPS == 4) heads[mi][0] = F::head(top), heads[mi][1] = F::head(bottom);
-                chunk_weights<F, RAGGED>(top, heads[mi][0], c, t, left[buffer], 0, references_ahead[mi][0], valid);
-                chunk_weights<F, RAGGED>(bottom, heads[mi][1], c, t, left[buffer], 1, references_ahead[mi][1], valid);
+                chunk_weights<F>(top, heads[mi][0], c, t, left[buffer], 0, references_ahead[mi][0]);
+                chunk_weights<F>(bottom, heads[mi][1], c, t, left[buffer], 1, references_ahead[mi][1]);
             };
             const u32 first = row_of(mi, 0, c);
-            if constexpr (RAGGED) {
-                // Bytes of a row are even: the upper row of a lane, an even one of eight, starts on a word where the unit does, the lower one there or two bytes on.
+            if constexpr (STARTS == ON_WORDS) run(Row<0>{smem + first}, Row<0>{smem + row_of(mi, 1, c)});
+            else if constexpr (STARTS == BY_TURNS) run(Row<0>{smem + first}, Row<16>{smem + row_of(mi, 1, c) - 2}); // A lane's upper row is an even one of eight.
+            else if constexpr (STARTS == ON_EVEN) {
                 const u32 second = row_of(mi, 1, c);
                 auto with = [&](auto top) {
                     if (second & 2) run(top, Row<16>{smem + second - 2});
@@ -255,6 +267,7 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
         };
         if (work.total > 0) {
             barrier_wait(w_full, 0);
+            cut_tail();
             look_ahead(true);
             dequantize(0, 0, 0);
         }
@@ -317,12 +330,13 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
                             if (next_c < 4 || v + 1 < work.total) barrier_wait(w_full + 8 * ws, w_phase);
                         }
                         if (next_c == 4) {
-                            if (L::PAST || F::AFFINE) {
+                            if (RAGGED || L::PAST || F::AFFINE) {
                                 unit_ahead++;
                                 const bool jumps = work.jumps(v + 1, unit_ahead);
                                 if (jumps) work.at(v + 1, tile_ahead, unit_ahead);
                                 if (F::AFFINE && (jumps || unit_ahead % L::SIDE_UNITS == 0) && ++side == L::W_STAGES) side = 0;
                             }
+                            if (v + 1 < work.total) cut_tail();
                             look_ahead(v + 1 == end);
                         }
                         dequantize(buffer ^ 1, next_c & 3, next_mi);
@@ -459,16 +473,16 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
 }
 
 // y [m, n] = x times the weight's rows. `sums` has room for ROWS x NT of each block; inverse[i] undoes the scaling of row i of x; `output` is y where sums leave staged.
-template <class F, int GROUPS, int MI, int NT, int CLUSTER, bool RAGGED>
+template <class F, int GROUPS, int MI, int NT, int CLUSTER, TileRows STARTS>
 __global__ void __launch_bounds__(128 + 128 * GROUPS, 1)
     hopper_mm(const __grid_constant__ TensorMap weights, const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap scales, const __grid_constant__ TensorMap biases,
               const __grid_constant__ TensorMap output, const float* inverse, float* y, float4* sums, const __grid_constant__ HopperTileArgs args) {
-    multiply_tiles<F, GROUPS, MI, NT, CLUSTER, false, RAGGED>(&weights, &x, &scales, &biases, &output, inverse, y, sums, args, {});
+    multiply_tiles<F, GROUPS, MI, NT, CLUSTER, false, STARTS>(&weights, &x, &scales, &biases, &output, inverse, y, sums, args, {});
 }
 // y [slots, n]: each expert's slots times its matrix; x has a row for each place in `lists`.
 template <class F, int GROUPS, int MI, int NT>
 __global__ void __launch_bounds__(128 + 128 * GROUPS, 1)
     hopper_mm_id(const __grid_constant__ TensorMap weights, const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap scales, const __grid_constant__ TensorMap biases,
                  const float* inverse, float* y, float4* sums, const __grid_constant__ HopperTileArgs args, const uint4* tiles, const u32* lists, u32 n_tiles) {
-    multiply_tiles<F, GROUPS, MI, NT, 1, true, false>(&weights, &x, &scales, &biases, nullptr, inverse, y, sums, args, {tiles, lists, n_tiles});
+    multiply_tiles<F, GROUPS, MI, NT, 1, true, ON_16>(&weights, &x, &scales, &biases, nullptr, inverse, y, sums, args, {tiles, lists, n_tiles});
 }

@@ -4,7 +4,10 @@ constexpr int MOST_BLOCKS = 256, MOST_GROUPS = 4;
 // Raised when a part's sums lie in the held memory, for each warpgroup; zero before and after a launch.
 __device__ u32 held_flags[2 * MOST_GROUPS * MOST_BLOCKS];
 
-// STAGED: sums go to the output through shared memory. RAGGED: rows of weights start anywhere.
+// Where weight rows start: at multiples of 16 bytes; on words; every other row on a word and those between two bytes past one; on even bytes. All but the first are RAGGED.
+enum TileRows { ON_16, ON_WORDS, BY_TURNS, ON_EVEN };
+
+// STAGED: sums go to the output through shared memory.
 template <class F, int GROUPS, int MI, int NT, bool STAGED, bool RAGGED> struct MatMulLayout {
     // A stage of weights is a unit, or a slice of one where units have many bytes.
     static constexpr int SLICES = STAGED && !RAGGED ? F::SLICES : 1, SLICE = F::UNIT / SLICES;
@@ -52,9 +55,21 @@ constexpr u32 half_of_integer(int v) { // for |v| < 2048, both halves
     return h * 0x10001u;
 }
 
-// The left operand of a chunk: 64 values of a row as half-precision weights; with TAIL, those from `valid` on are zero.
-template <class F, bool TAIL, class R>
-DI void chunk_weights(const R& row, const typename F::Head& head, int c, int t, u32 (&a)[4][4], int bottom, int reference, int valid) {
+// Makes zeros of a unit's scales and minimums from its value `valid` on, where those of the next row lie, in shared memory; each of four lanes those of two groups. Only blocks of 32 values
+// end within a unit, and each begins with its scale.
+template <class F> DI void clear_scales(u8* unit, int t, int valid) {
+#pragma unroll
+    for (int group = t; group < 8; group += 4)
+        if (32 * group >= valid) {
+            u8* block = unit + group * (F::UNIT / 8);
+            if constexpr (F::RANGED) *block = 0;
+            else *(u16*)block = 0;
+            if constexpr (F::MINIMUM) ((u16*)block)[1] = 0;
+        }
+}
+// The left operand of a chunk: 64 values of a row as half-precision weights.
+template <class F, class R>
+DI void chunk_weights(const R& row, const typename F::Head& head, int c, int t, u32 (&a)[4][4], int bottom, int reference) {
     u32 q[4][2];
     F::template bits<HALF_1024>(row, head, c, t, q);
     constexpr int STEPS = F::SUB / 16;
@@ -77,7 +92,6 @@ DI void chunk_weights(const R& row, const typename F::Head& head, int c, int t, 
             const float low = F::minimum(row, head, c, j) * unit_low;
             minimum = pack_halves(low, low);
         }
-        if (TAIL && F::SUB * j >= valid) scale = minimum = 0;
 #pragma unroll
         for (int i = j * STEPS; i < (j + 1) * STEPS; i++)
 #pragma unroll

@@ -132,6 +132,15 @@ impl Product<'_> {
         !self.aligned() && whole && self.weight.data.offset.is_multiple_of(16) && self.format.side == 0
     }
 
+    /// Where ragged rows start, which are an even number of bytes: `TileRows` of tiles.cu.
+    fn starts(&self) -> &'static str {
+        match (self.format.unit % 4, self.w_row % 4) {
+            (0, 0) => "ON_WORDS",
+            (0, _) => "BY_TURNS",
+            _ => "ON_EVEN",
+        }
+    }
+
     /// The weight as tensor copies take it: where it lies, and bytes of a row. Other rows that are no multiple of 16 bytes are moved apart first.
     fn aligned_weight(&self, plan: &mut Plan) -> Result<(Bound, usize)> {
         if self.aligned() || self.ragged() {
@@ -285,7 +294,8 @@ fn tiles(
         let y = y.unwrap_or_else(|| w.clone());
         let bindings =
             vec![w, x, scales, biases, y, inverse.clone(), Bound::view(output), held.clone(), Bound::value(&args)];
-        let function = format!("hopper_mm<{name}, {}, {}, {}>", tile.arguments(), tile.cluster, tile.ragged);
+        let starts = if tile.ragged { product.starts() } else { "ON_16" };
+        let function = format!("hopper_mm<{name}, {}, {}, {starts}>", tile.arguments(), tile.cluster);
         let launch = Launch::new(key(function), bindings, [blocks as u32, 1, 1], tile.threads());
         plan.launches.push(Launch { cluster: tile.cluster as u32, shared_bytes, ..launch });
     }

@@ -366,7 +366,7 @@ fn formats() -> impl Iterator<Item = Format> {
 /// The kernels of some formats and geometries, for tests that compile them.
 #[cfg(test)]
 pub(crate) fn pipelines() -> Vec<PipelineKey> {
-    let mut keys = ["hopper_align<>", "hopper_layer<2, Q4_K, Q6_K>", "hopper_mm<Q8_0, 3, 1, 128, 2, false>"]
+    let mut keys = ["hopper_align<>", "hopper_layer<2, Q4_K, Q6_K>", "hopper_mm<Q8_0, 3, 1, 128, 2, ON_16>"]
         .map(|function| key(function.into()))
         .to_vec();
     for format in formats() {
@@ -394,10 +394,16 @@ pub(crate) fn pipelines() -> Vec<PipelineKey> {
         for geometry in ["1, false, false", "2, false, false", "1, true, true"] {
             keys.push(key(format!("hopper_mv_id<{name}, {geometry}>")));
         }
-        for tile in ["2, 1, 256, 2, false", "3, 1, 128, 1, false", "4, 1, 64, 2, false", "2, 1, 256, 2, true"] {
-            if format.side > 0 && tile.ends_with("true") {
-                continue;
+        let ragged: &[&str] = match (format.side, format.unit % 4) {
+            // Blocks of 32 values that are no whole words.
+            (0, 0) if format.short_tails && format.unit % 32 != 0 => {
+                &["2, 1, 256, 2, ON_WORDS", "2, 1, 256, 2, BY_TURNS"]
             }
+            (0, 0) => &["2, 1, 256, 2, ON_WORDS"],
+            (0, _) => &["2, 1, 256, 2, ON_EVEN"],
+            _ => &[],
+        };
+        for tile in ["2, 1, 256, 2, ON_16", "3, 1, 128, 1, ON_16", "4, 1, 64, 2, ON_16"].iter().chain(ragged) {
             keys.push(key(format!("hopper_mm<{name}, {tile}>")));
         }
         for rows in [32, 48, 64] {
