@@ -69,6 +69,13 @@ struct Captured {
     _scratch: Option<Arc<DeviceAllocation>>,
 }
 
+impl Captured {
+    /// Whether it can be queued: no run before has values or faults in its frame. One that has neither follows itself.
+    fn is_free(&self) -> bool {
+        self.frame.is_empty() || Arc::strong_count(&self.frame) == 1
+    }
+}
+
 /// A list with its operands found and everything planned.
 struct Planned {
     /// The operations' plans and where their views lie, reads before writes.
@@ -306,7 +313,7 @@ impl CudaBackend {
         let may_replay = list.ops().len() >= GRAPH_FROM && list.ops().iter().all(|recorded| recorded.kernel.is_none());
         let captured = engine.graphs.iter().position(|captured| captured.fingerprint == fingerprint);
         if let (Some(index), true) = (captured, may_replay)
-            && Arc::strong_count(&engine.graphs[index].frame) == 1
+            && engine.graphs[index].is_free()
         {
             // The graphs are ordered by their last use.
             let captured = engine.graphs.remove(index);

@@ -39,6 +39,11 @@ impl Frame {
         room(&self.live) >= live && room(&self.faults) >= faults * 8
     }
 
+    /// Whether runs have nothing in it but its mark, which may move on to a later run's end.
+    pub(super) fn is_empty(&self) -> bool {
+        self.live.is_none() && self.faults.is_none()
+    }
+
     /// Writes the live values on the host's side, in order. The run before must have ended.
     pub(super) fn write_live<'a>(&self, values: impl Iterator<Item = &'a [u8]>) {
         let Some((host, _)) = &self.live else { return };
