@@ -12,7 +12,7 @@ use crate::buffer::MlxBuffer;
 use crate::io::FileMap;
 use crate::memory::MappedMemory;
 use crate::ops::check::invalid;
-use crate::{CommandEncoder, DType, LimitsProbe, MlxError, Result};
+use crate::{CommandEncoder, DType, Laps, LimitsProbe, MlxError, Result, VendorProduct};
 
 /// Tells the buffers of one device from those of another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -349,8 +349,30 @@ impl MlxDevice {
     }
 
     /// What measures this device's hardware, for benchmarks.
-    pub fn limits_probe(&self) -> LimitsProbe {
+    ///
+    /// # Errors
+    ///
+    /// [`BufferAllocationError`](MlxError::BufferAllocationError) when there is no memory to read.
+    pub fn limits_probe(&self) -> Result<LimitsProbe> {
         LimitsProbe::new(self.clone())
+    }
+
+    /// What times this device's work by its own clock, for benchmarks; none where the host waits for the work and may as well look at its own.
+    ///
+    /// # Errors
+    ///
+    /// [`CommandBufferError`](MlxError::CommandBufferError) when the device fails.
+    pub fn laps(&self) -> Result<Option<Laps>> {
+        Laps::new(self.clone())
+    }
+
+    /// The vendor's own product `[m, k] · [n, k]ᵀ` of halves with so many weights in turn, for benchmarks: cuBLAS on CUDA.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceNotFound`](MlxError::DeviceNotFound) where the device has none or its library is not installed, and says what is missing.
+    pub fn vendor_product(&self, [m, n, k]: [usize; 3], weights: usize) -> Result<VendorProduct> {
+        VendorProduct::new(self.clone(), [m, n, k], weights)
     }
 }
 

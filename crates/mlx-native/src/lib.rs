@@ -19,6 +19,7 @@ mod kernel_registry;
 mod limits;
 mod memory;
 pub mod ops;
+mod timing;
 mod weight;
 
 pub use backend::{Capability, CapabilityQuery, MatmulShape, OpKind, capability};
@@ -47,6 +48,7 @@ pub use ops::{
     Activation, AttentionParams, Binary, CastDirection, EmbeddingParams, ExpertGateParams, KvCacheParams,
     RmsNormParams, RopeParams, RopeStyle, SampleParams, cast,
 };
+pub use timing::{Laps, VendorProduct};
 pub use weight::Weight;
 
 /// The README's example, compiled and run with the documentation tests.

@@ -49,10 +49,38 @@ pub(crate) trait Backend: Send + Sync {
     /// Answers a query whose shape and format have been checked.
     fn capability(&self, query: &CapabilityQuery) -> Capability;
 
-    /// A sample of what the hardware can do at most, reading all of `memory`, which is larger than the caches; none where nothing measures it.
-    fn limits(&self, _memory: &[u8]) -> Result<Option<Limits>> {
+    /// Memory larger than the caches that [`limits`](Self::limits) reads; none where nothing measures them.
+    fn probed_memory(&self) -> Result<Option<Box<dyn Memory>>> {
         Ok(None)
     }
+
+    /// A sample of what the hardware can do at most, reading all of `memory`, which [`probed_memory`](Self::probed_memory) made.
+    fn limits(&self, _memory: &dyn Memory) -> Result<Limits> {
+        Err(MlxError::CommandBufferError(format!("{} does not measure its limits", self.name())))
+    }
+
+    /// What times the device's work by its own clock; none where `submit` returns when the work has ended, or nothing tells the time.
+    fn lap_timer(&self) -> Result<Option<Box<dyn LapTimer>>> {
+        Ok(None)
+    }
+
+    /// The vendor's product of halves `[m, k] · [n, k]ᵀ`, with so many weights.
+    fn vendor_product(&self, _shape: [usize; 3], _weights: usize) -> Result<Box<dyn QueuedProduct>> {
+        Err(MlxError::DeviceNotFound(format!("{} has no library with products to compare with", self.name())))
+    }
+}
+
+/// Marks in a device's queue.
+pub(crate) trait LapTimer: Send {
+    /// Marks the end of what is queued.
+    fn mark(&mut self) -> Result<()>;
+    /// Waits for the last mark, gives the seconds from each to the next and forgets them.
+    fn seconds(&mut self) -> Result<Vec<f64>>;
+}
+
+/// A product that a device's queue can be given again and again.
+pub(crate) trait QueuedProduct: Send {
+    fn queue(&mut self) -> Result<()>;
 }
 
 /// Committed work.

@@ -44,8 +44,8 @@ impl Medians {
 
 impl Beside {
     /// For this device.
-    pub fn new(device: &MlxDevice) -> Self {
-        Self { probe: device.limits_probe(), samples: Vec::new() }
+    pub fn new(device: &MlxDevice) -> Result<Self> {
+        Ok(Self { probe: device.limits_probe()?, samples: Vec::new() })
     }
 
     /// Takes a sample.
@@ -57,12 +57,12 @@ impl Beside {
     /// The medians of the samples since the last call.
     pub fn take(&mut self) -> Medians {
         let samples = std::mem::take(&mut self.samples);
-        let middle = |value: fn(&Limits) -> f64| {
-            let values: Vec<f64> = samples.iter().map(|limits| value(limits) / 1e9).collect();
+        let middle = |value: fn(&Limits) -> Option<f64>| {
+            let values: Vec<f64> = samples.iter().filter_map(value).map(|rate| rate / 1e9).collect();
             (!values.is_empty()).then(|| median(&values))
         };
         Medians {
-            read_gb_per_s: middle(|limits| limits.read_bytes_per_s),
+            read_gb_per_s: middle(|limits| Some(limits.read_bytes_per_s)),
             int8_peak_gop_per_s: middle(|limits| limits.int8_ops_per_s),
             f32_peak_gflop_per_s: middle(|limits| limits.f32_ops_per_s),
         }
@@ -97,9 +97,9 @@ mod tests {
     #[test]
     fn medians_are_of_the_samples_since_the_last() {
         let device = MlxDevice::cpu().unwrap();
-        let mut beside = Beside { samples: Vec::new(), ..Beside::new(&device) };
+        let mut beside = Beside { samples: Vec::new(), ..Beside::new(&device).unwrap() };
         assert!(beside.take().read_gb_per_s.is_none());
-        let limits = |read| Limits { read_bytes_per_s: read, int8_ops_per_s: 2e9, f32_ops_per_s: 1e9 };
+        let limits = |read| Limits { read_bytes_per_s: read, int8_ops_per_s: Some(2e9), f32_ops_per_s: Some(1e9) };
         beside.samples = vec![limits(1e9), limits(9e9), limits(4e9)];
         let medians = beside.take();
         assert_eq!(medians.read_gb_per_s, Some(4.0));

@@ -77,6 +77,8 @@ pub struct Case<'a> {
     /// Operations of a run, two for each multiply-add; none where counting them says nothing.
     pub operations: Option<f64>,
     pub arithmetic: Arithmetic,
+    /// Turns after which operands come again.
+    pub turns: usize,
     pub record: Record<'a>,
 }
 
@@ -84,7 +86,7 @@ pub struct Case<'a> {
 const ROTATED_BYTES: usize = 256 << 20;
 
 /// Copies that are together larger than the caches, for something of so many bytes.
-fn copies(bytes: usize) -> usize {
+pub fn copies(bytes: usize) -> usize {
     ROTATED_BYTES / bytes.max(1) + 1
 }
 
@@ -141,6 +143,7 @@ pub fn product<'a>(device: &MlxDevice, weights: &'a Weights, m: usize, per_row: 
         kernel: Some(capability.kernel),
         bytes,
         operations: Some(2.0 * rows as f64 * n as f64 * k as f64),
+        turns: copies.len(),
         record: Box::new(move |encoder, turn| {
             let (weight, input) = (&copies[turn % copies.len()], &inputs[turn % inputs.len()]);
             match per_row {
@@ -191,6 +194,7 @@ pub fn attention(device: &MlxDevice, m: usize, context: usize, heads: [usize; 3]
         bytes: cache_bytes + q.byte_len() + output.byte_len(),
         operations: Some(4.0 * (pairs * n_heads * head_dim) as f64),
         arithmetic: Arithmetic::F32,
+        turns: caches.len(),
         record: Box::new(move |encoder, turn| {
             let [k, v] = &caches[turn % caches.len()];
             encoder.attention(&q, k, v, &mut output, &params)
@@ -254,5 +258,6 @@ pub fn rowwise(device: &MlxDevice, op: Operation, m: usize, width: usize, heads:
             (Box::new(move |encoder, _| encoder.sample(&input, None, &mut output, &params)), input_bytes)
         }
     };
-    Ok(Case { op, format: None, shape, kernel: None, bytes, operations: None, arithmetic: Arithmetic::F32, record })
+    let arithmetic = Arithmetic::F32;
+    Ok(Case { op, format: None, shape, kernel: None, bytes, operations: None, arithmetic, turns: 1, record })
 }

@@ -4,6 +4,7 @@ mod beside;
 mod cases;
 mod model;
 mod ops;
+mod queued;
 
 use anyhow::Result;
 

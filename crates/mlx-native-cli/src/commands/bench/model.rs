@@ -148,7 +148,7 @@ pub fn run(args: Args) -> Result<()> {
     bench.time(generate, 1)?;
     let peak_memory_bytes = peak_memory();
     bar.inc(1);
-    let mut beside = Beside::new(model.device());
+    let mut beside = Beside::new(model.device())?;
     let mut measured = Vec::new();
     for _ in 0..repetitions {
         let mut rate = |len: usize, at_once: usize| -> Result<Option<f64>> {

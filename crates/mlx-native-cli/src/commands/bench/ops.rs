@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::beside::{Arithmetic, Beside, Medians};
 use super::cases::{self, Case, Operation, Shape, Weights};
 use super::median;
+use super::queued::{Lists, Queued, Runs};
 use crate::engine::DeviceArgs;
 use crate::output;
 
@@ -21,12 +22,20 @@ experts that are used.
 
 The first percentage is the share of what loads alone read from memory (more is possible where data comes from a \
 cache), the second the share of the peak of 8-bit or f32 multiply-adds. Both limits are measured between the runs, \
-with the same threads and instruction set.
+with the same threads and instruction set. On a GPU only reading is measured.
+
+On CUDA times are the GPU's own, between events in its queue, which is kept filled: the host's share is not in them. \
+They are those of the whole operation: products with more than eight rows prepare their input first, and that is \
+counted. --cublas queues lists of the operation and of cuBLAS's product with weights of halves in turn, each some \
+--list-ms long, so that both have the clock that the power limit leaves; the ratio is the median over neighbours of \
+cuBLAS's time divided by the operation's, above 1 where the operation is faster. A GPU takes seconds to settle: \
+give --seconds, or measure something before.
 
 Examples:
   mlxn bench ops --format Q4_0,Q4_K -m 1,8,512 -n 4096 -k 14336 --threads 2 --json
   mlxn bench ops --op attention -m 1 --context 512,4096 --heads 9/3 --head-dim 64
-  mlxn bench ops --op softmax,argmax,sample -m 1 -n 151936 --isa avx2")]
+  mlxn bench ops --op softmax,argmax,sample -m 1 -n 151936 --isa avx2
+  mlxn bench ops --device cuda --cublas --format Q4_0,Q8_0 -m 128,512 -n 28672 -k 8192 --seconds 1")]
 pub struct Args {
     /// Operations
     #[arg(long, value_enum, value_delimiter = ',', default_values = ["matmul"])]
@@ -58,8 +67,19 @@ pub struct Args {
     /// Values of a head
     #[arg(long, default_value_t = 128)]
     head_dim: usize,
-    /// Print an array of {op, format, m, n, k, context, heads, device, kernel, runs, seconds, best_seconds, gb_per_s,
-    /// gflop_per_s, read_gb_per_s, share_of_read, arithmetic, peak_gop_per_s, share_of_peak}
+    /// How long each combination is measured at least
+    #[arg(long, default_value_t = 0.3)]
+    seconds: f64,
+    /// Operations of a few microseconds are recorded several times in a list, as they are in a model, so that a list
+    /// takes about so many milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 1.0)]
+    list_ms: f64,
+    /// Compare products with cuBLAS's of the same shape on weights of halves, in turn (CUDA)
+    #[arg(long)]
+    cublas: bool,
+    /// Print an array of {op, format, m, n, k, context, heads, device, kernel, timed_by, runs, seconds, best_seconds,
+    /// gb_per_s, gflop_per_s, read_gb_per_s, share_of_read, arithmetic, peak_gop_per_s, share_of_peak, cublas_seconds,
+    /// times_cublas}
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -76,6 +96,7 @@ struct Measured {
     device: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     kernel: Option<String>,
+    timed_by: Clock,
     /// Timed runs.
     runs: usize,
     /// Median of a run.
@@ -92,14 +113,24 @@ struct Measured {
     arithmetic: Arithmetic,
     peak_gop_per_s: Option<f64>,
     share_of_peak: Option<f64>,
+    /// Median of cuBLAS's product in turn with the operation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cublas_seconds: Option<f64>,
+    /// Median of its time divided by the operation's beside it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    times_cublas: Option<f64>,
 }
 
-/// How long each combination is measured at least.
-const TIME: Duration = Duration::from_millis(300);
+/// Whose clock a time is by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Clock {
+    Host,
+    Device,
+}
+
 /// Timed runs at least.
-const RUNS: usize = 7;
-/// Operations of a few microseconds are recorded several times in a list, so that a run takes about this long, as they are in a model.
-const LIST_TIME: Duration = Duration::from_millis(1);
+pub(super) const RUNS: usize = 7;
 
 /// Measures every combination.
 pub fn run(args: Args) -> Result<()> {
@@ -109,7 +140,21 @@ pub fn run(args: Args) -> Result<()> {
         bail!("--top {}: expected 1 to --experts {}", args.top, args.experts);
     }
     let heads = args.heads.iter().map(|text| parse_heads(text, args.head_dim)).collect::<Result<Vec<_>>>()?;
-    let mut bench = Bench { device: &device, beside: Beside::new(&device), json: args.json, all: Vec::new() };
+    if args.cublas && args.op != [Operation::Matmul] {
+        bail!("--cublas compares --op matmul alone");
+    }
+    let seconds = |what: &str, seconds: f64| {
+        Duration::try_from_secs_f64(seconds).with_context(|| format!("{what} {seconds}: expected a duration"))
+    };
+    let mut bench = Bench {
+        device: &device,
+        beside: Beside::new(&device)?,
+        least: seconds("--seconds", args.seconds)?,
+        list: seconds("--list-ms", args.list_ms / 1e3)?,
+        cublas: args.cublas,
+        json: args.json,
+        all: Vec::new(),
+    };
     for &op in &args.op {
         match op {
             Operation::Matmul | Operation::MatmulId => {
@@ -182,30 +227,41 @@ fn parse_heads(text: &str, head_dim: usize) -> Result<[usize; 3]> {
 struct Bench<'d> {
     device: &'d MlxDevice,
     beside: Beside,
+    /// How long each combination is measured at least, and a list takes about.
+    least: Duration,
+    list: Duration,
+    cublas: bool,
     json: bool,
     all: Vec<Measured>,
 }
 
 impl Bench<'_> {
     fn measure(&mut self, mut case: Case<'_>) -> Result<()> {
-        let mut turn = 0;
-        let mut list = |times: usize| -> Result<Duration> {
-            let before = Instant::now();
-            let mut encoder = self.device.command_encoder()?;
-            for _ in 0..times {
-                (case.record)(&mut encoder, turn)?;
-                turn += 1;
+        let mut lists = Lists { encoder: self.device.command_encoder()?, turn: 0 };
+        // The first run faults pages in and takes to the device what the host wrote; the second says how long one takes.
+        let turns = case.turns;
+        lists.run(&mut case, turns)?;
+        let before = Instant::now();
+        lists.run(&mut case, 1)?;
+        let once = before.elapsed().as_secs_f64();
+        let times = (self.list.as_secs_f64() / once).clamp(1.0, 256.0).round() as usize;
+        let (timed_by, runs) = match self.device.laps()? {
+            Some(laps) => {
+                let mut queued = Queued { laps, vendor: None, least: self.least };
+                if let (true, Some(n), Some(k)) = (self.cublas, case.shape.n, case.shape.k) {
+                    let product = self.device.vendor_product([case.shape.m, n, k], cases::copies(2 * n * k))?;
+                    queued.vendor = Some(product);
+                }
+                (Clock::Device, queued.time(&mut self.beside, &mut case, &mut lists, times)?)
             }
-            encoder.commit_and_wait()?;
-            Ok(before.elapsed())
+            None if self.cublas => bail!("--cublas: {} has no cuBLAS; expected --device cuda", self.device.name()),
+            None => {
+                let run = || lists.run(&mut case, times);
+                (Clock::Host, Runs { seconds: self.beside.time(RUNS, self.least, run)?, vendor: Vec::new() })
+            }
         };
-        // The first run faults pages in; the second says how long one takes.
-        list(1)?;
-        let times = (LIST_TIME.as_secs_f64() / list(1)?.as_secs_f64()).clamp(1.0, 256.0).round() as usize;
-        let runs = self.beside.time(RUNS, TIME, || list(times).map(drop))?;
-        let seconds = median(&runs) / times as f64;
         let limits = self.beside.take();
-        let measured = Measured::new(self.device.name(), &case, &runs, seconds, times, &limits);
+        let measured = Measured::new(self.device.name(), &case, timed_by, &runs, times, &limits);
         if !self.json {
             writeln!(output::stdout(), "{}", measured.line())?;
         }
@@ -215,7 +271,10 @@ impl Bench<'_> {
 }
 
 impl Measured {
-    fn new(device: String, case: &Case<'_>, runs: &[f64], seconds: f64, times: usize, limits: &Medians) -> Self {
+    fn new(device: String, case: &Case<'_>, timed_by: Clock, runs: &Runs, times: usize, limits: &Medians) -> Self {
+        let each = |lists: &[f64]| median(lists) / times as f64;
+        let seconds = each(&runs.seconds);
+        let ratios: Vec<f64> = runs.vendor.iter().zip(&runs.seconds).map(|(vendor, ours)| vendor / ours).collect();
         let gb_per_s = case.bytes as f64 / seconds / 1e9;
         let gflop_per_s = case.operations.map(|operations| operations / seconds / 1e9);
         let peak_gop_per_s = limits.peak(case.arithmetic);
@@ -225,9 +284,10 @@ impl Measured {
             shape: case.shape,
             device,
             kernel: case.kernel.clone(),
-            runs: runs.len(),
+            timed_by,
+            runs: runs.seconds.len(),
             seconds,
-            best_seconds: runs.iter().copied().fold(f64::INFINITY, f64::min) / times as f64,
+            best_seconds: runs.seconds.iter().copied().fold(f64::INFINITY, f64::min) / times as f64,
             gb_per_s,
             gflop_per_s,
             read_gb_per_s: limits.read_gb_per_s,
@@ -235,6 +295,8 @@ impl Measured {
             arithmetic: case.arithmetic,
             peak_gop_per_s,
             share_of_peak: peak_gop_per_s.zip(gflop_per_s).map(|(peak, rate)| rate / peak),
+            cublas_seconds: (!ratios.is_empty()).then(|| each(&runs.vendor)),
+            times_cublas: (!ratios.is_empty()).then(|| median(&ratios)),
         }
     }
 
@@ -261,8 +323,13 @@ impl Measured {
         if let Some(kernel) = &self.kernel {
             line += &format!("  {kernel}");
         }
-        if let (Some(read), Some(peak)) = (self.read_gb_per_s, self.peak_gop_per_s) {
-            line += &format!("  [read {read:.1} GB/s, peak {peak:.0} Gop/s]");
+        if let (Some(seconds), Some(ratio)) = (self.cublas_seconds, self.times_cublas) {
+            line += &format!("  cuBLAS {:.1} µs ({ratio:.3} ×)", seconds * 1e6);
+        }
+        match (self.read_gb_per_s, self.peak_gop_per_s) {
+            (Some(read), Some(peak)) => line += &format!("  [read {read:.1} GB/s, peak {peak:.0} Gop/s]"),
+            (Some(read), None) => line += &format!("  [read {read:.1} GB/s]"),
+            _ => (),
         }
         line
     }

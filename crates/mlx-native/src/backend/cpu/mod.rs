@@ -20,6 +20,7 @@ use super::{Backend, Capability, CapabilityQuery, CommandList, OpKind, Submissio
 use crate::device::{DeviceKind, DeviceOptions, Pace};
 use crate::format::WeightFormat;
 use crate::limits::Limits;
+use crate::memory::Memory;
 use crate::{MlxError, Result};
 
 /// The host's processor.
@@ -69,8 +70,12 @@ impl Backend for CpuBackend {
         capability(query, &self.executor.options, self.executor.isa)
     }
 
-    fn limits(&self, memory: &[u8]) -> Result<Option<Limits>> {
-        limits::measure(self.executor.isa, &self.executor.pool, memory).map(Some)
+    fn probed_memory(&self) -> Result<Option<Box<dyn Memory>>> {
+        limits::memory().map(Some)
+    }
+
+    fn limits(&self, memory: &dyn Memory) -> Result<Limits> {
+        limits::measure(self.executor.isa, &self.executor.pool, memory)
     }
 }
 

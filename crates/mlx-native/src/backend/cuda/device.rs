@@ -17,10 +17,12 @@ use super::source;
 use super::upload::Uploader;
 use crate::backend::gpu::Fault;
 use crate::backend::{
-    Backend, Capability, CapabilityQuery, CommandList, Completed, OpKind, Recorded, Submission, log_kernels,
+    Backend, Capability, CapabilityQuery, CommandList, Completed, LapTimer, OpKind, QueuedProduct, Recorded,
+    Submission, log_kernels,
 };
 use crate::buffer::SharedMemory;
 use crate::device::{DeviceKind, DeviceOptions, Pace};
+use crate::limits::Limits;
 use crate::memory::{MappedMemory, Memory};
 use crate::{MlxError, Result};
 
@@ -36,10 +38,10 @@ const PACE: Pace = Pace { batch: 2048, runs_ahead: true };
 
 /// An NVIDIA GPU.
 pub(crate) struct CudaBackend {
-    context: Arc<Context>,
+    pub(super) context: Arc<Context>,
     options: DeviceOptions,
-    stream: Arc<Stream>,
-    uploader: Arc<Uploader>,
+    pub(super) stream: Arc<Stream>,
+    pub(super) uploader: Arc<Uploader>,
     engine: Mutex<Engine>,
     claim: Claim,
 }
@@ -143,6 +145,17 @@ impl CudaBackend {
         let program = Program { name: &source.name, text: &source.text, kernel: &key.function, arch };
         let binary = nvrtc::build(&program)?;
         Kernel::load(&self.context, &binary.cubin, &binary.symbol)
+    }
+
+    /// A kernel of no plan.
+    pub(super) fn kernel(&self, key: &PipelineKey) -> Result<Arc<Kernel>> {
+        let mut engine = self.engine();
+        if let Some(kernel) = engine.kernels.get(key) {
+            return Ok(Arc::clone(kernel));
+        }
+        let kernel = Arc::new(self.build(key)?);
+        engine.kernels.insert(key.clone(), Arc::clone(&kernel));
+        Ok(kernel)
     }
 
     /// Compiles what is missing, on all processors.
@@ -461,5 +474,21 @@ impl Backend for CudaBackend {
             OpKind::Embedding => "embedding",
         });
         Capability { supported: true, kernel: kernel.into(), scratch_bytes: 0, why_not: None }
+    }
+
+    fn probed_memory(&self) -> Result<Option<Box<dyn Memory>>> {
+        self.context.times.then(|| self.memory_to_read()).transpose()
+    }
+
+    fn limits(&self, memory: &dyn Memory) -> Result<Limits> {
+        self.measure_limits(memory)
+    }
+
+    fn lap_timer(&self) -> Result<Option<Box<dyn LapTimer>>> {
+        Ok(self.context.times.then(|| -> Box<dyn LapTimer> { Box::new(self.timer()) }))
+    }
+
+    fn vendor_product(&self, shape: [usize; 3], weights: usize) -> Result<Box<dyn QueuedProduct>> {
+        self.cublas_product(shape, weights)
     }
 }

@@ -11,6 +11,9 @@ use crate::{MlxError, Result};
 /// The oldest driver interface that has all that the backend calls: CUDA 12.0.
 const DRIVER_VERSION: c_int = 12_000;
 
+/// The oldest that has `cuEventElapsedTime_v2`: CUDA 12.8.
+const TIMING_VERSION: c_int = 12_080;
+
 /// The error for a call that failed. `bytes` is what an allocation asked for.
 fn failure(what: &str, code: CUresult, bytes: usize) -> MlxError {
     if code == CUresult::CUDA_ERROR_OUT_OF_MEMORY {
@@ -32,6 +35,8 @@ pub(super) fn check(what: &str, code: CUresult) -> Result<()> {
 pub(super) struct Context {
     device: sys::CUdevice,
     context: sys::CUcontext,
+    /// Whether the driver has all that times work.
+    pub(super) times: bool,
     pub(super) info: DeviceInfo,
 }
 
@@ -105,11 +110,11 @@ impl Context {
         }
         // SAFETY: the device exists; the context is released when the value is dropped.
         call("cuDevicePrimaryCtxRetain", unsafe { sys::cuDevicePrimaryCtxRetain(&mut context, device) })?;
-        Ok(Arc::new(Context { device, context, info }))
+        Ok(Arc::new(Context { device, context, times: version >= TIMING_VERSION, info }))
     }
 
     /// Makes the context this thread's, which every other call needs.
-    fn enter(&self) -> Result<()> {
+    pub(super) fn enter(&self) -> Result<()> {
         // SAFETY: the context is retained as long as `self` lives.
         check("cuCtxSetCurrent", unsafe { sys::cuCtxSetCurrent(self.context) })
     }
@@ -120,6 +125,15 @@ impl Drop for Context {
         // SAFETY: retained once in `open`, released once here; everything made in it holds the Arc.
         unsafe { sys::cuDevicePrimaryCtxRelease_v2(self.device) };
     }
+}
+
+/// Bytes of the device's memory that nobody has.
+pub(super) fn free_bytes(context: &Context) -> Result<usize> {
+    context.enter()?;
+    let (mut free, mut total) = (0, 0);
+    // SAFETY: writes to the locals.
+    check("cuMemGetInfo", unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) })?;
+    Ok(free)
 }
 
 /// Memory of the device, zeroed or not as it was asked for.
@@ -292,6 +306,11 @@ impl Stream {
         &self.context
     }
 
+    /// The driver's handle, for libraries that queue work themselves.
+    pub(super) fn raw(&self) -> *mut c_void {
+        self.stream.cast()
+    }
+
     /// Queues a copy to the device.
     ///
     /// # Safety
@@ -437,12 +456,30 @@ unsafe impl Sync for Event {}
 
 impl Event {
     pub(super) fn new(context: &Arc<Context>) -> Result<Event> {
+        Event::with(context, sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING)
+    }
+
+    /// One that knows when it was passed.
+    pub(super) fn timed(context: &Arc<Context>) -> Result<Event> {
+        Event::with(context, sys::CUevent_flags_enum::CU_EVENT_DEFAULT)
+    }
+
+    fn with(context: &Arc<Context>, flags: sys::CUevent_flags_enum) -> Result<Event> {
         context.enter()?;
         let mut event = std::ptr::null_mut();
-        let flags = sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING as c_uint;
         // SAFETY: writes to the local; destroyed when the value is dropped.
-        check("cuEventCreate", unsafe { sys::cuEventCreate(&mut event, flags) })?;
+        check("cuEventCreate", unsafe { sys::cuEventCreate(&mut event, flags as c_uint) })?;
         Ok(Event { context: Arc::clone(context), event })
+    }
+
+    /// Seconds from one mark to this, both timed and passed.
+    pub(super) fn seconds_since(&self, earlier: &Event) -> Result<f64> {
+        self.context.enter()?;
+        let mut milliseconds = 0f32;
+        // SAFETY: writes to the local; both events are alive.
+        let code = unsafe { sys::cuEventElapsedTime_v2(&mut milliseconds, earlier.event, self.event) };
+        check("cuEventElapsedTime", code)?;
+        Ok(f64::from(milliseconds) / 1e3)
     }
 
     /// Moves the mark to the end of what is queued.

@@ -31,7 +31,7 @@ pub(super) struct Binary {
 }
 
 /// Directories where an installed toolkit has its libraries, beside those that the loader knows.
-fn library_directories() -> Vec<PathBuf> {
+pub(super) fn library_directories() -> Vec<PathBuf> {
     let roots = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(std::env::var_os).map(PathBuf::from);
     roots.chain([PathBuf::from("/usr/local/cuda")]).flat_map(|root| [root.join("lib64"), root.join("lib")]).collect()
 }

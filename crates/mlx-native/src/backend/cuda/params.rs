@@ -73,6 +73,10 @@ impl Params {
         self.bytes(&address.to_ne_bytes());
     }
 
+    pub(super) fn value<T: bytemuck::Pod>(&mut self, value: &T) {
+        self.bytes(bytemuck::bytes_of(value));
+    }
+
     fn bytes(&mut self, bytes: &[u8]) {
         self.starts.push(self.words.len());
         for chunk in bytes.chunks(16) {

@@ -58,6 +58,7 @@ pub(super) fn assemble(key: &PipelineKey) -> Source {
         }
         Library::Stage => ("stage.cu", vec![ProductArgs::render(), include_str!("kernels/stage.cu").into()]),
         Library::Realign => ("realign.cu", vec![RealignArgs::render(), include_str!("kernels/realign.cu").into()]),
+        Library::Limits => ("limits.cu", vec![include_str!("kernels/limits.cu").into()]),
         Library::MatVec(weight) => ("matvec.cu", vec![weight_text(weight), include_str!("kernels/matvec.cu").into()]),
         Library::MatMat(weight) => ("matmat.cu", vec![weight_text(weight), include_str!("kernels/matmat.cu").into()]),
         Library::Hopper => ("hopper.cu", vec![super::launches::hopper::text()]),
@@ -186,6 +187,7 @@ pub(super) fn all_pipelines() -> Vec<PipelineKey> {
     add(Library::MapExperts, &["map_experts<>"]);
     add(Library::Stage, &["widen<>", "stage<false>", "stage<true>"]);
     add(Library::Realign, &["realign<>"]);
+    add(Library::Limits, &["read_all<>", "random_halves<>"]);
     let ggml = GgmlType::all().filter(|ty| ty.is_matmul_weight()).map(WeightText::Ggml);
     let scales = [DType::F32, DType::F16, DType::BF16];
     let affine =

@@ -52,6 +52,8 @@ pub(crate) enum Library {
     MatVec(WeightText),
     /// Products of many rows.
     MatMat(WeightText),
+    /// What benchmarks compare with.
+    Limits,
     /// Products on sm_90; the kernel's name tells the format.
     Hopper,
 }
