@@ -7,6 +7,7 @@
 //!
 //! The loop over a panel depends on a [`Kind`] of format alone, not on the format: a few versions of it serve all of them. Where several blocks share a
 //! scale, or can be made to by multiplying small integer scales into the codes while unpacking, only the scale of x is left to be applied for each block.
+//! Elsewhere integer sums begin with [`BIAS_BITS`](super::simd::BIAS_BITS), and scaling them takes the bias off: they are never converted.
 
 mod kind;
 mod tile;
@@ -146,6 +147,9 @@ pub(super) unsafe fn many<S: Simd, F: Source<S>, const R: usize>(job: &Job) {
     // counts.
     unsafe {
         let source = F::new(job.weight, job.k);
+        // The first half's sums are rounded with the second half's bias in them, which exact products cannot afford.
+        let exact = job.batch_invariant || F::HALVES && planes > 1;
+        let fused = S::FUSED && F::FUSED && !exact && !source.spans();
         let scratch = aligned(job.scratch);
         let panel = Panel::<S, R> { base: scratch, set: PhantomData };
         let sums = scratch.add(PANEL_BYTES).cast::<f32>();
@@ -163,10 +167,11 @@ pub(super) unsafe fn many<S: Simd, F: Source<S>, const R: usize>(job: &Job) {
                 for k0 in (0..steps).step_by(block) {
                     let k1 = (k0 + block).min(steps);
                     for g in 0..groups {
+                        let span = Span { first: first + g * tile_rows, k0, k1 };
                         if F::FOLDED && !job.batch_invariant {
-                            panel.fill::<F, true>(&source, job, first + g * tile_rows, k0, k1);
+                            panel.fill::<F, true>(&source, job, span, false);
                         } else {
-                            panel.fill::<F, false>(&source, job, first + g * tile_rows, k0, k1);
+                            panel.fill::<F, false>(&source, job, span, fused);
                         }
                         let columns = Columns {
                             panel: panel.base,
@@ -178,6 +183,7 @@ pub(super) unsafe fn many<S: Simd, F: Source<S>, const R: usize>(job: &Job) {
                             first: k0 == 0,
                             apart: job.batch_invariant,
                             spans: source.spans(),
+                            fused,
                         };
                         let next = if g + 1 < groups {
                             Some(Span { first: first + (g + 1) * tile_rows, k0, k1 })

@@ -9,7 +9,7 @@
 use half::{bf16, f16};
 
 use super::XRows;
-use super::simd::{self, Simd};
+use super::simd::{self, BIAS_BITS, Simd};
 use crate::DType;
 use crate::backend::cpu::isa::Isa;
 
@@ -19,7 +19,7 @@ pub(super) const FLOAT_PAD: usize = 16;
 /// What a record says about the sums of its codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Sums {
-    /// −offset · Σ codes, i32: undoes the offset in the weights' codes.
+    /// [`BIAS_BITS`] − offset · Σ codes, i32: undoes the offset in the weights' codes, and makes the sum the bits of a float.
     Offset(i32),
     /// The scale · Σ codes, f32: what a format's minimums are multiplied with.
     Plain,
@@ -289,7 +289,7 @@ unsafe fn quantize<S: Simd>(work: &Work, i: usize, step: usize) {
                 let notes = record.add(32 * S::LANES).cast::<u32>();
                 notes.add(lane).write_unaligned(scale.to_bits());
                 let note = |sum: i32| match sums {
-                    Sums::Offset(offset) => (-offset * sum) as u32,
+                    Sums::Offset(offset) => (BIAS_BITS - offset * sum) as u32,
                     Sums::Plain => (sum as f32 * scale).to_bits(),
                 };
                 if halves {

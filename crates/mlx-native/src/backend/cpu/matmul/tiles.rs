@@ -55,12 +55,14 @@ pub(super) unsafe fn run<S: Simd, F: Source<S>, const T: usize, const R: usize>(
 
 /// One half's (or both halves') sums as floats, times the weights' scales: `ints · scale + v`, where there is a `v` yet.
 #[inline(always)]
-unsafe fn scaled<S: Simd>(ints: S::Ints, scale: S::Floats, v: Option<S::Floats>) -> S::Floats {
+unsafe fn scaled<S: Simd, K: Kind>(ints: S::Ints, scale: S::Floats, v: Option<S::Floats>) -> S::Floats {
     // SAFETY: the caller runs on S's instruction set.
     unsafe {
+        // What undoes an offset is biased.
+        let sums = if matches!(K::SUMS, Entering::Start) { S::unbiased(ints) } else { S::to_floats(ints) };
         match v {
-            None => S::mul(S::to_floats(ints), scale),
-            Some(v) => S::mul_add(S::to_floats(ints), scale, v),
+            None => S::mul(sums, scale),
+            Some(v) => S::mul_add(sums, scale, v),
         }
     }
 }
@@ -112,7 +114,7 @@ unsafe fn added<S: Simd, K: Kind, const SPREAD: bool>(
     v
 }
 
-/// What integer sums of a half (0 or 1) start with: minus the weight codes' offset times the sum of activations.
+/// What integer sums of a half (0 or 1) start with: minus the weight codes' offset times the sum of activations, biased.
 #[inline(always)]
 unsafe fn start<S: Simd, F: Source<S>, const SPREAD: bool>(record: *const u8, half: usize) -> S::Ints {
     // SAFETY: the caller's record; the sums follow the activation scales.
@@ -282,9 +284,9 @@ unsafe fn accumulated<S: Simd, F: Source<S>, const SPREAD: bool>(
 ) -> S::Floats {
     // SAFETY: the caller's record; the caller runs on S's instruction set.
     unsafe {
-        let mut v = scaled::<S>(sums[0], scales.scale[0], None);
+        let mut v = scaled::<S, OfSource<S, F>>(sums[0], scales.scale[0], None);
         if F::HALVES {
-            v = scaled::<S>(sums[1], scales.scale[1], Some(v));
+            v = scaled::<S, OfSource<S, F>>(sums[1], scales.scale[1], Some(v));
         }
         added::<S, OfSource<S, F>, SPREAD>(v, scales, record, note::<S, SPREAD>(record, 0), total)
     }
@@ -381,13 +383,13 @@ unsafe fn some_columns<S: Simd, K: Kind, const T: usize, const C: usize>(
         dots::<S, K, T, C>(&mut ints, step.codes, &records, 0);
         let mut v: [[S::Floats; T]; C];
         if K::HALVES {
-            v = array!(C, |c| array!(T, |t| scaled::<S>(ints[c][t], scales[t].scale[0], None)));
+            v = array!(C, |c| array!(T, |t| scaled::<S, K>(ints[c][t], scales[t].scale[0], None)));
             ints = array!(C, |c| [start(c, 1); T]);
             dots::<S, K, T, C>(&mut ints, step.codes, &records, 1);
-            v = array!(C, |c| array!(T, |t| scaled::<S>(ints[c][t], scales[t].scale[1], Some(v[c][t]))));
+            v = array!(C, |c| array!(T, |t| scaled::<S, K>(ints[c][t], scales[t].scale[1], Some(v[c][t]))));
         } else {
             dots::<S, K, T, C>(&mut ints, step.codes, &records, 1);
-            v = array!(C, |c| array!(T, |t| scaled::<S>(ints[c][t], scales[t].scale[0], None)));
+            v = array!(C, |c| array!(T, |t| scaled::<S, K>(ints[c][t], scales[t].scale[0], None)));
         }
         for c in 0..C {
             let x_scale = note::<S, false>(records[c], 0);

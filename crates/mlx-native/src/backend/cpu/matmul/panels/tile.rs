@@ -8,7 +8,7 @@ use std::ops::Range;
 use super::kind::{Entering, Kind};
 use super::unpack::Panel;
 use crate::backend::cpu::matmul::prepare::record_bytes;
-use crate::backend::cpu::matmul::simd::{Simd, array};
+use crate::backend::cpu::matmul::simd::{BIAS_BITS, Simd, array};
 use crate::backend::cpu::matmul::source::FOLDED_START;
 
 /// Some columns over a panel.
@@ -30,11 +30,23 @@ pub(crate) struct Columns<'a> {
     pub(super) apart: bool,
     /// As [`Source::spans`](crate::backend::cpu::matmul::source::Source::spans).
     pub(super) spans: bool,
+    /// The panel has what undoes a bias, and sums begin with it.
+    pub(super) fused: bool,
 }
 
-/// Runs the tiles of C columns. CHAINS: how many sums an output has, one or one for each lane; SPANS: several blocks share a scale.
+/// How a tile scales sums of codes.
+mod scaling {
+    /// As floats, block by block.
+    pub(super) const PLAIN: u8 = 0;
+    /// Block by block from biased sums, see [`FUSED`](super::Simd::FUSED).
+    pub(super) const FUSED: u8 = 1;
+    /// Several blocks at once.
+    pub(super) const SPANS: u8 = 2;
+}
+
+/// Runs the tiles of C columns. CHAINS: how many sums an output has, one or one for each lane.
 #[inline(always)]
-unsafe fn tiles<S: Simd, K: Kind, const R: usize, const C: usize, const CHAINS: usize, const SPANS: bool>(
+unsafe fn tiles<S: Simd, K: Kind, const R: usize, const C: usize, const CHAINS: usize, const SCALING: u8>(
     job: &Columns,
 ) {
     let (groups, _) = job.records.as_chunks::<C>();
@@ -44,10 +56,10 @@ unsafe fn tiles<S: Simd, K: Kind, const R: usize, const C: usize, const CHAINS: 
         // SAFETY: the caller's promise.
         unsafe {
             let sums = job.sums.add(i * C * R * CHAINS * 4 * S::LANES);
-            if SPANS {
-                spans::<S, K, R, C>(job, records, next, sums)
-            } else {
-                tile::<S, K, R, C, CHAINS>(job, records, next, sums)
+            match SCALING {
+                scaling::SPANS => spans::<S, K, R, C>(job, records, next, sums),
+                scaling::FUSED => tile::<S, K, R, C, CHAINS, true>(job, records, next, sums),
+                _ => tile::<S, K, R, C, CHAINS, false>(job, records, next, sums),
             }
         }
     }
@@ -55,7 +67,7 @@ unsafe fn tiles<S: Simd, K: Kind, const R: usize, const C: usize, const CHAINS: 
 
 /// R vectors of rows × C columns over all blocks of the panel.
 #[inline(always)]
-unsafe fn tile<S: Simd, K: Kind, const R: usize, const C: usize, const CHAINS: usize>(
+unsafe fn tile<S: Simd, K: Kind, const R: usize, const C: usize, const CHAINS: usize, const FUSED: bool>(
     job: &Columns,
     records: &[*const u8; C],
     next: &[*const u8; C],
@@ -84,18 +96,22 @@ unsafe fn tile<S: Simd, K: Kind, const R: usize, const C: usize, const CHAINS: u
                 let codes: [*const u8; C] = array!(C, |c| records[c].add(offset + 16 * lane));
                 // Behind the codes stand the lanes' activation scales, then what sums there are.
                 let floats: [*const f32; C] = array!(C, |c| records[c].add(offset + 32 * S::LANES + 4 * lane).cast());
-                let ints = half::<S, K, R, C>(&panel, &codes, &floats, block, 0);
-                let mut v: [[S::Floats; R]; C] = array!(C, |c| array!(R, |r| S::mul(
-                    S::to_floats(ints[c][r]),
-                    S::load_floats(panel.floats(block, 0, r))
-                )));
+                let ints = half::<S, K, R, C, FUSED>(&panel, &codes, &floats, block, 0);
+                let mut v: [[S::Floats; R]; C] = array!(C, |c| array!(R, |r| {
+                    let scale = S::load_floats(panel.floats(block, 0, r));
+                    if FUSED {
+                        let unbias = S::load_floats(panel.floats(block, Panel::<S, R>::UNBIAS, r));
+                        S::mul_add(S::as_floats(ints[c][r]), scale, unbias)
+                    } else {
+                        S::mul(to_floats::<S, K>(ints[c][r]), scale)
+                    }
+                }));
                 if K::HALVES {
-                    let ints = half::<S, K, R, C>(&panel, &codes, &floats, block, 1);
-                    v = array!(C, |c| array!(R, |r| S::mul_add(
-                        S::to_floats(ints[c][r]),
-                        S::load_floats(panel.floats(block, 1, r)),
-                        v[c][r]
-                    )));
+                    let ints = half::<S, K, R, C, FUSED>(&panel, &codes, &floats, block, 1);
+                    v = array!(C, |c| array!(R, |r| {
+                        let sums = if FUSED { S::as_floats(ints[c][r]) } else { to_floats::<S, K>(ints[c][r]) };
+                        S::mul_add(sums, S::load_floats(panel.floats(block, 1, r)), v[c][r])
+                    }));
                 }
                 for c in 0..C {
                     let x_scale = S::splat(floats[c].read_unaligned());
@@ -157,11 +173,11 @@ unsafe fn spans<S: Simd, K: Kind, const R: usize, const C: usize>(
             }
             let codes: [*const u8; C] = array!(C, |c| records[c].add(offset + 16 * lane));
             let notes: [*const f32; C] = array!(C, |c| floats(c, (offset, lane)));
-            let ints = half::<S, K, R, C>(&panel, &codes, &notes, block, 0);
+            let ints = half::<S, K, R, C, false>(&panel, &codes, &notes, block, 0);
             for c in 0..C {
                 let x_scale = S::splat(notes[c].read_unaligned());
                 for r in 0..R {
-                    sum[c][r] = S::mul_add(S::to_floats(ints[c][r]), x_scale, sum[c][r]);
+                    sum[c][r] = S::mul_add(to_floats::<S, K>(ints[c][r]), x_scale, sum[c][r]);
                 }
             }
             keep_in_memory();
@@ -219,9 +235,19 @@ fn keep_in_memory() {
     unsafe { std::arch::asm!("", options(nostack, preserves_flags)) }
 }
 
-/// Integer sums of a half (0 or 1) of a block, or of the whole block where halves have no scales of their own.
+/// What [`half`] has summed up without a bias of its own.
 #[inline(always)]
-unsafe fn half<S: Simd, K: Kind, const R: usize, const C: usize>(
+unsafe fn to_floats<S: Simd, K: Kind>(ints: S::Ints) -> S::Floats {
+    // SAFETY: the caller runs on S's instruction set.
+    unsafe {
+        // Records are biased.
+        if matches!(K::SUMS, Entering::Start) && !K::FOLDED { S::unbiased(ints) } else { S::to_floats(ints) }
+    }
+}
+
+/// Integer sums of a half (0 or 1) of a block, or of the whole block where halves have no scales of their own; with a bias, or with one if records have it.
+#[inline(always)]
+unsafe fn half<S: Simd, K: Kind, const R: usize, const C: usize, const BIASED: bool>(
     panel: &Panel<S, R>,
     codes: &[*const u8; C],
     floats: &[*const f32; C],
@@ -233,9 +259,12 @@ unsafe fn half<S: Simd, K: Kind, const R: usize, const C: usize>(
         let mut ints = array!(C, |c| {
             let note = |half: usize| floats[c].add((1 + half) * S::LANES).cast::<i32>().read_unaligned();
             let start = if matches!(K::SUMS, Entering::Start) && K::FOLDED {
-                S::shl_ints::<FOLDED_START>(S::add_ints(S::splat_int(note(0)), S::splat_int(note(1))))
+                // Without the bias of both.
+                S::splat_int(note(0).wrapping_add(note(1)).wrapping_sub(BIAS_BITS.wrapping_mul(2)) << FOLDED_START)
             } else if matches!(K::SUMS, Entering::Start) {
                 S::splat_int(note(half))
+            } else if BIASED {
+                S::splat_int(BIAS_BITS)
             } else {
                 S::zero_ints()
             };
@@ -258,7 +287,7 @@ unsafe fn half<S: Simd, K: Kind, const R: usize, const C: usize>(
 
 /// [`tiles`] compiled for each instruction set, with as many vectors of rows and as many columns as its registers hold.
 pub(in super::super) mod isa {
-    use super::{Columns, Kind, tiles};
+    use super::{Columns, Kind, scaling, tiles};
     use crate::backend::cpu::matmul::simd::{Simd, every_set};
 
     macro_rules! compiled {
@@ -271,12 +300,19 @@ pub(in super::super) mod isa {
                 const LANES: usize = <$set as Simd>::LANES;
                 // SAFETY: the caller's promise is the same.
                 unsafe {
+                    macro_rules! run {
+                        ($columns:literal, $chains:expr, $scaling:ident) => {
+                            tiles::<$set, K, ROWS, { COLUMNS[$columns] }, $chains, { scaling::$scaling }>(job)
+                        };
+                    }
                     match (K::HALVES, job.apart, job.spans) {
-                        (false, false, true) => tiles::<$set, K, ROWS, { COLUMNS[0] }, 1, true>(job),
-                        (false, false, false) => tiles::<$set, K, ROWS, { COLUMNS[0] }, 1, false>(job),
-                        (false, true, _) => tiles::<$set, K, ROWS, { COLUMNS[0] }, LANES, false>(job),
-                        (true, false, _) => tiles::<$set, K, ROWS, { COLUMNS[1] }, 1, false>(job),
-                        (true, true, _) => tiles::<$set, K, ROWS, { COLUMNS[1] }, LANES, false>(job),
+                        (false, false, true) => run!(0, 1, SPANS),
+                        (false, false, false) if <$set as Simd>::FUSED && job.fused => run!(0, 1, FUSED),
+                        (false, false, false) => run!(0, 1, PLAIN),
+                        (false, true, _) => run!(0, LANES, PLAIN),
+                        (true, false, _) if <$set as Simd>::FUSED && job.fused => run!(1, 1, FUSED),
+                        (true, false, _) => run!(1, 1, PLAIN),
+                        (true, true, _) => run!(1, LANES, PLAIN),
                     }
                 }
             }

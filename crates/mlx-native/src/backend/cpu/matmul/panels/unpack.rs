@@ -4,8 +4,9 @@
 
 use std::marker::PhantomData;
 
+use super::Span;
 use crate::backend::cpu::matmul::Job;
-use crate::backend::cpu::matmul::simd::{Simd, four};
+use crate::backend::cpu::matmul::simd::{BIAS, Simd, four};
 use crate::backend::cpu::matmul::source::{Scales, Source};
 use crate::backend::cpu::matmul::tiles::neighbours;
 
@@ -19,6 +20,8 @@ impl<S: Simd, const R: usize> Panel<S, R> {
     /// A vector's bytes, of codes and of floats alike.
     const VECTOR: usize = 16 * S::LANES;
     const BLOCK_BYTES: usize = 12 * R * Self::VECTOR;
+    /// Minus the scales, added up, times the bias: where there is no second minimum.
+    pub(super) const UNBIAS: usize = 3;
 
     /// Where the codes of dword `d` of half `half` of block `block` stand for vector r of rows.
     #[inline(always)]
@@ -26,7 +29,7 @@ impl<S: Simd, const R: usize> Panel<S, R> {
         self.base.wrapping_add(block * Self::BLOCK_BYTES + ((4 * half + d) * R + r) * Self::VECTOR)
     }
 
-    /// Where the scales (0 and 1, for first and second halves) and minimums (2 and 3) stand.
+    /// Where the scales (0 and 1, for first and second halves) and minimums (2 and 3) stand, or what undoes a bias ([`UNBIAS`](Self::UNBIAS)).
     #[inline(always)]
     pub(super) fn floats(&self, block: usize, which: usize, r: usize) -> *mut f32 {
         self.base.wrapping_add(block * Self::BLOCK_BYTES + ((8 + which) * R + r) * Self::VECTOR).cast()
@@ -38,9 +41,8 @@ impl<S: Simd, const R: usize> Panel<S, R> {
         &self,
         source: &F,
         job: &Job,
-        first: usize,
-        k0: usize,
-        k1: usize,
+        Span { first, k0, k1 }: Span,
+        fused: bool,
     ) {
         let full = job.k / (32 * S::LANES) / F::STEPS * F::STEPS;
         // SAFETY: the rows (the last one repeated) and steps exist in the weight, and the panel has room for the steps.
@@ -54,7 +56,7 @@ impl<S: Simd, const R: usize> Panel<S, R> {
                         four!(|g| source.stage::<false>(&rows[g % S::LANES], step))
                     };
                     for s in 0..F::STEPS.min(k1 - step) {
-                        self.write::<F, FOLDED>(source, &stages, (r, s), (step + s - k0) * S::LANES);
+                        self.write::<F, FOLDED>(source, &stages, (r, s), (step + s - k0) * S::LANES, fused);
                     }
                 }
             }
@@ -69,6 +71,7 @@ impl<S: Simd, const R: usize> Panel<S, R> {
         stages: &[F::Stage; 4],
         (r, s): (usize, usize),
         block: usize,
+        fused: bool,
     ) {
         // SAFETY: as in `fill`.
         unsafe {
@@ -96,6 +99,13 @@ impl<S: Simd, const R: usize> Panel<S, R> {
                 if F::MINS {
                     self.write_floats((block, 2 + half, r), four!(|g| scales[g].min[half]));
                 }
+            }
+            if F::FUSED && fused {
+                let unbias = four!(|g| {
+                    let [first, second] = scales[g].scale;
+                    S::mul(if F::HALVES { S::add(first, second) } else { first }, S::splat(-BIAS))
+                });
+                self.write_floats((block, Self::UNBIAS, r), unbias);
             }
         }
     }

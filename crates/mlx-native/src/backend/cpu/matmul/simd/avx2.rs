@@ -29,6 +29,7 @@ unsafe fn byte_rows(rows: [u32; 4]) -> __m128i {
 impl Simd for Avx2 {
     const LANES: usize = 2;
     const WIDE_OFFSET: u8 = 0;
+    const FUSED: bool = true;
     type Bytes = __m256i;
     type Ints = __m256i;
     type Floats = __m256;
@@ -230,12 +231,12 @@ impl Simd for Avx2 {
         _mm256_add_epi32(v, w)
     }
     #[inline(always)]
-    unsafe fn shl_ints<const N: u32>(v: __m256i) -> __m256i {
-        _mm256_sll_epi32(v, _mm_cvtsi32_si128(N as i32))
-    }
-    #[inline(always)]
     unsafe fn to_floats(v: __m256i) -> __m256 {
         _mm256_cvtepi32_ps(v)
+    }
+    #[inline(always)]
+    unsafe fn as_floats(v: __m256i) -> __m256 {
+        _mm256_castsi256_ps(v)
     }
 
     #[inline(always)]

@@ -67,6 +67,7 @@ impl Simd for Avx512 {
     const LANES: usize = 4;
     const ROW_VECTORS: usize = 2;
     const TILE_COLUMNS: [usize; 2] = [6, 4];
+    const FUSED: bool = true;
     const WIDE_OFFSET: u8 = 128;
     type Bytes = __m512i;
     type Ints = __m512i;
@@ -365,12 +366,12 @@ impl Simd for Avx512 {
         _mm512_add_epi32(v, w)
     }
     #[inline(always)]
-    unsafe fn shl_ints<const N: u32>(v: __m512i) -> __m512i {
-        _mm512_slli_epi32::<N>(v)
-    }
-    #[inline(always)]
     unsafe fn to_floats(v: __m512i) -> __m512 {
         _mm512_cvtepi32_ps(v)
+    }
+    #[inline(always)]
+    unsafe fn as_floats(v: __m512i) -> __m512 {
+        _mm512_castsi512_ps(v)
     }
 
     #[inline(always)]

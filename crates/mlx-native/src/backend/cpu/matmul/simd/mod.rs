@@ -40,6 +40,12 @@ pub(super) use unroll::{array, both_halves, four, initialized, unrolled};
 /// Widest vector's lanes: bounds arrays that have one entry a lane.
 pub(super) const MAX_LANES: usize = 4;
 
+/// An f32 between 2²³ and 2²⁴ counts in ones: the bits of this one, with an integer below 2²² added, are those of this one plus the integer. Integer sums
+/// that begin with these bits need no conversion.
+pub(super) const BIAS: f32 = 12_582_912.0;
+/// See [`BIAS`].
+pub(super) const BIAS_BITS: i32 = BIAS.to_bits() as i32;
+
 /// An instruction set's vectors. See the module's comment for what `unsafe` asks for.
 pub(super) trait Simd: Copy + 'static {
     /// Blocks of 32 values in a step: 1, 2 or 4.
@@ -50,6 +56,9 @@ pub(super) trait Simd: Copy + 'static {
     const ROW_VECTORS: usize = 1;
     /// Columns of a tile over a panel, for formats with one scale a block and with two: what the registers hold.
     const TILE_COLUMNS: [usize; 2] = [4, 4];
+    /// Multiply-adds are fused, and take no more instructions where the third operand stands in memory than a multiplication does: tiles over a panel scale
+    /// sums that begin with [`BIAS_BITS`] and take the bias off at once.
+    const FUSED: bool = false;
     /// What has to be added to a signed 8-bit weight for [`dot`](Simd::dot) with wide codes: 128 where codes are unsigned there, else 0.
     const WIDE_OFFSET: u8;
 
@@ -222,10 +231,16 @@ pub(super) trait Simd: Copy + 'static {
     unsafe fn splat_int(v: i32) -> Self::Ints;
     /// v + w.
     unsafe fn add_ints(v: Self::Ints, w: Self::Ints) -> Self::Ints;
-    /// v shifted left by N bits.
-    unsafe fn shl_ints<const N: u32>(v: Self::Ints) -> Self::Ints;
     /// The nearest floats.
     unsafe fn to_floats(v: Self::Ints) -> Self::Floats;
+    /// The floats that have these bits.
+    unsafe fn as_floats(v: Self::Ints) -> Self::Floats;
+    /// Integers as floats, from their sums with [`BIAS_BITS`].
+    #[inline(always)]
+    unsafe fn unbiased(v: Self::Ints) -> Self::Floats {
+        // SAFETY: the caller runs on this instruction set.
+        unsafe { Self::add(Self::as_floats(v), Self::splat(-BIAS)) }
+    }
 
     /// The same value in every place.
     unsafe fn splat(v: f32) -> Self::Floats;
@@ -513,10 +528,9 @@ pub(super) trait Simd: Copy + 'static {
     #[inline(always)]
     unsafe fn round(x: &mut [f32; 32], codes: &mut [u8; 32]) -> [i32; 2] {
         // Adding 1.5·2²³ leaves the integer in the low bits.
-        const MAGIC: f32 = 12_582_912.0;
         let mut sums = [0; 2];
         for (j, (x, code)) in x.iter_mut().zip(codes).enumerate() {
-            let integer = (*x + MAGIC).to_bits() as i32 - MAGIC.to_bits() as i32;
+            let integer = (*x + BIAS).to_bits() as i32 - BIAS_BITS;
             *code = integer as u8;
             *x -= integer as f32;
             sums[j / 16] += integer;

@@ -219,12 +219,12 @@ impl Simd for Neon {
         vaddq_s32(v, w)
     }
     #[inline(always)]
-    unsafe fn shl_ints<const N: u32>(v: int32x4_t) -> int32x4_t {
-        vshlq_s32(v, vdupq_n_s32(N as i32))
-    }
-    #[inline(always)]
     unsafe fn to_floats(v: int32x4_t) -> float32x4_t {
         vcvtq_f32_s32(v)
+    }
+    #[inline(always)]
+    unsafe fn as_floats(v: int32x4_t) -> float32x4_t {
+        vreinterpretq_f32_s32(v)
     }
 
     #[inline(always)]

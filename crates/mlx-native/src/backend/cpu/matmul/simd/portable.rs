@@ -176,12 +176,12 @@ impl Simd for Portable {
         zip(v, w, |v, w| v + w)
     }
     #[inline(always)]
-    unsafe fn shl_ints<const N: u32>(v: [i32; 4]) -> [i32; 4] {
-        v.map(|v| v << N)
-    }
-    #[inline(always)]
     unsafe fn to_floats(v: [i32; 4]) -> [f32; 4] {
         map(v, |v| v as f32)
+    }
+    #[inline(always)]
+    unsafe fn as_floats(v: [i32; 4]) -> [f32; 4] {
+        map(v, |v| f32::from_bits(v as u32))
     }
 
     #[inline(always)]

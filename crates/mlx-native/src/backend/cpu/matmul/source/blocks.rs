@@ -349,6 +349,8 @@ pub(super) static MXFP4_CODES: [u8; 16] = wide_table(&E2M1_DOUBLED, 12);
 
 impl<S: Simd> Source<S> for MXFP4 {
     const OFFSET: i32 = 12;
+    // Scales may be as large as an f32 can be.
+    const FUSED: bool = false;
     block_source!(MXFP4, 17);
 
     #[inline(always)]

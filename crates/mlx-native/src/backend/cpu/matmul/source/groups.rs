@@ -221,6 +221,8 @@ impl<const BITS: usize> Affine<BITS> {
 
 impl<S: Simd, const BITS: usize> Source<S> for Affine<BITS> {
     const MINS: bool = true;
+    // Scales may be f32, or as large as a bf16 can be.
+    const FUSED: bool = false;
     const WIDE: bool = BITS == 8;
     const PAIRS: bool = BITS == 4;
     const STEP_BYTES: usize = 4 * BITS * S::LANES;
@@ -372,6 +374,8 @@ impl<S: Simd, const HALF: bool> Source<S> for Fp4<HALF> {
     const PAIRS: bool = !HALF;
     const STEP_BYTES: usize = 16 * S::LANES;
     const OFFSET: i32 = 12;
+    // Scales without halves may be as large as an f32 can be.
+    const FUSED: bool = HALF;
     type Rows = Rows;
     type Stage = Stage;
 

@@ -67,6 +67,8 @@ pub(super) trait Source<S: Simd>: Sized {
     const OFFSET: i32 = if Self::WIDE { S::WIDE_OFFSET as i32 } else { 0 };
     /// There are [`folded`](Self::folded) codes of formats with scales for each 16 values.
     const FOLDED: bool = false;
+    /// Scales times [`BIAS`](super::simd::BIAS) are exact and finite, and no group's scale is shared.
+    const FUSED: bool = !(Self::HALVES && Self::MINS);
     /// Steps that are staged together; at most those of 256 values.
     const STEPS: usize = 1;
     /// Bytes of a row that a step reads.

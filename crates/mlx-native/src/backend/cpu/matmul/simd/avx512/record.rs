@@ -4,7 +4,7 @@
 use std::arch::x86_64::*;
 
 use super::super::super::prepare::{INVERSE_MAX, Sums};
-use super::super::{Simd, four};
+use super::super::{BIAS_BITS, Simd, four};
 use super::Avx512;
 
 /// See [`Simd::quantize`].
@@ -77,7 +77,9 @@ unsafe fn note(place: *mut u8, codes: [__m512i; 4], sums: Sums, scales: __m512) 
     let sum = _mm512_add_epi32(sum, _mm512_shuffle_epi32::<0b01_00_11_10>(sum));
     let sum = _mm512_add_epi32(sum, _mm512_shuffle_epi32::<0b10_11_00_01>(sum));
     let sum = match sums {
-        Sums::Offset(offset) => _mm512_mullo_epi32(sum, _mm512_set1_epi32(-offset)),
+        Sums::Offset(offset) => {
+            _mm512_sub_epi32(_mm512_set1_epi32(BIAS_BITS), _mm512_mullo_epi32(sum, _mm512_set1_epi32(offset)))
+        }
         Sums::Plain => _mm512_castps_si512(_mm512_mul_ps(_mm512_cvtepi32_ps(sum), scales)),
     };
     _mm_storeu_si128(place.cast(), one_each(sum));
