@@ -52,11 +52,14 @@ pub struct Pace {
     pub batch: usize,
     /// Whether it runs a list that was committed while the host records the next one, so that a long sequence of operations had better be several lists.
     pub runs_ahead: bool,
+    /// Whether it would idle while the host takes a step's logits, chooses a token and records the next step: where the device can choose the token, a
+    /// generation had better queue the next step before the host has seen it.
+    pub steps_ahead: bool,
 }
 
 impl Pace {
     /// A device that has no queue of its own, or is filled soon.
-    pub(crate) const HOST: Pace = Pace { batch: 512, runs_ahead: false };
+    pub(crate) const HOST: Pace = Pace { batch: 512, runs_ahead: false, steps_ahead: false };
 }
 
 /// In which precision activations enter a product.

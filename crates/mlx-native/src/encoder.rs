@@ -1,5 +1,6 @@
 //! Recording operations and running them.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::backend::{CommandList, Recorded, Submission};
@@ -29,12 +30,13 @@ pub struct CommandEncoder {
     /// Operations from the last barrier on: those that a new one must be compared with.
     since_barrier: usize,
     forced: Option<Arc<str>>,
-    submitted: Vec<Box<dyn Submission>>,
+    submitted: VecDeque<Box<dyn Submission>>,
 }
 
 impl CommandEncoder {
     pub(crate) fn new(device: MlxDevice) -> CommandEncoder {
-        CommandEncoder { device, list: CommandList::default(), since_barrier: 0, forced: None, submitted: Vec::new() }
+        let (list, submitted) = (CommandList::default(), VecDeque::new());
+        CommandEncoder { device, list, since_barrier: 0, forced: None, submitted }
     }
 
     /// The device that runs what is recorded.
@@ -93,7 +95,7 @@ impl CommandEncoder {
         self.since_barrier = 0;
         let list = std::mem::take(&mut self.list);
         if !list.ops().is_empty() {
-            self.submitted.push(self.device.backend().submit(list));
+            self.submitted.push_back(self.device.backend().submit(list));
         }
     }
 
@@ -103,7 +105,22 @@ impl CommandEncoder {
     ///
     /// The first error of the committed work: [`CommandBufferError`](crate::MlxError::CommandBufferError) for a bad id or a lost device, [`BufferAllocationError`](crate::MlxError::BufferAllocationError) when memory ran out.
     pub fn wait_until_completed(&mut self) -> Result<()> {
-        let results: Vec<Result<()>> = self.submitted.drain(..).map(|submission| submission.wait()).collect();
+        self.wait_until_left(0)
+    }
+
+    /// Commits that handed something to the device and have not been waited for.
+    pub fn in_flight(&self) -> usize {
+        self.submitted.len()
+    }
+
+    /// Waits for what has been committed, but for the last `left` commits: the host reads what earlier ones wrote and later ones do not touch.
+    ///
+    /// # Errors
+    ///
+    /// As [`wait_until_completed`](Self::wait_until_completed), of the work that it waits for.
+    pub fn wait_until_left(&mut self, left: usize) -> Result<()> {
+        let ended = self.submitted.len().saturating_sub(left);
+        let results: Vec<Result<()>> = self.submitted.drain(..ended).map(|submission| submission.wait()).collect();
         results.into_iter().collect()
     }
 

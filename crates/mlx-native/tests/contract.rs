@@ -31,6 +31,28 @@ fn run(device: &MlxDevice, record: impl FnOnce(&mut CommandEncoder) -> Result<()
     encoder.commit_and_wait()
 }
 
+#[test]
+fn what_earlier_commits_wrote_is_read_while_later_ones_run() {
+    for device in devices() {
+        let x = floats(&device, &[1.0, 2.0]);
+        let (mut y, mut z) = (empty(&device, 2, DType::F32), empty(&device, 2, DType::F32));
+        let mut encoder = device.command_encoder().unwrap();
+        for output in [&mut y, &mut z] {
+            encoder.binary(Binary::Add, &x, &x, output).unwrap();
+            encoder.commit();
+            // Nothing to hand over.
+            encoder.commit();
+        }
+        assert_eq!(encoder.in_flight(), 2);
+        encoder.wait_until_left(2).unwrap();
+        encoder.wait_until_left(1).unwrap();
+        assert_eq!(y.as_slice::<f32>().unwrap(), [2.0, 4.0]);
+        assert_eq!(encoder.in_flight(), 1);
+        encoder.wait_until_completed().unwrap();
+        assert_eq!(z.as_slice::<f32>().unwrap(), [2.0, 4.0]);
+    }
+}
+
 #[track_caller]
 fn assert_near(device: &MlxDevice, found: &MlxBuffer, expected: &[f32]) {
     let found = found.as_slice::<f32>().unwrap();

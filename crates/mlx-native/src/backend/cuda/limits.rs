@@ -42,7 +42,7 @@ impl CudaBackend {
     pub(super) fn memory_to_read(&self) -> Result<Box<dyn Memory>> {
         let piece = READ_BYTES * READ_ROUNDS;
         let bytes = PROBED_BYTES.min(free_bytes(&self.context)? / 2) / piece * piece;
-        Ok(Box::new(CudaMemory::zeroed(&self.stream, &self.uploader, bytes.max(piece))?))
+        Ok(Box::new(CudaMemory::zeroed(&self.stream, &self.fetches, &self.uploader, bytes.max(piece))?))
     }
 
     /// Reads all of `memory` once and again, and takes the time of the second pass: the first keeps the device busy until that is queued.

@@ -45,24 +45,36 @@ struct State {
 pub(super) struct CudaMemory {
     allocation: DeviceAllocation,
     stream: Arc<Stream>,
+    fetches: Arc<Stream>,
     uploader: Arc<Uploader>,
     state: Mutex<State>,
 }
 
 impl CudaMemory {
     /// Zeroed memory.
-    pub(super) fn zeroed(stream: &Arc<Stream>, uploader: &Arc<Uploader>, bytes: usize) -> Result<CudaMemory> {
-        let memory = CudaMemory::uninitialised(stream, uploader, bytes)?;
+    pub(super) fn zeroed(
+        stream: &Arc<Stream>,
+        fetches: &Arc<Stream>,
+        uploader: &Arc<Uploader>,
+        bytes: usize,
+    ) -> Result<CudaMemory> {
+        let memory = CudaMemory::uninitialised(stream, fetches, uploader, bytes)?;
         // SAFETY: just allocated with this size; freeing it waits for work that uses it.
         unsafe { stream.fill(memory.allocation.address, 0, bytes)? };
         memory.state().is_zero = true;
         Ok(memory)
     }
 
-    fn uninitialised(stream: &Arc<Stream>, uploader: &Arc<Uploader>, bytes: usize) -> Result<CudaMemory> {
+    fn uninitialised(
+        stream: &Arc<Stream>,
+        fetches: &Arc<Stream>,
+        uploader: &Arc<Uploader>,
+        bytes: usize,
+    ) -> Result<CudaMemory> {
         Ok(CudaMemory {
             allocation: DeviceAllocation::new(stream.context(), bytes)?,
             stream: Arc::clone(stream),
+            fetches: Arc::clone(fetches),
             uploader: Arc::clone(uploader),
             state: Mutex::new(State { mirror: None, current: Current::Device, is_zero: false }),
         })
@@ -102,7 +114,8 @@ impl CudaMemory {
         Ok(self.allocation.address)
     }
 
-    /// The host's copy, up to date.
+    /// The host's copy, up to date. The host looks only once all operations that touch the memory have ended, and with them the copies to the device
+    /// that came before them; so nothing waits for work on other memory.
     fn mirror(&self, writes: bool) -> Result<*mut u8> {
         let mut state = self.state();
         let bytes = self.allocation.bytes;
@@ -120,13 +133,11 @@ impl CudaMemory {
         }
         if state.current == Current::Device {
             // SAFETY: the mirror has the allocation's size; the copy has ended before anybody looks.
-            unsafe { self.stream.download(ptr, self.allocation.address, bytes)? };
-            self.stream.synchronise()?;
+            unsafe { self.fetches.download(ptr, self.allocation.address, bytes)? };
+            self.fetches.synchronise()?;
             state.current = Current::Both;
         }
         if writes {
-            // A copy from the mirror that has not ended would see what the host writes now.
-            self.stream.synchronise()?;
             state.current = Current::Host;
         }
         Ok(ptr)
@@ -154,9 +165,11 @@ unsafe impl Memory for CudaMemory {
 
     fn duplicate(&self) -> Result<Box<dyn Memory>> {
         let source = self.device_address(false)?;
-        let copy = CudaMemory::uninitialised(&self.stream, &self.uploader, self.allocation.bytes)?;
+        let copy = CudaMemory::uninitialised(&self.stream, &self.fetches, &self.uploader, self.allocation.bytes)?;
         // SAFETY: both have this size; freeing either waits for the copy.
         unsafe { self.stream.copy(copy.allocation.address, source, self.allocation.bytes)? };
+        // No operation stands for these copies, so nobody else waits for them.
+        self.stream.synchronise()?;
         Ok(Box::new(copy))
     }
 }
