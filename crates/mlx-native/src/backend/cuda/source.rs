@@ -183,7 +183,9 @@ pub(super) fn all_pipelines() -> Vec<PipelineKey> {
         add(Library::Flash, &[&format!("flash_attention<{head_dim}, {}>", if head_dim <= 128 { 64 } else { 32 })]);
     }
     add(Library::Choose, &["argmax<>", "expert_gate<>", "expert_sum<>"]);
-    add(Library::Sample, &["sample_copy<>", "sample_penalise<>", "sample_best<>", "sample_sort<>", "sample_draw<>"]);
+    let draw =
+        ["sample_copy<>", "sample_penalise<>", "sample_fronts<>", "sample_best<>", "sample_sort<>", "sample_draw<>"];
+    add(Library::Sample, &draw);
     add(Library::MapExperts, &["map_experts<>"]);
     add(Library::Stage, &["widen<>", "stage<false>", "stage<true>"]);
     add(Library::Realign, &["realign<>"]);

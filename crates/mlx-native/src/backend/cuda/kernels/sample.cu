@@ -39,31 +39,61 @@ __global__ void __launch_bounds__(256) sample_penalise(float* copy, uint* marks,
     copy[id] = logit > 0.0f ? logit / args.penalty : logit * args.penalty;
 }
 
+// The best of some logits, and the first that is NaN.
+struct Front {
+    ulong winner;
+    ulong first_nan;
+};
+
+inline Front front_of(Front a, Front b) { return Front{max(a.winner, b.winner), min(a.first_nan, b.first_nan)}; }
+
+// The front of a block of FRONT_THREADS threads, for its first warp.
+static constexpr uint FRONT_THREADS = 256;
+inline Front block_front(Front front) {
+    __shared__ Front shared[FRONT_THREADS / 32];
+    for (uint round = 0; round < 2; round++) {
+        for (int step = 16; step > 0; step /= 2) {
+            front = front_of(front, Front{__shfl_xor_sync(FULL, front.winner, step), __shfl_xor_sync(FULL, front.first_nan, step)});
+        }
+        if (round == 1) break;
+        if (lane_index() == 0) shared[warp_index()] = front;
+        __syncthreads();
+        front = shared[lane_index() % (FRONT_THREADS / 32)];
+    }
+    return front;
+}
+
+// The front of each part of the logits, a block a part.
+static constexpr uint PART = 4096;
+template <int = 0>
+__global__ void __launch_bounds__(FRONT_THREADS) sample_fronts(const float* logits, Front* fronts, uint dim) {
+    begin();
+    const uint first = blockIdx.x * PART, count = min(PART, dim - first);
+    Front front{0, ~0ull};
+#pragma unroll
+    for (uint step = 0; step < PART / FRONT_THREADS; step++) {
+        const uint i = step * FRONT_THREADS + threadIdx.x;
+        if (i >= count) continue;
+        const float value = logits[first + i];
+        const bool nan = isnan(value);
+        front = front_of(front, Front{nan ? 0 : rank_key(first + i, value), nan ? first + i : ~0ull});
+    }
+    front = block_front(front);
+    if (threadIdx.x == 0) fronts[blockIdx.x] = front;
+}
+
 // Finds the best, or a NaN, which is a fault. What is decided without a draw is decided here: best[1] says so. One block.
 template <int = 0>
-__global__ void __launch_bounds__(1024) sample_best(const float* copy, uint* best, uint* y, SampleArgs args, ulong* fault) {
+__global__ void __launch_bounds__(FRONT_THREADS)
+    sample_best(const Front* fronts, uint* best, uint* y, SampleArgs args, ulong* fault) {
     begin();
-    __shared__ ulong winner;
-    __shared__ uint first_nan;
-    if (threadIdx.x == 0) {
-        winner = 0;
-        first_nan = ~0u;
-    }
-    __syncthreads();
-    ulong mine = 0;
-    uint nan = ~0u;
-    for (uint i = threadIdx.x; i < args.dim; i += 1024) {
-        const float value = copy[i];
-        if (isnan(value)) nan = min(nan, i);
-        else mine = max(mine, rank_key(i, value));
-    }
-    atomicMax(&winner, mine);
-    atomicMin(&first_nan, nan);
-    __syncthreads();
+    Front front{0, ~0ull};
+    for (uint i = threadIdx.x; i < DIVIDE_UP(args.dim, PART); i += FRONT_THREADS) front = front_of(front, fronts[i]);
+    front = block_front(front);
     if (threadIdx.x != 0) return;
-    const bool failed = first_nan != ~0u;
-    const uint index = failed ? 0 : key_index(winner);
-    const float value = failed ? 0.0f : copy[index];
+    const bool failed = front.first_nan != ~0ull;
+    const uint index = failed ? 0 : key_index(front.winner), first_nan = uint(front.first_nan);
+    const float value = failed ? 0.0f : key_value(front.winner);
     best[0] = __float_as_uint(value);
     best[1] = failed || args.temperature == 0.0f || isinf(value);
     if (best[1]) y[0] = index;

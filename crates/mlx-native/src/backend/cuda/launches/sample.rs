@@ -9,6 +9,9 @@ use crate::ops::sampling::uniform;
 
 /// Logits that a block sorts, `CHUNK` in sample.cu, by half as many threads.
 const CHUNK: usize = 2048;
+/// Logits of which a block finds the best, and its threads: `PART` and `FRONT_THREADS` there.
+const PART: usize = 4096;
+const FRONT_THREADS: u32 = 256;
 
 pub(super) fn sample(op: &Sample) -> Result<Plan> {
     let params = &op.params;
@@ -26,9 +29,10 @@ pub(super) fn sample(op: &Sample) -> Result<Plan> {
     let fault = Fault { ids: op.logits.clone(), limit: None, words: ["sample", "logit", ""] };
     let mut plan = Plan { fault: Some(fault), ..Plan::default() };
     let chunks = op.dim.div_ceil(CHUNK);
-    let copy = plan.scratch(op.dim * 4);
-    let marks = plan.scratch(op.dim.div_ceil(32) * 4);
     let best = plan.scratch(8);
+    let fronts = plan.scratch(op.dim.div_ceil(PART) * 16);
+    let penalised = history.map(|history| (history, plan.scratch(op.dim * 4), plan.scratch(op.dim.div_ceil(32) * 4)));
+    let ranking = (params.temperature > 0.0).then(|| [(); 2].map(|()| plan.scratch(chunks * CHUNK * 8)));
     let (args, output) = (Bound::value(&args), Bound::view(&op.output));
     let mut launch = |function: &str, bindings: Vec<Bound>, blocks: usize, threads: u32| -> Result<()> {
         let grid = [u32_of("blocks", blocks)?, 1, 1];
@@ -36,23 +40,23 @@ pub(super) fn sample(op: &Sample) -> Result<Plan> {
         Ok(())
     };
     let dim = Bound::value(&u32_of("dim", op.dim)?);
-    let copied = vec![Bound::view(&op.logits), copy.clone(), marks.clone(), dim];
-    launch("sample_copy<>", copied, op.dim.div_ceil(256), 256)?;
-    if let Some(history) = history {
+    let mut logits = Bound::view(&op.logits);
+    if let Some((history, copy, marks)) = penalised {
+        let copied = vec![logits, copy.clone(), marks.clone(), dim.clone()];
+        launch("sample_copy<>", copied, op.dim.div_ceil(256), 256)?;
         let bindings = vec![copy.clone(), marks, Bound::view(history), args.clone(), Bound::live(&live)];
         // The grid of a longer history serves a shorter one too: a captured list lasts for many tokens.
         launch("sample_penalise<>", bindings, history_len.next_power_of_two().div_ceil(256), 256)?;
+        logits = copy;
     }
-    launch("sample_best<>", vec![copy.clone(), best.clone(), output.clone(), args.clone(), Bound::Fault], 1, 1024)?;
-    if params.temperature == 0.0 {
-        return Ok(plan);
+    launch("sample_fronts<>", vec![logits.clone(), fronts.clone(), dim], op.dim.div_ceil(PART), FRONT_THREADS)?;
+    let found = vec![fronts, best.clone(), output.clone(), args.clone(), Bound::Fault];
+    launch("sample_best<>", found, 1, FRONT_THREADS)?;
+    if let Some([keys, sums]) = ranking {
+        let sorted = vec![logits, best.clone(), keys.clone(), sums.clone(), args.clone()];
+        launch("sample_sort<>", sorted, chunks, (CHUNK / 2) as u32)?;
+        let chunk_count = Bound::value(&u32_of("chunks", chunks)?);
+        launch("sample_draw<>", vec![best, keys, sums, output, chunk_count, args, Bound::live(&live)], 1, 1024)?;
     }
-    let (keys, sums) = (Bound::Scratch(3), Bound::Scratch(4));
-    let sorted = vec![copy, best.clone(), keys.clone(), sums.clone(), args.clone()];
-    launch("sample_sort<>", sorted, chunks, (CHUNK / 2) as u32)?;
-    let chunk_count = Bound::value(&u32_of("chunks", chunks)?);
-    launch("sample_draw<>", vec![best, keys, sums, output, chunk_count, args, Bound::live(&live)], 1, 1024)?;
-    plan.scratch(chunks * CHUNK * 8);
-    plan.scratch(chunks * CHUNK * 8);
     Ok(plan)
 }
