@@ -5,14 +5,21 @@ use mlx_native::{DType, MlxBuffer};
 use crate::config::Experts;
 use crate::{Model, Result};
 
-/// The buffers of a forward pass for a fixed number of tokens, all f32 unless they say otherwise.
+/// What a forward pass begins with.
 #[derive(Debug)]
-pub(crate) struct Activations {
-    pub n_tokens: usize,
+pub(crate) struct Inputs {
     /// `[n_tokens]`, u32
     pub ids: MlxBuffer,
     /// `[n_tokens]`, u32
     pub positions: MlxBuffer,
+    /// `[1]`, f32: the logit of the one token that the pass before chose.
+    pub logit: MlxBuffer,
+}
+
+/// The buffers of a forward pass for a fixed number of tokens, all f32.
+#[derive(Debug)]
+pub(crate) struct Activations {
+    pub n_tokens: usize,
     /// `[n_tokens, hidden]`: the residual stream, and a second handle on it, through which it is updated in place.
     pub hidden: MlxBuffer,
     pub hidden_out: MlxBuffer,
@@ -121,11 +128,27 @@ impl ExpertActivations {
     }
 }
 
+impl Inputs {
+    pub(crate) fn new(model: &Model, n_tokens: usize) -> Result<Inputs> {
+        Ok(Inputs {
+            ids: buffer(model, DType::U32, n_tokens, 1)?,
+            positions: buffer(model, DType::U32, n_tokens, 1)?,
+            logit: buffer(model, DType::F32, 1, 1)?,
+        })
+    }
+
+    /// Positions from `start` on.
+    pub(crate) fn set_positions(&mut self, start: usize) -> Result<()> {
+        let positions = self.positions.as_mut_slice::<u32>()?.iter_mut();
+        positions.zip(start as u32..).for_each(|(position, at)| *position = at);
+        Ok(())
+    }
+}
+
 impl Activations {
     pub(crate) fn new(model: &Model, n_tokens: usize) -> Result<Activations> {
         let config = &model.config;
         let floats = |width: usize| buffer(model, DType::F32, n_tokens, width);
-        let ids = || buffer(model, DType::U32, n_tokens, 1);
         let (hidden, delta) = (floats(config.hidden)?, floats(config.hidden)?);
         let q = floats(config.n_heads * config.head_dim)?;
         let k = floats(config.n_kv_heads * config.head_dim)?;
@@ -133,8 +156,6 @@ impl Activations {
         let has_dense = (0..config.n_layers).any(|layer| config.experts_of(layer).is_none());
         Ok(Activations {
             n_tokens,
-            ids: ids()?,
-            positions: ids()?,
             hidden_out: hidden.clone(),
             hidden,
             normed: floats(config.hidden)?,

@@ -3,9 +3,9 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use crate::sampler::{Sampler, SamplerConfig};
+use crate::sampler::SamplerConfig;
 use crate::tokenizer::{Detokenizer, SpecialText, StopMatcher, Tokenizer};
-use crate::{Result, Session};
+use crate::{Decoder, Result, Session};
 
 /// How text is generated.
 #[derive(Clone, Debug)]
@@ -83,35 +83,34 @@ pub fn generate(
     tokenizer: &Tokenizer,
     prompt: &[u32],
     options: &GenerationOptions,
+    on_text: impl FnMut(&str) -> ControlFlow<()>,
+) -> Result<Generated> {
+    let decoder = Decoder::new(session, options.sampler.clone(), options.max_tokens)?;
+    generate_by(decoder, tokenizer, prompt, options, on_text)
+}
+
+/// [`generate`] by a decoder for as many tokens as the options say.
+pub(crate) fn generate_by(
+    mut decoder: Decoder<'_, '_>,
+    tokenizer: &Tokenizer,
+    prompt: &[u32],
+    options: &GenerationOptions,
     mut on_text: impl FnMut(&str) -> ControlFlow<()>,
 ) -> Result<Generated> {
-    let mut sampler = Sampler::new(options.sampler.clone())?;
-    prompt.iter().for_each(|&id| sampler.accept(id));
     let mut detokenizer = Detokenizer::new(options.special);
     let mut stop = StopMatcher::for_tokenizer(tokenizer, options.stop.iter().map(String::as_str));
     let mut tokens = Vec::new();
-    let mut next = prompt;
-    let mut last;
     let start = Instant::now();
     let mut prefill = Duration::ZERO;
-    // The sampler changes logits in place.
-    let mut logits = Vec::new();
     let finish = loop {
-        if tokens.len() == options.max_tokens {
-            break Finish::Length;
-        }
-        if !tokens.is_empty() && session.position() == session.context() {
-            break Finish::Context;
-        }
-        logits.clear();
-        logits.extend_from_slice(session.forward(next)?);
-        let id = sampler.sample(&mut logits)?;
+        let next = if tokens.is_empty() { decoder.first_token(prompt)? } else { decoder.next_token()? };
+        let Some(id) = next else {
+            break if tokens.len() == options.max_tokens { Finish::Length } else { Finish::Context };
+        };
         if tokens.is_empty() {
             prefill = start.elapsed();
         }
         tokens.push(id);
-        last = [id];
-        next = &last;
         if stop.is_stop_token(id) {
             break Finish::StopToken;
         }

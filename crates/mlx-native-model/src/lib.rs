@@ -6,6 +6,7 @@ mod activations;
 pub mod chat_template;
 mod config;
 pub mod convert;
+mod decoder;
 mod error;
 pub mod generation;
 mod kv_cache;
@@ -19,6 +20,7 @@ pub mod tokenizer;
 mod weights;
 
 pub use config::{ARCHITECTURES, Experts, ModelConfig, QkNorm, Rope, SlidingWindow};
+pub use decoder::Decoder;
 pub use error::{ModelError, Result};
 pub use generation::{Finish, Generated, GenerationOptions, generate};
 pub use model::{Model, SessionOptions};

@@ -115,6 +115,7 @@ pub struct Sampler {
     /// Working memory.
     candidates: Vec<Candidate>,
     weights: Vec<f64>,
+    penalized: Vec<f32>,
 }
 
 impl Sampler {
@@ -138,6 +139,7 @@ impl Sampler {
             history: VecDeque::new(),
             candidates: Vec::new(),
             weights: Vec::new(),
+            penalized: Vec::new(),
         })
     }
 
@@ -146,9 +148,18 @@ impl Sampler {
         &self.config
     }
 
+    /// Whether it takes the highest logit, whatever tokens there were before.
+    pub(crate) fn takes_best(&self) -> bool {
+        self.config.temperature == 0.0 && !self.looks_back()
+    }
+
+    fn looks_back(&self) -> bool {
+        self.config.repetition_penalty != 1.0 && self.config.repetition_window > 0
+    }
+
     /// Tells the repetition penalty of a token that was not chosen here, such as one of the prompt's.
     pub fn accept(&mut self, id: u32) {
-        if self.config.repetition_penalty == 1.0 || self.config.repetition_window == 0 {
+        if !self.looks_back() {
             return;
         }
         while self.history.len() >= self.config.repetition_window {
@@ -164,6 +175,24 @@ impl Sampler {
     /// [`SamplerError::Logit`] and [`SamplerError::NoToken`]; the sampler is then unchanged.
     pub fn sample(&mut self, logits: &mut [f32]) -> Result<u32, SamplerError> {
         self.penalize(logits);
+        self.choose(logits)
+    }
+
+    /// [`sample`](Self::sample) that leaves the logits as they are.
+    pub(crate) fn sample_from(&mut self, logits: &[f32]) -> Result<u32, SamplerError> {
+        if self.history.is_empty() {
+            return self.choose(logits);
+        }
+        let mut penalized = std::mem::take(&mut self.penalized);
+        penalized.clear();
+        penalized.extend_from_slice(logits);
+        let id = self.sample(&mut penalized);
+        self.penalized = penalized;
+        id
+    }
+
+    /// Chooses by logits that are as the penalty leaves them.
+    fn choose(&mut self, logits: &[f32]) -> Result<u32, SamplerError> {
         let best = best(logits)?;
         let id = if self.config.temperature == 0.0 { best.id } else { self.draw(logits, best.logit) };
         self.accept(id);

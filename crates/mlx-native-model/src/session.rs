@@ -1,14 +1,14 @@
 //! One context: its cache, and the forward pass over new tokens.
 
 use mlx_native::{
-    AttentionParams, Binary, CommandEncoder, DType, EmbeddingParams, ExpertGateParams, MlxBuffer, RmsNormParams,
-    RopeParams, Weight,
+    AttentionParams, Binary, CommandEncoder, DType, EmbeddingParams, ExpertGateParams, GgmlType, MlxBuffer,
+    RmsNormParams, RopeParams, SampleParams, Weight,
 };
 
-use crate::activations::{Activations, GatedActivations};
+use crate::activations::{Activations, GatedActivations, Inputs};
 use crate::config::{Experts, QkNorm};
 use crate::kv_cache::{KvCache, LayerCache};
-use crate::weights::{ExpertWeights, FeedForward, Gated, LayerWeights};
+use crate::weights::{ExpertWeights, FeedForward, Gated, LayerWeights, Weights};
 use crate::{Model, ModelConfig, ModelError, Result, SessionOptions};
 
 /// Tokens whose logits all exist at once.
@@ -23,8 +23,10 @@ pub struct Session<'m> {
     position: usize,
     /// For one token, which is every step of generation.
     one: Activations,
+    /// Steps at even and odd positions begin with these: while the device runs one, the next is recorded, which begins with what that one chooses.
+    steps: [Inputs; 2],
     /// For the last other number of tokens, which a prompt's batches share.
-    many: Option<Activations>,
+    many: Option<(Inputs, Activations)>,
     /// `[vocabulary]`, after [`Session::forward`]; absent only while that runs.
     logits: Option<MlxBuffer>,
 }
@@ -46,6 +48,7 @@ impl<'m> Session<'m> {
             cache: KvCache::new(&model.device, &model.config, context, options.kv_dtype)?,
             position: 0,
             one: Activations::new(model, 1)?,
+            steps: [Inputs::new(model, 1)?, Inputs::new(model, 1)?],
             many: None,
             logits: Some(model.device.alloc_buffer(vocabulary * 4, DType::F32, vec![1, vocabulary])?),
         })
@@ -160,45 +163,104 @@ impl<'m> Session<'m> {
     /// Computes one batch; `logits` takes those after the last rows, as many as it says.
     fn run(&mut self, tokens: &[u32], logits: Option<(&mut MlxBuffer, usize)>) -> Result<()> {
         let n_tokens = tokens.len();
-        let act = match n_tokens {
-            1 => &mut self.one,
+        let (inputs, act) = match n_tokens {
+            1 => (&mut self.steps[0], &mut self.one),
             _ => {
-                if self.many.as_ref().is_none_or(|many| many.n_tokens != n_tokens) {
+                if self.many.as_ref().is_none_or(|(_, many)| many.n_tokens != n_tokens) {
                     // The old ones are freed first, so that two never exist at once.
                     self.many = None;
-                    self.many = Some(Activations::new(self.model, n_tokens)?);
+                    self.many = Some((Inputs::new(self.model, n_tokens)?, Activations::new(self.model, n_tokens)?));
                 }
                 match &mut self.many {
-                    Some(many) => many,
+                    Some((inputs, many)) => (inputs, many),
                     None => return Err(ModelError::Config("session: no activations".into())),
                 }
             }
         };
-        act.ids.as_mut_slice::<u32>()?.copy_from_slice(tokens);
-        for (i, position) in act.positions.as_mut_slice::<u32>()?.iter_mut().enumerate() {
-            *position = (self.position + i) as u32;
-        }
+        inputs.ids.as_mut_slice::<u32>()?.copy_from_slice(tokens);
+        inputs.set_positions(self.position)?;
+        let mut encoder = self.model.device.command_encoder()?;
         let mut pass = Pass {
             config: &self.model.config,
             frequency_factors: self.model.weights.frequency_factors.as_ref(),
             cache_shape: self.cache.shape,
             start: self.position,
-            encoder: self.model.device.command_encoder()?,
+            encoder: &mut encoder,
+            commits: Commits::Doubling,
+            inputs,
             act,
         };
-        let weights = &self.model.weights;
-        pass.embed(&weights.embedding)?;
-        for (i, (layer, cache)) in weights.layers.iter().zip(&mut self.cache.layers).enumerate() {
-            pass.attention(layer, cache, i)?;
-            let next_norm = weights.layers.get(i + 1).map_or(&weights.output_norm, |next| &next.attn_norm);
-            pass.feed_forward(layer, i, next_norm)?;
-        }
+        pass.layers(&self.model.weights, &mut self.cache)?;
         if let Some((logits, rows)) = logits {
-            pass.logits(&weights.output, rows, logits)?;
+            pass.logits(&self.model.weights.output, rows, logits)?;
         }
-        pass.encoder.commit_and_wait()?;
+        encoder.commit_and_wait()?;
         self.position += n_tokens;
         Ok(())
+    }
+
+    /// Queues a step that chooses the most probable token, behind `queued` other ones. The first begins with `last`, each further one with what the one
+    /// before it chooses. The context grows as the steps are taken, not here.
+    pub(crate) fn queue_step(&mut self, encoder: &mut CommandEncoder, queued: usize, last: u32) -> Result<()> {
+        let vocabulary = self.model.vocabulary();
+        let start = self.position + queued;
+        let [even, odd] = &mut self.steps;
+        let (inputs, next) = if start.is_multiple_of(2) { (even, odd) } else { (odd, even) };
+        if queued == 0 {
+            inputs.ids.as_mut_slice::<u32>()?.fill(last);
+        }
+        inputs.set_positions(start)?;
+        let logits = match &mut self.logits {
+            Some(logits) => logits,
+            none => none.insert(self.model.device.alloc_buffer(vocabulary * 4, DType::F32, vec![1, vocabulary])?),
+        };
+        let mut pass = Pass {
+            config: &self.model.config,
+            frequency_factors: self.model.weights.frequency_factors.as_ref(),
+            cache_shape: self.cache.shape,
+            start,
+            encoder,
+            commits: Commits::First,
+            inputs,
+            act: &mut self.one,
+        };
+        pass.layers(&self.model.weights, &mut self.cache)?;
+        pass.logits(&self.model.weights.output, 1, logits)?;
+        encoder.sample(logits, None, &mut next.ids, &SampleParams::default())?;
+        // The choice refuses NaN. What else the host refuses shows in the logit of what was chosen.
+        let column = Weight::ggml(GgmlType::F32, vocabulary, 1, logits.clone())?;
+        encoder.embedding(&column, &next.ids, &mut next.logit, &EmbeddingParams { n_tokens: 1, scale: 1.0 })?;
+        encoder.commit();
+        Ok(())
+    }
+
+    /// What the first of the queued steps has chosen, and its logit; the caller has waited for it, and for the step after to have read the token.
+    /// The context is then longer by the token that the step began with.
+    pub(crate) fn take_step(&mut self) -> Result<(u32, f32)> {
+        let chosen = &self.steps[(self.position + 1) % 2];
+        let taken = (chosen.ids.as_slice::<u32>()?[0], chosen.logit.as_slice::<f32>()?[0]);
+        // A step that is done again must find the context as it was.
+        self.position += usize::from(taken.1.is_finite());
+        Ok(taken)
+    }
+}
+
+/// Where a pass is cut into lists.
+#[derive(Clone, Copy)]
+enum Commits {
+    /// The device waits for the pass: it begins with some layers while as many again are recorded, which takes less time than they do.
+    Doubling,
+    /// The device is still busy with the pass before: one cut, after which nothing reads the pass's tokens any more.
+    First,
+}
+
+impl Commits {
+    /// Whether the list ends with the attention of layer `index`.
+    fn after(self, index: usize) -> bool {
+        match self {
+            Commits::Doubling => index > 0 && (index + 1).is_power_of_two(),
+            Commits::First => index == 1,
+        }
     }
 }
 
@@ -209,7 +271,9 @@ struct Pass<'a> {
     cache_shape: mlx_native::KvCacheParams,
     /// Position of the first token.
     start: usize,
-    encoder: CommandEncoder,
+    encoder: &'a mut CommandEncoder,
+    commits: Commits,
+    inputs: &'a Inputs,
     act: &'a mut Activations,
 }
 
@@ -222,9 +286,20 @@ impl Pass<'_> {
         self.norm_params(self.act.n_tokens, self.config.hidden)
     }
 
+    /// From the tokens to the last layer's output, normed.
+    fn layers(&mut self, weights: &Weights, cache: &mut KvCache) -> Result<()> {
+        self.embed(&weights.embedding)?;
+        for (i, (layer, cache)) in weights.layers.iter().zip(&mut cache.layers).enumerate() {
+            self.attention(layer, cache, i)?;
+            let next_norm = weights.layers.get(i + 1).map_or(&weights.output_norm, |next| &next.attn_norm);
+            self.feed_forward(layer, i, next_norm)?;
+        }
+        Ok(())
+    }
+
     fn embed(&mut self, embedding: &Weight) -> Result<()> {
         let params = EmbeddingParams { n_tokens: self.act.n_tokens, scale: self.config.embedding_scale };
-        Ok(self.encoder.embedding(embedding, &self.act.ids, &mut self.act.hidden_out, &params)?)
+        Ok(self.encoder.embedding(embedding, &self.inputs.ids, &mut self.act.hidden_out, &params)?)
     }
 
     /// The first layer's input is not normed by the layer before it, so layer 0 does it here.
@@ -232,7 +307,7 @@ impl Pass<'_> {
         let config = self.config;
         let params = self.hidden_norm();
         let act = &mut *self.act;
-        let encoder = &mut self.encoder;
+        let encoder = &mut *self.encoder;
         if index == 0 {
             encoder.rms_norm(&act.hidden, &layer.attn_norm, &mut act.normed, &params)?;
         }
@@ -275,7 +350,7 @@ impl Pass<'_> {
                 frequency_scale: rope.frequency_scale,
                 style: config.rope_style,
             };
-            encoder.rope(value, &act.positions, self.frequency_factors, value_out, &params)?;
+            encoder.rope(value, &self.inputs.positions, self.frequency_factors, value_out, &params)?;
         }
         encoder.store_kv(&act.k, &mut cache.k, &self.cache_shape, self.start, act.n_tokens)?;
         encoder.store_kv(&act.v, &mut cache.v, &self.cache_shape, self.start, act.n_tokens)?;
@@ -289,8 +364,7 @@ impl Pass<'_> {
             soft_cap: None,
         };
         encoder.attention(&act.q, &cache.k, &cache.v, &mut act.attended, &attention)?;
-        // The device begins with these layers while as many again are recorded, which takes less time than they do.
-        if encoder.device().pace().runs_ahead && index > 0 && (index + 1).is_power_of_two() {
+        if self.commits.after(index) && encoder.device().pace().runs_ahead {
             encoder.commit();
         }
         encoder.matmul(&act.attended, &layer.attn_output, &mut act.delta_out)?;
@@ -313,12 +387,12 @@ impl Pass<'_> {
                 let Activations { normed, delta_out, dense: Some(gated), .. } = &mut *self.act else {
                     return Err(absent());
                 };
-                dense(&mut self.encoder, self.config, weights, normed, gated, delta_out)?;
+                dense(self.encoder, self.config, weights, normed, gated, delta_out)?;
             }
             (FeedForward::Experts(_), None) => return Err(absent()),
         }
         let act = &mut *self.act;
-        let encoder = &mut self.encoder;
+        let encoder = &mut *self.encoder;
         if let Some(norm) = &layer.post_ffn_norm {
             encoder.rms_norm(&act.delta, norm, &mut act.delta_out, &params)?;
         }
@@ -329,7 +403,7 @@ impl Pass<'_> {
     /// A mixture of experts: the router chooses, the chosen ones compute, and their weighted sum is the layer's.
     fn experts(&mut self, weights: &ExpertWeights, experts: &Experts) -> Result<()> {
         let config = self.config;
-        let encoder = &mut self.encoder;
+        let encoder = &mut *self.encoder;
         let Activations { n_tokens, normed, delta, delta_out, experts: Some(act), .. } = &mut *self.act else {
             return Err(absent());
         };

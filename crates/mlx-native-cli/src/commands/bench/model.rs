@@ -2,7 +2,8 @@
 
 use anyhow::{Result, bail};
 use mlx_native::DType;
-use mlx_native_model::{Model, Session, SessionOptions};
+use mlx_native_model::sampler::SamplerConfig;
+use mlx_native_model::{Decoder, Model, Session, SessionOptions};
 use serde::Serialize;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -17,7 +18,8 @@ use crate::output;
 #[derive(clap::Args)]
 #[command(after_help = "\
 Each repetition starts with an empty context, or with --depth tokens in it, as llama.cpp's llama-bench does; a first \
-one is not counted. Decode is shown beside what loads alone read from memory (weights, and the part of the cache that \
+one is not counted. A step of decode is what generation does: the model takes a token and the most probable one that \
+follows is chosen, which the next step takes. Decode is shown beside what loads alone read from memory (weights, and the part of the cache that \
 attention reads), prefill beside the peak of 8-bit multiply-adds (products only). Both limits are measured between \
 the repetitions, with the same threads and instruction set.
 
@@ -109,12 +111,24 @@ impl<'m> Bench<'m> {
         Ok(())
     }
 
-    /// How long `len` tokens take from the depth on, `at_once` at a time.
-    fn time(&mut self, len: usize, at_once: usize) -> Result<Duration> {
+    /// How long a prompt of `len` tokens takes from the depth on.
+    fn prefill(&mut self, len: usize) -> Result<Duration> {
         self.session.truncate(self.depth);
         let start = Instant::now();
-        for tokens in self.tokens[self.depth..self.depth + len].chunks(at_once.max(1)) {
-            self.session.forward(tokens)?;
+        if len > 0 {
+            self.session.forward(&self.tokens[self.depth..self.depth + len])?;
+        }
+        Ok(start.elapsed())
+    }
+
+    /// How long `len` steps take from the depth on.
+    fn decode(&mut self, len: usize) -> Result<Duration> {
+        self.session.truncate(self.depth);
+        let mut decoder = Decoder::new(&mut self.session, SamplerConfig::greedy(), len)?;
+        let start = Instant::now();
+        let mut token = decoder.first_token(&self.tokens[self.depth..=self.depth])?;
+        while token.is_some() {
+            token = decoder.next_token()?;
         }
         Ok(start.elapsed())
     }
@@ -143,25 +157,24 @@ pub fn run(args: Args) -> Result<()> {
     let bar = output::bar("repetitions", repetitions as u64 + 1);
     let mut bench = Bench::new(model, depth, prompt.max(generate))?;
     bench.fill()?;
-    bench.time(prompt, prompt)?;
+    bench.prefill(prompt)?;
     let first_token_seconds = (prompt > 0 && depth == 0).then(|| started.elapsed().as_secs_f64());
-    bench.time(generate, 1)?;
+    bench.decode(generate)?;
     let peak_memory_bytes = peak_memory();
     bar.inc(1);
     let mut beside = Beside::new(model.device())?;
     let mut measured = Vec::new();
     for _ in 0..repetitions {
-        let mut rate = |len: usize, at_once: usize| -> Result<Option<f64>> {
+        let mut rate = |len: usize, took: Duration| -> Result<Option<f64>> {
             if len == 0 {
                 return Ok(None);
             }
-            let took = bench.time(len, at_once)?;
             sample(&mut beside, took)?;
             Ok(Some(len as f64 / took.as_secs_f64()))
         };
         measured.push(Repetition {
-            prefill_tokens_per_second: rate(prompt, prompt)?,
-            decode_tokens_per_second: rate(generate, 1)?,
+            prefill_tokens_per_second: rate(prompt, bench.prefill(prompt)?)?,
+            decode_tokens_per_second: rate(generate, bench.decode(generate)?)?,
         });
         bar.inc(1);
     }
