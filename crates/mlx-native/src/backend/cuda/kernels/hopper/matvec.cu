@@ -138,13 +138,14 @@ DI void matvec(const Matrices& matrices, const float* input, const TensorMap* sc
     auto empty = [&](int slot) { return barriers + 8 * slot + L::EMPTY; };
     auto drained = [&](int buffer) { return barriers + 8 * buffer + L::DRAINED; };
     auto filled = [&](int buffer) { return barriers + 8 * buffer + L::FILLED; };
+    const bool boxed = STARTS != ANYWHERE && a.boxes > 0;
     if (threadIdx.x == WARPS * 32) { // maps that are not there are fetched one after the other
-        if (STARTS != ANYWHERE && a.boxes > 0) matrices.prefetch_maps();
+        if (boxed) matrices.prefetch_maps();
         if (F::AFFINE) prefetch_map(scales), prefetch_map(biases);
     }
     if (warp == 0) { // a lane has barriers of its own: code that runs for the first time is slow
         static_assert(MOST_STAGES <= 32 && MOST_SUMS <= 32, "a lane for each");
-        if (lane < a.stages) barrier_init(full(lane), 1), barrier_init(empty(lane), WARPS);
+        if (lane < a.stages) barrier_init(full(lane), 1), barrier_init(empty(lane), WARPS * (boxed ? 1 : 32));
         if (lane < a.sums) barrier_init(drained(lane), 32), barrier_init(filled(lane), WARPS * WRITERS);
         block_barriers_ready();
     }
@@ -158,7 +159,6 @@ DI void matvec(const Matrices& matrices, const float* input, const TensorMap* sc
     const int height = 16 * a.sets;
     const Groups shape = {height, EVERY};
     const int groups = matrices.groups(shape);
-    const bool boxed = STARTS != ANYWHERE && a.boxes > 0;
     const int first_unit = rank * a.slice, all_units = MORE ? a.k / 256 : (a.k + 255) / 256, units = min(all_units, first_unit + (int)a.slice);
     // Groups of rows: a range for each cluster; else as many for each block as it has own ones, and the rest from the counter, passed on through a ring of
     // sixteen, more than there are stages.
@@ -429,6 +429,8 @@ DI void matvec(const Matrices& matrices, const float* input, const TensorMap* sc
             rows[0].scales = smem + at + side + (start * side_of<F>() & 15), rows[1].scales = rows[0].scales + 8 * a.side_pitch;
             rows[0].biases = rows[0].scales + height * a.side_pitch, rows[1].biases = rows[1].scales + height * a.side_pitch;
         };
+        // One lane for its warp; but every lane where rows are copied one by one, since compute-sanitizer sees such copies and follows lanes, not warps.
+        const bool releases = lane == 0 || !boxed;
         // acc += this warp's rows of a stage times its operands for the unit `sub`.
         auto multiply = [&](auto shift, int sub, int slot, int group, int turn, const auto& operands, float (&acc)[4]) {
             constexpr int SHIFT = decltype(shift)::VALUE;
@@ -482,7 +484,7 @@ DI void matvec(const Matrices& matrices, const float* input, const TensorMap* sc
                         else if (place & 1) multiply(Shift<16>{}, 0, first, group, turn, b[0], acc), multiply(Shift<16>{}, KU - 1, slot, group, turn, b[KU - 1], acc);
                         else multiply(Shift<0>{}, 0, first, group, turn, b[0], acc), multiply(Shift<0>{}, KU - 1, slot, group, turn, b[KU - 1], acc);
                         __syncwarp();
-                        if (lane == 0) barrier_arrive(empty(first)), barrier_arrive(empty(slot));
+                        if (releases) barrier_arrive(empty(first)), barrier_arrive(empty(slot));
                         advance();
                     }
                 } else {
@@ -499,7 +501,7 @@ DI void matvec(const Matrices& matrices, const float* input, const TensorMap* sc
                             else multiply(Shift<0>{}, sub, slot, group, turn, b[sub], acc);
                         }
                         __syncwarp();
-                        if (lane == 0) barrier_arrive(empty(slot));
+                        if (releases) barrier_arrive(empty(slot));
                         advance();
                     }
                 }
