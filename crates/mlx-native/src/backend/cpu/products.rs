@@ -48,6 +48,11 @@ impl Operand {
         super::log_kernel(plan.kernel(), format, [m, n, k]);
         Ok(Operand { plan, m, k })
     }
+
+    /// See [`Plan::of_one_weight`].
+    fn of_one_weight(self) -> Operand {
+        Operand { plan: self.plan.of_one_weight(), ..self }
+    }
 }
 
 /// Brings rows of x into the form that a kernel reads.
@@ -250,7 +255,7 @@ pub(crate) fn plan_matmul(planner: &mut Planner<'_>, op: &Matmul, barrier: bool,
         (WeightBytes::resolve(planner, &op.weight, [n, k])?, format)
     };
     let (products, m, input) = merge_batches(op);
-    let operand = Operand::new(planner, format, [m, n, k], forced)?;
+    let operand = Operand::new(planner, format, [m, n, k], forced)?.of_one_weight();
     let scratch = planner.thread_scratch(operand.plan.thread_bytes())?;
     for product in 0..products {
         let input = batch_input(&input, product, [m, k]);

@@ -121,10 +121,8 @@ unsafe fn prefetch_next<S: Simd>(weight: &Weight, k: usize, row: usize, first: u
         let size = ty.block_bytes() as usize;
         // The four rows' neighbours follow the last of them.
         let at = if first < k { row * k + first } else { (row + ROWS) * k };
-        for line in (0..K_BLOCK * size).step_by(64) {
-            // SAFETY: any address may be prefetched; the caller runs on S's instruction set.
-            unsafe { S::prefetch_once(blocks.as_ptr().wrapping_add(at * size + line)) };
-        }
+        // SAFETY: any address may be prefetched; the caller runs on S's instruction set.
+        unsafe { S::prefetch_once([blocks.as_ptr().wrapping_add(at * size)], K_BLOCK * size) };
     }
 }
 
@@ -278,7 +276,7 @@ impl<S: Simd> Values<S> for Mxfp8 {
     unsafe fn prefetch_side(&self, row: usize, l: usize) {
         if l.is_multiple_of(64 * GROUP) {
             // SAFETY: any address may be prefetched; the caller runs on S's instruction set.
-            unsafe { S::prefetch_once(self.scales.wrapping_add(row * self.groups + l / GROUP + 64)) };
+            unsafe { S::prefetch_once([self.scales.wrapping_add(row * self.groups + l / GROUP + 64)], 1) };
         }
     }
 }
@@ -300,11 +298,10 @@ unsafe fn one<S: Simd, V: Values<S>>(job: &Job, values: &V, stride: usize) {
             let rows: [*const u8; ROWS] = four!(|r| values.row(index[r]));
             let mut sum: [S::Floats; ROWS] = [S::splat(0.0); ROWS];
             for l in (0..whole).step_by(4 * width) {
-                for (r, row) in rows.into_iter().enumerate() {
-                    for line in (0..4 * width * V::BYTES).step_by(64) {
-                        S::prefetch_once(row.wrapping_add(l * V::BYTES + AHEAD_BYTES_ONE + line));
-                    }
-                    values.prefetch_side(index[r], l);
+                let ahead = rows.map(|row| row.wrapping_add(l * V::BYTES + AHEAD_BYTES_ONE));
+                S::prefetch_once(ahead, 4 * width * V::BYTES);
+                for row in index {
+                    values.prefetch_side(row, l);
                 }
                 for r in 0..ROWS {
                     let values = values.four(index[r], rows[r], l);

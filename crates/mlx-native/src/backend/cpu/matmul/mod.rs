@@ -21,6 +21,7 @@ mod source;
 #[cfg(test)]
 mod tests;
 mod tiles;
+mod vendor;
 
 use std::ops::Range;
 
@@ -215,6 +216,11 @@ impl Plan {
             kernel: choice.kernel,
             name: choice.name,
         }
+    }
+
+    /// The plan for m rows that all meet the same weight, not each one of several: a single row has a layout of its own.
+    pub(crate) fn of_one_weight(self) -> Plan {
+        Plan { layout: self.layout.of_rows(self.m), ..self }
     }
 
     /// Bytes of prepared x for all m rows; 64-byte alignment is best.

@@ -25,6 +25,15 @@ pub(super) enum Sums {
     Plain,
 }
 
+/// How the codes of a record are ordered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Order {
+    /// The first sixteen codes of a block are those of its even values, the last sixteen those of its odd ones.
+    pub pairs: bool,
+    /// In each half, first all blocks' first dwords, then their second ones: for several columns, see [`Simd::ROWS_IN_LANES`]. There are four lanes.
+    pub by_dword: bool,
+}
+
 /// Bytes of a record.
 pub(super) const fn record_bytes(lanes: usize, halves: bool) -> usize {
     (40 + 4 * halves as usize) * lanes
@@ -50,8 +59,8 @@ pub(super) enum Layout {
         halves: bool,
         /// Which sums.
         sums: Sums,
-        /// The first sixteen codes of a block are those of its even values, the last sixteen those of its odd ones.
-        pairs: bool,
+        /// Of what codes.
+        order: Order,
         /// Columns of a row: 8 bits each.
         planes: usize,
     },
@@ -63,6 +72,21 @@ impl Layout {
         // One cache line more than a multiple of 8 lines keeps rows out of each other's cache sets.
         let row = k.next_multiple_of(FLOAT_PAD);
         Layout::Floats { k, row: row.next_multiple_of(8 * FLOAT_PAD) + FLOAT_PAD }
+    }
+
+    /// The layout for products of `m` rows.
+    pub(super) fn of_rows(self, m: usize) -> Layout {
+        match self {
+            Layout::Codes { k, lanes, halves, sums, order, planes } if m * planes == 1 => {
+                Layout::Codes { k, lanes, halves, sums, order: Order { by_dword: false, ..order }, planes }
+            }
+            layout => layout,
+        }
+    }
+
+    /// See [`Order`].
+    pub(super) fn by_dword(&self) -> bool {
+        matches!(*self, Layout::Codes { order: Order { by_dword: true, .. }, .. })
     }
 
     /// Columns of a row of x.
@@ -253,7 +277,7 @@ unsafe fn read<const N: usize>(x: &XRows, i: usize, first: usize, k: usize, valu
 /// one before, whose error is at most half a unit. 8 bits stop after c₀, 16 after c₁.
 #[inline(always)]
 unsafe fn quantize<S: Simd>(work: &Work, i: usize, step: usize) {
-    let Layout::Codes { k, halves, sums, pairs, planes, .. } = work.layout else { return };
+    let Layout::Codes { k, halves, sums, order, planes, .. } = work.layout else { return };
     let (column_bytes, record_bytes) = (work.layout.column_bytes(), work.layout.record_bytes());
     let first = step * 32 * S::LANES;
     // SAFETY: a whole step of the row lies contiguously there, and its record in the prepared buffer; the caller runs on S's instruction set.
@@ -261,7 +285,7 @@ unsafe fn quantize<S: Simd>(work: &Work, i: usize, step: usize) {
         if planes == 1 && work.x.head_dim >= k && work.x.dtype == DType::F32 && first + 32 * S::LANES <= k {
             let x = work.x.data.cast::<f32>().wrapping_add(i * work.x.row_stride + first);
             let record = work.prepared.add(i * column_bytes + step * record_bytes);
-            if S::quantize(x, record, halves, sums, pairs) {
+            if S::quantize(x, record, halves, sums, order) {
                 return;
             }
         }
@@ -282,10 +306,13 @@ unsafe fn quantize<S: Simd>(work: &Work, i: usize, step: usize) {
             }
             for plane in 0..planes {
                 let half_sums = S::round(&mut x, &mut codes);
-                let codes = if pairs { evens_first(codes) } else { codes };
+                let codes = if order.pairs { evens_first(codes) } else { codes };
                 let record = work.prepared.add((i * planes + plane) * column_bytes + step * record_bytes);
-                record.add(16 * lane).copy_from_nonoverlapping(codes.as_ptr(), 16);
-                record.add(16 * (S::LANES + lane)).copy_from_nonoverlapping(codes.as_ptr().add(16), 16);
+                for (d, dword) in codes.as_chunks::<4>().0.iter().enumerate() {
+                    let (half, d) = (d / 4, d % 4);
+                    let at = if order.by_dword { 4 * (S::LANES * d + lane) } else { 16 * lane + 4 * d };
+                    record.add(16 * S::LANES * half + at).cast::<[u8; 4]>().write_unaligned(*dword);
+                }
                 let notes = record.add(32 * S::LANES).cast::<u32>();
                 notes.add(lane).write_unaligned(scale.to_bits());
                 let note = |sum: i32| match sums {

@@ -1,23 +1,25 @@
 //! The integer kernels: four weight rows and one step at a time, any number of columns.
 //!
-//! A vector's place is (lane, row): lane i of a step is a block of 32 values, and its four places are four weight rows, so a vector of
-//! floats accumulates 4·lanes partial sums of four outputs, which [`Simd::fold`] adds up at the end. Every kernel here performs the same f32
+//! A vector's place is (lane, row): lane i of a step is a block of 32 values, and its four places are four weight rows (the other way round in [`few`] where
+//! [`Simd::ROWS_IN_LANES`]), so a vector of floats accumulates 4·lanes partial sums of four outputs, which [`Simd::fold`] adds up at the end. Every kernel here performs the same f32
 //! operations on a column: `sum = int · scale · x_scale + sum [+ Σx · min]`, step by step.
 //!
-//! - [`one`]: one column. Weights are read once, so their codes stay in stored order (two dots a row and step), and the sums
+//! - [`one`](one::one): one column. Weights are read once, so their codes stay in stored order (two dots a row and step), and the sums
 //!   of four rows are merged into one vector. The four rows come from four far-apart bands, each a contiguous stream.
 //! - [`few`]: up to [`COLUMN_BLOCK`] columns. The codes of 4·T rows are transposed in registers so that a dot yields (lane, row) places at
 //!   once, and all columns run over them.
 //! - [`panels`]: more columns.
 
+mod one;
+
 use std::mem::MaybeUninit;
 
-use super::ahead::Distances;
 use super::panels::{Entering, Kind, OfSource, of_kind};
-use super::prepare::Layout;
 use super::simd::{MAX_LANES, Simd, array, four, unrolled};
-use super::source::{ANY_SIDES, Scales, Source};
-use super::{Job, Part, STREAMS, panels};
+use super::source::{Scales, Source};
+use super::vendor::is_intel;
+use super::{Job, panels};
+pub(super) use one::column_scratch;
 
 /// Columns that share a pass over codes in the first-level cache.
 pub(super) const COLUMN_BLOCK: usize = 16;
@@ -30,6 +32,8 @@ pub(super) const MAX_GROUPS: usize = 2;
 /// streams for it. One column waits for memory alone; with several, the multiplications leave memory more time for each byte.
 pub(super) const AHEAD_BYTES_ONE: usize = 2048;
 const AHEAD_BYTES_FEW: usize = 512;
+/// The same on Intel's processors, whose outer caches are further away.
+const AHEAD_BYTES_FEW_INTEL: usize = 1024;
 
 /// `AHEAD_BYTES` in steps.
 #[inline(always)]
@@ -44,7 +48,7 @@ pub(super) unsafe fn run<S: Simd, F: Source<S>, const T: usize, const R: usize>(
     unsafe {
         let columns = job.rows.len() * job.layout.planes();
         if columns == 1 || !S::TILED {
-            one::<S, F>(job);
+            one::one::<S, F>(job);
         } else if columns <= COLUMN_BLOCK {
             few::<S, F, T>(job);
         } else {
@@ -67,33 +71,44 @@ unsafe fn scaled<S: Simd, K: Kind>(ints: S::Ints, scale: S::Floats, v: Option<S:
     }
 }
 
+/// How a record's notes get to the places of a vector.
+const STORED: u8 = 0;
+/// The record is one whose notes stand in every place of their vectors.
+const SPREAD: u8 = 1;
+/// Several columns share codes, see [`Simd::ROWS_IN_LANES`].
+const SHARED: u8 = 2;
+
 /// A float a lane of a record, or the bits of an integer, which comes `place` LANES behind the codes.
 #[inline(always)]
-unsafe fn note<S: Simd, const SPREAD: bool>(record: *const u8, place: usize) -> S::Floats {
+unsafe fn note<S: Simd, const HOW: u8>(record: *const u8, place: usize) -> S::Floats {
     // SAFETY: `record` is a whole record, or a spread one.
     unsafe {
         let notes = record.add(32 * S::LANES).cast::<f32>();
-        if SPREAD {
-            S::load_floats(notes.add(4 * place * S::LANES))
-        } else {
-            S::spread_floats(notes.add(place * S::LANES))
+        match HOW {
+            SPREAD => S::load_floats(notes.add(4 * place * S::LANES)),
+            SHARED if S::ROWS_IN_LANES => S::repeat_floats(notes.add(place * S::LANES)),
+            _ => S::spread_floats(notes.add(place * S::LANES)),
         }
     }
 }
 
 /// [`note`] of integers.
 #[inline(always)]
-unsafe fn int_note<S: Simd, const SPREAD: bool>(record: *const u8, place: usize) -> S::Ints {
+unsafe fn int_note<S: Simd, const HOW: u8>(record: *const u8, place: usize) -> S::Ints {
     // SAFETY: `record` is a whole record, or a spread one.
     unsafe {
         let notes = record.add(32 * S::LANES).cast::<i32>();
-        if SPREAD { S::load_ints(notes.add(4 * place * S::LANES)) } else { S::spread_ints(notes.add(place * S::LANES)) }
+        match HOW {
+            SPREAD => S::load_ints(notes.add(4 * place * S::LANES)),
+            SHARED if S::ROWS_IN_LANES => S::repeat_ints(notes.add(place * S::LANES)),
+            _ => S::spread_ints(notes.add(place * S::LANES)),
+        }
     }
 }
 
 /// `v · x_scale + total`, and minimums times sums of activations.
 #[inline(always)]
-unsafe fn added<S: Simd, K: Kind, const SPREAD: bool>(
+unsafe fn added<S: Simd, K: Kind, const HOW: u8>(
     v: S::Floats,
     scales: &Scales<S>,
     record: *const u8,
@@ -105,224 +120,13 @@ unsafe fn added<S: Simd, K: Kind, const SPREAD: bool>(
     if matches!(K::SUMS, Entering::Mins) {
         // SAFETY: the caller's record.
         unsafe {
-            v = S::mul_add(note::<S, SPREAD>(record, 1), scales.min[0], v);
+            v = S::mul_add(note::<S, HOW>(record, 1), scales.min[0], v);
             if K::HALVES {
-                v = S::mul_add(note::<S, SPREAD>(record, 2), scales.min[1], v);
+                v = S::mul_add(note::<S, HOW>(record, 2), scales.min[1], v);
             }
         }
     }
     v
-}
-
-/// What integer sums of a half (0 or 1) start with: minus the weight codes' offset times the sum of activations, biased.
-#[inline(always)]
-unsafe fn start<S: Simd, F: Source<S>, const SPREAD: bool>(record: *const u8, half: usize) -> S::Ints {
-    // SAFETY: the caller's record; the sums follow the activation scales.
-    unsafe {
-        if F::OFFSET != 0 && (half == 0 || F::HALVES) {
-            int_note::<S, SPREAD>(record, 1 + half)
-        } else {
-            S::zero_ints()
-        }
-    }
-}
-
-/// One column at a time.
-#[inline(always)]
-unsafe fn one<S: Simd, F: Source<S>>(job: &Job) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let source = F::new(job.weight, job.k);
-        macro_rules! with_sides {
-            ($sides:ident) => {
-                if S::TILED && F::SPREAD {
-                    bands::<S, F, $sides, true>(job, &source)
-                } else {
-                    bands::<S, F, $sides, false>(job, &source)
-                }
-            };
-        }
-        const FIRST: usize = 0;
-        const SECOND: usize = 1;
-        if !F::BY_SIDES {
-            return with_sides!(ANY_SIDES);
-        }
-        match source.sides() {
-            FIRST => with_sides!(FIRST),
-            SECOND => with_sides!(SECOND),
-            _ => with_sides!(ANY_SIDES),
-        }
-    }
-}
-
-/// Bytes of a record whose scale and sums stand in every place of their vectors, as the loop over one column needs them.
-const fn spread_bytes(lanes: usize, halves: bool) -> usize {
-    (64 + 16 * halves as usize) * lanes
-}
-
-/// Bytes of scratch memory for spread records of a column.
-pub(super) fn column_scratch(layout: Layout) -> usize {
-    layout.steps() * spread_bytes(MAX_LANES, true) + 64
-}
-
-/// Groups of [`Source::TOGETHER`] steps that lie within k.
-#[inline(always)]
-fn grouped<S: Simd, F: Source<S>>(job: &Job) -> usize {
-    (job.k / (32 * S::LANES)).checked_div(F::TOGETHER).unwrap_or(0)
-}
-
-/// Writes the spread records of row `x_row`, which has one column, to the scratch memory.
-#[inline(always)]
-unsafe fn spread<S: Simd, F: Source<S>>(job: &Job, x_row: usize) {
-    let (notes, stride) = (2 + F::HALVES as usize, spread_bytes(S::LANES, F::HALVES));
-    // SAFETY: the column has so many records, the scratch memory places for as many.
-    unsafe {
-        let mut record = job.prepared.add(x_row * job.layout.column_bytes());
-        let mut to = aligned(job.scratch);
-        for _ in 0..job.layout.steps() {
-            for half in 0..2 {
-                S::store(to.add(16 * half * S::LANES), S::load(record.add(16 * half * S::LANES)));
-            }
-            for place in 0..notes {
-                let place_to = to.add((32 + 16 * place) * S::LANES);
-                S::store_floats(place_to.cast(), note::<S, false>(record, place));
-            }
-            record = record.add(job.layout.record_bytes());
-            to = to.add(stride);
-        }
-        for group in 0..grouped::<S, F>(job) {
-            F::arrange(aligned(job.scratch).add(group * F::TOGETHER * stride), stride);
-        }
-    }
-}
-
-/// One column at a time, four bands of rows at once.
-#[inline(always)]
-unsafe fn bands<S: Simd, F: Source<S>, const SIDES: usize, const SPREAD: bool>(job: &Job, source: &F) {
-    let steps = job.layout.steps();
-    let record_bytes = if SPREAD { spread_bytes(S::LANES, F::HALVES) } else { job.layout.record_bytes() };
-    let (planes, column_bytes) = (job.layout.planes(), job.layout.column_bytes());
-    let count = job.n.len();
-    let band = Part::turns_of(count);
-    let full = job.k / (32 * S::LANES) / F::STEPS * F::STEPS;
-    let grouped = if SPREAD { grouped::<S, F>(job) * F::TOGETHER } else { 0 };
-    let together = if SIDES == ANY_SIDES { grouped } else { full / 4 * 4 };
-    let distances = F::AHEAD_BYTES.map(|bytes| ahead(bytes, F::STEP_BYTES).next_multiple_of(F::STEPS));
-    let mut choice = Distances::new(job.turns.len(), STREAMS * full * F::STEP_BYTES);
-    // SAFETY: the caller's promise: rows below n.end exist in the weight, records in the prepared x, places in y.
-    unsafe {
-        for i in 0..job.rows.len() {
-            let (x_row, y_row) = job.rows.get(i);
-            let y = job.y.data.add(y_row * job.y.stride + job.n.start);
-            if SPREAD {
-                spread::<S, F>(job, x_row);
-            }
-            for t in job.turns.clone() {
-                let ahead = if distances[0] == distances[1] { distances[0] } else { distances[choice.next()] };
-                // The last band may be shorter: its row is then the last one once more.
-                let rows = source.rows(four!(|r| job.n.start + (t + r * band).min(count - 1)));
-                let mut sum = S::splat(0.0);
-                for plane in (0..planes).rev() {
-                    let mut record = if SPREAD {
-                        aligned(job.scratch).cast_const()
-                    } else {
-                        job.prepared.add((x_row * planes + plane) * column_bytes)
-                    };
-                    let mut total = S::splat(0.0);
-                    for step in (0..grouped).step_by(4) {
-                        source.prefetch_four(&rows, step + ahead.next_multiple_of(4));
-                        let scales = source.four_scales::<SIDES>(&rows, step);
-                        let sums = source.sums(&rows, step, record, record_bytes);
-                        unrolled!(4, |s| {
-                            total = accumulated::<S, F, SPREAD>(sums[s], &scales[s], record, total);
-                            record = record.add(record_bytes);
-                        });
-                    }
-                    for step in (grouped..together).step_by(4) {
-                        let scales = source.four_scales::<SIDES>(&rows, step);
-                        unrolled!(4, |s| {
-                            source.prefetch_quarter::<SIDES>(&rows, step + ahead, s);
-                            let stage = source.stage::<true>(&rows, step + s);
-                            total = dot_step::<S, F, SPREAD>(source, &stage, 0, &scales[s], record, total);
-                            record = record.add(record_bytes);
-                        });
-                    }
-                    for step in (together..full).step_by(F::STEPS) {
-                        // Behind the end of a row lies the next one of its band.
-                        source.prefetch(&rows, step + ahead);
-                        let stage = source.stage::<true>(&rows, step);
-                        unrolled!(F::STEPS, |s| {
-                            total =
-                                dot_step::<S, F, SPREAD>(source, &stage, s, &source.scales(&stage, s), record, total);
-                            record = record.add(record_bytes);
-                        });
-                    }
-                    if F::TAILS && full < steps {
-                        let stage = source.stage::<false>(&rows, full);
-                        total = dot_step::<S, F, SPREAD>(source, &stage, 0, &source.scales(&stage, 0), record, total);
-                    }
-                    // The smallest plane first; adding to nothing would turn −0 into 0.
-                    sum = if plane + 1 == planes { total } else { S::add(sum, total) };
-                }
-                for (r, v) in S::fold(sum).into_iter().enumerate() {
-                    if t + r * band < count {
-                        *y.add(t + r * band) = v;
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// Adds the sums of a step's halves, or the first of them for both, to `total`.
-#[inline(always)]
-unsafe fn accumulated<S: Simd, F: Source<S>, const SPREAD: bool>(
-    sums: [S::Ints; 2],
-    scales: &Scales<S>,
-    record: *const u8,
-    total: S::Floats,
-) -> S::Floats {
-    // SAFETY: the caller's record; the caller runs on S's instruction set.
-    unsafe {
-        let mut v = scaled::<S, OfSource<S, F>>(sums[0], scales.scale[0], None);
-        if F::HALVES {
-            v = scaled::<S, OfSource<S, F>>(sums[1], scales.scale[1], Some(v));
-        }
-        added::<S, OfSource<S, F>, SPREAD>(v, scales, record, note::<S, SPREAD>(record, 0), total)
-    }
-}
-
-/// Adds one step of four rows times one column to `total`.
-#[inline(always)]
-unsafe fn dot_step<S: Simd, F: Source<S>, const SPREAD: bool>(
-    source: &F,
-    stage: &F::Stage,
-    s: usize,
-    scales: &Scales<S>,
-    record: *const u8,
-    total: S::Floats,
-) -> S::Floats {
-    // SAFETY: `record` is a whole record; the rest is the caller's promise.
-    unsafe {
-        let (x_lo, x_hi) = (S::load(record), S::load(record.add(16 * S::LANES)));
-        let mut lo = [S::zero_ints(); 4];
-        let mut hi = [S::zero_ints(); 4];
-        for r in 0..4 {
-            let codes = source.multiples(stage, r, s);
-            lo[r] = S::dot(F::WIDE, lo[r], codes[0], x_lo);
-            if F::HALVES {
-                hi[r] = S::dot(F::WIDE, hi[r], codes[1], x_hi);
-            } else {
-                lo[r] = S::dot(F::WIDE, lo[r], codes[1], x_hi);
-            }
-        }
-        let mut sums = [S::zero_ints(); 2];
-        sums[0] = S::add_ints(F::of_multiples(S::sum_each(lo), s), start::<S, F, SPREAD>(record, 0));
-        if F::HALVES {
-            sums[1] = S::add_ints(F::of_multiples(S::sum_each(hi), s), start::<S, F, SPREAD>(record, 1));
-        }
-        accumulated::<S, F, SPREAD>(sums, scales, record, total)
-    }
 }
 
 /// The transposed codes of one step of four rows: dword s of the first half, then of the second.
@@ -374,7 +178,7 @@ unsafe fn some_columns<S: Simd, K: Kind, const T: usize, const C: usize>(
         // Codes with an offset start with what undoes it.
         let start = |c: usize, half: usize| {
             if matches!(K::SUMS, Entering::Start) && (half == 0 || K::HALVES) {
-                S::spread_ints(records[c].add((36 + 4 * half) * S::LANES).cast())
+                int_note::<S, SHARED>(records[c], 1 + half)
             } else {
                 S::zero_ints()
             }
@@ -392,10 +196,10 @@ unsafe fn some_columns<S: Simd, K: Kind, const T: usize, const C: usize>(
             v = array!(C, |c| array!(T, |t| scaled::<S, K>(ints[c][t], scales[t].scale[0], None)));
         }
         for c in 0..C {
-            let x_scale = note::<S, false>(records[c], 0);
+            let x_scale = note::<S, SHARED>(records[c], 0);
             for t in 0..T {
                 let sum = sums.add((c * T + t) * 4 * S::LANES);
-                let v = added::<S, K, false>(v[c][t], &scales[t], records[c], x_scale, S::load_floats(sum));
+                let v = added::<S, K, SHARED>(v[c][t], &scales[t], records[c], x_scale, S::load_floats(sum));
                 S::store_floats(sum, v);
             }
         }
@@ -412,6 +216,17 @@ unsafe fn dots<S: Simd, K: Kind, const T: usize, const C: usize>(
 ) {
     // SAFETY: the records are whole; the caller runs on S's instruction set.
     unsafe {
+        if S::ROWS_IN_LANES {
+            unrolled!(4, |s| {
+                let x: [S::Bytes; C] = array!(C, |c| S::repeat(records[c].add(16 * half * S::LANES + 16 * s)));
+                for (ints, x) in ints.iter_mut().zip(x) {
+                    for (sum, codes) in ints.iter_mut().zip(codes) {
+                        *sum = S::dot(K::WIDE, *sum, codes[half][s], x);
+                    }
+                }
+            });
+            return;
+        }
         let x: [S::Bytes; C] = array!(C, |c| S::load(records[c].add(16 * half * S::LANES)));
         // Unrolled: which dword is taken has to be known to the compiler.
         unrolled!(4, |s| {
@@ -455,13 +270,34 @@ pub(super) mod isa {
     every_set!(compiled);
 }
 
+/// Scales where columns share codes.
+#[inline(always)]
+unsafe fn placed<S: Simd, F: Source<S>>(mut scales: Scales<S>) -> Scales<S> {
+    if S::ROWS_IN_LANES {
+        for half in 0..1 + F::HALVES as usize {
+            // SAFETY: the caller runs on S's instruction set.
+            unsafe {
+                scales.scale[half] = S::turned_floats(scales.scale[half]);
+                if F::MINS {
+                    scales.min[half] = S::turned_floats(scales.min[half]);
+                }
+            }
+        }
+    }
+    scales
+}
+
 /// The transposed codes of four rows.
 #[inline(always)]
 unsafe fn transposed<S: Simd, F: Source<S>>(source: &F, stage: &F::Stage, s: usize) -> Codes<S> {
     // SAFETY: the caller's promise.
     unsafe {
         let rows = four!(|r| source.codes(stage, r, s));
-        [S::transpose(four!(|r| rows[r][0])), S::transpose(four!(|r| rows[r][1]))]
+        if S::ROWS_IN_LANES {
+            [S::rows_in_lanes(four!(|r| rows[r][0])), S::rows_in_lanes(four!(|r| rows[r][1]))]
+        } else {
+            [S::transpose(four!(|r| rows[r][0])), S::transpose(four!(|r| rows[r][1]))]
+        }
     }
 }
 
@@ -497,7 +333,7 @@ unsafe fn finish<S: Simd, const T: usize>(job: &Job, first: usize, c: usize, col
                 }
                 let feature = first + 4 * t;
                 let y = job.y.data.add(y_row * job.y.stride + feature);
-                let values = S::fold(sum);
+                let values = S::fold(if S::ROWS_IN_LANES { S::turned_floats(sum) } else { sum });
                 if feature + 4 <= job.n.end {
                     y.cast::<[f32; 4]>().write_unaligned(values);
                 } else {
@@ -527,7 +363,7 @@ unsafe fn staged_step<S: Simd, F: Source<S>, const T: usize>(
         let mut scales = [const { MaybeUninit::<Scales<S>>::uninit() }; T];
         unrolled!(T, |t| {
             codes[t].write(transposed::<S, F>(source, &stages[t], s));
-            scales[t].write(source.scales(&stages[t], s));
+            scales[t].write(placed::<S, F>(source.scales(&stages[t], s)));
         });
         let (codes, scales) = (&*codes.as_ptr().cast(), &*scales.as_ptr().cast());
         run_step::<S, F, T>(&Step { codes, scales, columns, offset, sums });
@@ -550,13 +386,14 @@ unsafe fn few<S: Simd, F: Source<S>, const T: usize>(job: &Job) {
         let columns = &columns[..count];
         let sums = aligned(job.scratch).cast::<f32>();
         let full = job.k / (32 * S::LANES) / F::STEPS * F::STEPS;
+        let ahead_bytes = if is_intel() { AHEAD_BYTES_FEW_INTEL } else { AHEAD_BYTES_FEW };
+        let ahead = ahead(ahead_bytes, F::STEP_BYTES).next_multiple_of(F::STEPS);
         for first in job.n.clone().step_by(4 * T) {
             for place in 0..count * T {
                 S::store_floats(sums.add(place * 4 * S::LANES), S::splat(0.0));
             }
             let rows: [F::Rows; T] = array!(T, |t| source.rows(neighbours(job, first + 4 * t)));
             let next: [F::Rows; T] = array!(T, |t| source.rows(neighbours(job, first + 4 * T + 4 * t)));
-            let ahead = ahead(AHEAD_BYTES_FEW, F::STEP_BYTES).next_multiple_of(F::STEPS);
             for step in (0..full).step_by(F::STEPS) {
                 for t in 0..T {
                     if step + ahead < steps {

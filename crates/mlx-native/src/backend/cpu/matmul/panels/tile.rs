@@ -93,7 +93,7 @@ unsafe fn tile<S: Simd, K: Kind, const R: usize, const C: usize, const CHAINS: u
                         S::prefetch(next.wrapping_add(offset + 64 * lane));
                     }
                 }
-                let codes: [*const u8; C] = array!(C, |c| records[c].add(offset + 16 * lane));
+                let codes: [*const u8; C] = array!(C, |c| records[c].add(offset + code_places::<S>().0 * lane));
                 // Behind the codes stand the lanes' activation scales, then what sums there are.
                 let floats: [*const f32; C] = array!(C, |c| records[c].add(offset + 32 * S::LANES + 4 * lane).cast());
                 let ints = half::<S, K, R, C, FUSED>(&panel, &codes, &floats, block, 0);
@@ -171,7 +171,7 @@ unsafe fn spans<S: Simd, K: Kind, const R: usize, const C: usize>(
                     S::prefetch(next.wrapping_add(offset + 64 * lane));
                 }
             }
-            let codes: [*const u8; C] = array!(C, |c| records[c].add(offset + 16 * lane));
+            let codes: [*const u8; C] = array!(C, |c| records[c].add(offset + code_places::<S>().0 * lane));
             let notes: [*const f32; C] = array!(C, |c| floats(c, (offset, lane)));
             let ints = half::<S, K, R, C, false>(&panel, &codes, &notes, block, 0);
             for c in 0..C {
@@ -235,6 +235,12 @@ fn keep_in_memory() {
     unsafe { std::arch::asm!("", options(nostack, preserves_flags)) }
 }
 
+/// Bytes from a block's codes to those of the next lane, and from one dword to the next.
+#[inline(always)]
+const fn code_places<S: Simd>() -> (usize, usize) {
+    if S::ROWS_IN_LANES { (4, 16) } else { (16, 4) }
+}
+
 /// What [`half`] has summed up without a bias of its own.
 #[inline(always)]
 unsafe fn to_floats<S: Simd, K: Kind>(ints: S::Ints) -> S::Floats {
@@ -274,7 +280,7 @@ unsafe fn half<S: Simd, K: Kind, const R: usize, const C: usize, const BIASED: b
             for d in 0..4 {
                 let w: [S::Bytes; R] = array!(R, |r| S::load(panel.codes(block, h, d, r)));
                 for c in 0..C {
-                    let x = S::broadcast(codes[c].add(16 * h * S::LANES + 4 * d));
+                    let x = S::broadcast(codes[c].add(16 * h * S::LANES + code_places::<S>().1 * d));
                     for r in 0..R {
                         ints[c][r] = S::dot(K::WIDE, ints[c][r], w[r], x);
                     }

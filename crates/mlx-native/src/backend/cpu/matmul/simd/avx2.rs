@@ -8,7 +8,7 @@ use super::super::panels::{self, Columns, Kind, Outputs};
 use super::super::source::{self, Decode, Decoded};
 use super::super::tiles::{self, Step};
 use super::as_bytes::{half_bytes_as_words, levels_as_bytes};
-use super::{MAX_LANES, Simd, four};
+use super::{MAX_LANES, Simd, ask, four};
 
 /// See the module's comment.
 #[derive(Clone, Copy)]
@@ -41,8 +41,8 @@ impl Simd for Avx2 {
         _mm_prefetch::<_MM_HINT_T0>(p.cast());
     }
     #[inline(always)]
-    unsafe fn prefetch_once(p: *const u8) {
-        _mm_prefetch::<_MM_HINT_NTA>(p.cast());
+    unsafe fn prefetch_once<const N: usize>(p: [*const u8; N], bytes: usize) {
+        ask::once(p, bytes);
     }
     #[inline(always)]
     unsafe fn load(p: *const u8) -> __m256i {

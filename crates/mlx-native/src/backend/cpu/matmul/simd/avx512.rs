@@ -5,6 +5,7 @@ mod bits;
 mod e4m3;
 mod groups;
 mod halves;
+mod lanes;
 mod levels;
 mod record;
 mod strided;
@@ -13,10 +14,10 @@ mod unpack;
 use std::arch::x86_64::*;
 
 use super::super::panels::{self, Columns, Kind, Outputs};
-use super::super::prepare::Sums;
+use super::super::prepare::{Order, Sums};
 use super::super::source::{self, Codes, Decode, Decoded, Levels};
 use super::super::tiles::{self, Step};
-use super::{MAX_LANES, Simd, four};
+use super::{MAX_LANES, Simd, ask, four};
 use strided::Strided;
 
 /// See the module's comment.
@@ -48,14 +49,6 @@ unsafe fn low(p: *const u8) -> __m128i {
     _mm_loadu_si128(p.cast())
 }
 
-/// Four f16 of each of four rows to floats [lane][row].
-#[inline(always)]
-unsafe fn rows_f16(rows: [__m128i; 4]) -> __m512 {
-    let low = _mm_unpacklo_epi16(rows[0], rows[1]);
-    let high = _mm_unpacklo_epi16(rows[2], rows[3]);
-    _mm512_cvtph_ps(_mm256_set_m128i(_mm_unpackhi_epi32(low, high), _mm_unpacklo_epi32(low, high)))
-}
-
 /// Dwords of four 4-byte rows to bytes [lane][row].
 #[inline(always)]
 unsafe fn byte_rows(rows: [u32; 4]) -> __m128i {
@@ -74,14 +67,15 @@ impl Simd for Avx512 {
     type Floats = __m512;
     type HalfBytes = __m512i;
     type Levels = levels::Packed;
+    const ROWS_IN_LANES: bool = true;
 
     #[inline(always)]
     unsafe fn prefetch(p: *const u8) {
         _mm_prefetch::<_MM_HINT_T0>(p.cast());
     }
     #[inline(always)]
-    unsafe fn prefetch_once(p: *const u8) {
-        _mm_prefetch::<_MM_HINT_NTA>(p.cast());
+    unsafe fn prefetch_once<const N: usize>(p: [*const u8; N], bytes: usize) {
+        ask::once(p, bytes);
     }
     #[inline(always)]
     unsafe fn load(p: *const u8) -> __m512i {
@@ -232,6 +226,26 @@ impl Simd for Avx512 {
         Self::dot(wide, sum, codes, x)
     }
     #[inline(always)]
+    unsafe fn rows_in_lanes(v: [__m512i; 4]) -> [__m512i; 4] {
+        lanes::rows(v)
+    }
+    #[inline(always)]
+    unsafe fn turned(v: __m512i) -> __m512i {
+        lanes::turned(v)
+    }
+    #[inline(always)]
+    unsafe fn turned_floats(v: __m512) -> __m512 {
+        _mm512_castsi512_ps(lanes::turned(_mm512_castps_si512(v)))
+    }
+    #[inline(always)]
+    unsafe fn repeat_floats(p: *const f32) -> __m512 {
+        _mm512_broadcast_f32x4(_mm_loadu_ps(p))
+    }
+    #[inline(always)]
+    unsafe fn repeat_ints(p: *const i32) -> __m512i {
+        Self::repeat(p.cast())
+    }
+    #[inline(always)]
     unsafe fn transpose(v: [__m512i; 4]) -> [__m512i; 4] {
         let a = _mm512_unpacklo_epi32(v[0], v[1]);
         let b = _mm512_unpacklo_epi32(v[2], v[3]);
@@ -264,16 +278,7 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn regroup(v: [__m512i; 4]) -> [__m512i; 4] {
-        let a = _mm512_shuffle_i32x4::<0x44>(v[0], v[1]);
-        let b = _mm512_shuffle_i32x4::<0xEE>(v[0], v[1]);
-        let c = _mm512_shuffle_i32x4::<0x44>(v[2], v[3]);
-        let d = _mm512_shuffle_i32x4::<0xEE>(v[2], v[3]);
-        [
-            _mm512_shuffle_i32x4::<0x88>(a, c),
-            _mm512_shuffle_i32x4::<0xDD>(a, c),
-            _mm512_shuffle_i32x4::<0x88>(b, d),
-            _mm512_shuffle_i32x4::<0xDD>(b, d),
-        ]
+        lanes::regroup(v)
     }
     #[inline(always)]
     unsafe fn regroup_floats(v: [__m512; 4]) -> [__m512; 4] {
@@ -435,13 +440,7 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn f16_steps<const STRIDE: usize>(p: [*const u8; 4]) -> [__m512; 4] {
-        let v = if 3 * STRIDE + 2 <= 64 {
-            let index = Self::load(Strided::<STRIDE, 0>::WORDS_OF_ONE.as_ptr().cast());
-            let words = four!(|r| _mm512_castsi512_si128(_mm512_permutexvar_epi16(index, Self::load(p[r]))));
-            rows_f16(words)
-        } else {
-            Self::strided_f16::<STRIDE, 0>(p)
-        };
+        let v = Self::strided_f16::<STRIDE, 0>(p);
         [
             _mm512_shuffle_f32x4::<0x00>(v, v),
             _mm512_shuffle_f32x4::<0x55>(v, v),
@@ -451,12 +450,7 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn strided_f16<const STRIDE: usize, const OFFSET: usize>(p: [*const u8; 4]) -> __m512 {
-        let index = Self::load(Strided::<STRIDE, OFFSET>::WORDS.as_ptr().cast());
-        let words = |p: *const u8| {
-            let [first, second] = Strided::<STRIDE, OFFSET>::both(p, 2);
-            _mm512_castsi512_si128(_mm512_permutex2var_epi16(first, index, second))
-        };
-        rows_f16(four!(|r| words(p[r])))
+        _mm512_cvtph_ps(Strided::<STRIDE, OFFSET>::words(p))
     }
     #[inline(always)]
     unsafe fn strided_bits<const STRIDE: usize, const OFFSET: usize>(p: *const u8, value: u8) -> __m512i {
@@ -562,8 +556,8 @@ impl Simd for Avx512 {
         f32::from_bits(_mm512_reduce_max_epu32(_mm512_max_epu32(a, b)))
     }
     #[inline(always)]
-    unsafe fn quantize(x: *const f32, record: *mut u8, halves: bool, sums: Sums, pairs: bool) -> bool {
-        record::quantize(x, record, halves, sums, pairs)
+    unsafe fn quantize(x: *const f32, record: *mut u8, halves: bool, sums: Sums, order: Order) -> bool {
+        record::quantize(x, record, halves, sums, order)
     }
     #[inline(always)]
     unsafe fn round(x: &mut [f32; 32], codes: &mut [u8; 32]) -> [i32; 2] {

@@ -10,13 +10,15 @@
 //! and pointers are valid for the bytes that the function's comment names.
 
 use super::panels::{Columns, Kind, Outputs};
-use super::prepare::Sums;
+use super::prepare::{Order, Sums};
 use super::source::{Codes, Decode, Decoded, Levels, even_signs, q3_k_scales, widened};
 use super::tiles::Step;
 use crate::format::fp::e4m3_to_f32;
 use crate::format::ggml::fp4::e8m0_half;
 
 mod as_bytes;
+#[cfg(target_arch = "x86_64")]
+mod ask;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -76,9 +78,9 @@ pub(super) trait Simd: Copy + 'static {
     /// Asks for the cache line at `p`.
     #[inline(always)]
     unsafe fn prefetch(_p: *const u8) {}
-    /// Asks for the cache line at `p`, which is read once: it need not displace what the outer caches hold.
+    /// Asks for `bytes` bytes from each of these addresses on. They are read once, and need not displace what the outer caches hold.
     #[inline(always)]
-    unsafe fn prefetch_once(_p: *const u8) {}
+    unsafe fn prefetch_once<const N: usize>(_p: [*const u8; N], _bytes: usize) {}
     /// Bytes from 16·LANES bytes at `p`.
     unsafe fn load(p: *const u8) -> Self::Bytes;
     /// To 16·LANES bytes at `p`.
@@ -205,6 +207,36 @@ pub(super) trait Simd: Copy + 'static {
     unsafe fn dot(wide: bool, sum: Self::Ints, codes: Self::Bytes, x: Self::Bytes) -> Self::Ints;
     /// [`dot`](Simd::dot) of the codes and dword `s` of each lane of `x`, repeated in its lane.
     unsafe fn dot_dword(wide: bool, sum: Self::Ints, codes: Self::Bytes, x: Self::Bytes, s: usize) -> Self::Ints;
+    /// Where several columns share codes, a lane is a weight row and a place in it a block, not the other way round. What belongs to x is then the same in all
+    /// lanes, so that a load repeats it and nothing is shuffled. There are four lanes.
+    const ROWS_IN_LANES: bool = false;
+    /// Place i of lane r of result s: dword s of lane i of `v[r]`. With [`ROWS_IN_LANES`](Self::ROWS_IN_LANES).
+    #[inline(always)]
+    unsafe fn rows_in_lanes(v: [Self::Bytes; 4]) -> [Self::Bytes; 4] {
+        v
+    }
+    /// Place i of lane j: what was in place j of lane i. With [`ROWS_IN_LANES`](Self::ROWS_IN_LANES).
+    #[inline(always)]
+    unsafe fn turned(v: Self::Bytes) -> Self::Bytes {
+        v
+    }
+    /// [`turned`](Self::turned) floats.
+    #[inline(always)]
+    unsafe fn turned_floats(v: Self::Floats) -> Self::Floats {
+        v
+    }
+    /// Every lane: the four floats at `p`. With [`ROWS_IN_LANES`](Self::ROWS_IN_LANES).
+    #[inline(always)]
+    unsafe fn repeat_floats(_p: *const f32) -> Self::Floats {
+        // SAFETY: the caller's promise.
+        unsafe { Self::splat(0.0) }
+    }
+    /// [`repeat_floats`](Self::repeat_floats) of integers.
+    #[inline(always)]
+    unsafe fn repeat_ints(_p: *const i32) -> Self::Ints {
+        // SAFETY: the caller's promise.
+        unsafe { Self::zero_ints() }
+    }
     /// In each lane, a 4 × 4 transposition of dwords: dword r of result s is dword s of `v[r]`.
     unsafe fn transpose(v: [Self::Bytes; 4]) -> [Self::Bytes; 4];
     /// In each lane, place r: the sum of the four i32 of `v[r]`.
@@ -519,7 +551,7 @@ pub(super) trait Simd: Copy + 'static {
     /// The record of 32·LANES values in one column, as [`prepare`](super::prepare) describes it; false, and nothing written, where this set has no faster
     /// way or the values need care.
     #[inline(always)]
-    unsafe fn quantize(_x: *const f32, _record: *mut u8, _halves: bool, _sums: Sums, _pairs: bool) -> bool {
+    unsafe fn quantize(_x: *const f32, _record: *mut u8, _halves: bool, _sums: Sums, _order: Order) -> bool {
         false
     }
 

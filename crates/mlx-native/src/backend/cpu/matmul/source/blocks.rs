@@ -43,12 +43,8 @@ pub(in super::super) struct Stage {
 /// Asks for `bytes` bytes of four rows from byte `at` on.
 #[inline(always)]
 pub(super) unsafe fn prefetch<S: Simd>(rows: &[*const u8; 4], at: usize, bytes: usize) {
-    for row in rows {
-        for line in (0..bytes).step_by(64) {
-            // SAFETY: any address may be prefetched; the caller runs on S's instruction set.
-            unsafe { S::prefetch_once(row.wrapping_add(at + line)) };
-        }
-    }
+    // SAFETY: any address may be prefetched; the caller runs on S's instruction set.
+    unsafe { S::prefetch_once(rows.map(|row| row.wrapping_add(at)), bytes) }
 }
 
 /// What stands in for blocks beyond k.

@@ -110,10 +110,8 @@ impl<const BITS: usize> Packed<BITS> {
 unsafe fn prefetch_side<S: Simd>(base: *const u8, rows: &Rows, at: usize, step_bytes: usize) {
     if at % 64 < step_bytes.max(1) {
         let base = base.wrapping_add(at + 64);
-        for first in rows.side {
-            // SAFETY: any address may be prefetched; the caller runs on S's instruction set.
-            unsafe { S::prefetch_once(base.wrapping_add(first)) };
-        }
+        // SAFETY: any address may be prefetched; the caller runs on S's instruction set.
+        unsafe { S::prefetch_once(rows.side.map(|first| base.wrapping_add(first)), 1) };
     }
 }
 
@@ -298,9 +296,7 @@ impl<S: Simd, const BITS: usize> Source<S> for Affine<BITS> {
         unsafe {
             let (at, lines) = (step * 4 * BITS * S::LANES, (16 * BITS * S::LANES).div_ceil(64));
             for line in lines * quarter / 4..lines * (quarter + 1) / 4 {
-                for row in rows.packed {
-                    S::prefetch_once(row.wrapping_add(at + 64 * line));
-                }
+                S::prefetch_once(rows.packed.map(|row| row.wrapping_add(at + 64 * line)), 1);
             }
             if quarter == 0 {
                 prefetch_side::<S>(self.scales, rows, step * S::LANES, 4 * S::LANES);
@@ -312,9 +308,7 @@ impl<S: Simd, const BITS: usize> Source<S> for Affine<BITS> {
     unsafe fn prefetch_four(&self, rows: &Rows, step: usize) {
         // SAFETY: any address may be prefetched; the caller runs on S's instruction set. Four steps of single bits are a line.
         unsafe {
-            for row in rows.packed {
-                S::prefetch_once(row.wrapping_add(16 * step));
-            }
+            S::prefetch_once(rows.packed.map(|row| row.wrapping_add(16 * step)), 1);
             let size = self.dtype.size_of();
             let (at, step_bytes) = (((step * S::LANES) >> self.shift) * size, ((4 * S::LANES) >> self.shift) * size);
             prefetch_side::<S>(self.scales, rows, at, step_bytes);

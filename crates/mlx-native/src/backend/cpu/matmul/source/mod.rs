@@ -5,7 +5,7 @@ pub(super) mod decoded;
 mod groups;
 mod k_quants;
 
-use super::prepare::{Layout, Sums};
+use super::prepare::{Layout, Order, Sums};
 use super::simd::{Simd, four, unrolled};
 use super::tiles::AHEAD_BYTES_ONE;
 use super::{Config, Kernel, Precision, Weight, floats, tiles};
@@ -200,7 +200,8 @@ fn codes_layout<S: Simd, F: Source<S>>(config: Config, n: usize, k: usize) -> La
         Precision::Q8 => 1,
     };
     let sums = if F::MINS { Sums::Plain } else { Sums::Offset(F::OFFSET) };
-    Layout::Codes { k, lanes: S::LANES, halves: F::HALVES, sums, pairs: F::PAIRS, planes }
+    let order = Order { pairs: F::PAIRS, by_dword: S::ROWS_IN_LANES };
+    Layout::Codes { k, lanes: S::LANES, halves: F::HALVES, sums, order, planes }
 }
 
 /// The integer kernel of one source on every instruction set.

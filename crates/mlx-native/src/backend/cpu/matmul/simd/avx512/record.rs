@@ -3,19 +3,19 @@
 
 use std::arch::x86_64::*;
 
-use super::super::super::prepare::{INVERSE_MAX, Sums};
+use super::super::super::prepare::{INVERSE_MAX, Order, Sums};
 use super::super::{BIAS_BITS, Simd, four};
 use super::Avx512;
 
 /// See [`Simd::quantize`].
 #[inline(always)]
-pub(super) unsafe fn quantize(x: *const f32, record: *mut u8, halves: bool, sums: Sums, pairs: bool) -> bool {
+pub(super) unsafe fn quantize(x: *const f32, record: *mut u8, halves: bool, sums: Sums, order: Order) -> bool {
     let magnitude = _mm512_set1_epi32(0x7FFF_FFFF);
     let even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
     let odd = _mm512_or_si512(even, _mm512_set1_epi32(1));
     let x = four!(|b| {
         let (low, high) = (_mm512_loadu_ps(x.add(32 * b)), _mm512_loadu_ps(x.add(32 * b + 16)));
-        if pairs {
+        if order.pairs {
             [_mm512_permutex2var_ps(low, even, high), _mm512_permutex2var_ps(low, odd, high)]
         } else {
             [low, high]
@@ -47,9 +47,13 @@ pub(super) unsafe fn quantize(x: *const f32, record: *mut u8, halves: bool, sums
         let low = _mm512_cvtps_epi32(_mm512_mul_ps(x[b][0], inverse[b]));
         [low, _mm512_cvtps_epi32(_mm512_mul_ps(x[b][1], inverse[b]))]
     });
-    for (b, [low, high]) in codes.into_iter().enumerate() {
-        _mm_storeu_si128(record.add(16 * b).cast(), _mm512_cvtepi32_epi8(low));
-        _mm_storeu_si128(record.add(64 + 16 * b).cast(), _mm512_cvtepi32_epi8(high));
+    for half in [0, 1] {
+        let words =
+            [_mm512_packs_epi32(codes[0][half], codes[1][half]), _mm512_packs_epi32(codes[2][half], codes[3][half])];
+        // Lane d has dword d of each block.
+        let by_dword = _mm512_packs_epi16(words[0], words[1]);
+        let bytes = if order.by_dword { by_dword } else { Avx512::turned(by_dword) };
+        Avx512::store(record.add(64 * half), bytes);
     }
     let scales = _mm512_mul_ps(largest, _mm512_set1_ps(1.0 / 127.0));
     _mm_storeu_si128(record.add(128).cast(), one_each(_mm512_castps_si512(scales)));

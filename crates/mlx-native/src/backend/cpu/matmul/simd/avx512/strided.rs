@@ -59,24 +59,17 @@ impl<const STRIDE: usize, const OFFSET: usize> Strided<STRIDE, OFFSET> {
         index
     };
 
-    /// A word of each lane.
-    pub(super) const WORDS: &'static [u16; 32] = &{
-        let mut index = [0; 32];
-        let mut i = 0;
-        while i < 4 {
-            index[i] = (Self::place(i, 0, 2) / 2) as u16;
-            i += 1;
-        }
-        index
-    };
+    /// Whether a vector from the first byte of the blocks on has a word of each lane.
+    const ONE: bool = Self::reach(3, 2) <= 64;
 
-    /// The same in one vector, where it has them all.
-    pub(super) const WORDS_OF_ONE: &'static [u16; 32] = &{
-        let mut index = [0; 32];
-        let mut i = 0;
-        while i < 4 {
-            index[i] = (Self::reach(i, 0) / 2) as u16;
-            i += 1;
+    /// For each byte of words [lane][row], where it lies in the vector of its row that has the lane.
+    const WORDS: &'static [u8; 64] = &{
+        let mut index = [0; 64];
+        let mut t = 0;
+        while t < 32 {
+            let (lane, byte) = (t / 8, t % 2);
+            index[t] = (if Self::ONE { Self::reach(lane, byte) } else { Self::place(lane, byte, 2) } % 64) as u8;
+            t += 1;
         }
         index
     };
@@ -91,6 +84,24 @@ impl<const STRIDE: usize, const OFFSET: usize> Strided<STRIDE, OFFSET> {
         }
         index
     };
+
+    /// The words [lane][row] of four rows. Every row's go straight to their places: that takes fewer shuffles than bringing together what each row has.
+    #[inline(always)]
+    pub(super) unsafe fn words(p: [*const u8; 4]) -> __m256i {
+        let index = Avx512::load(Self::WORDS.as_ptr());
+        let mut words = _mm512_setzero_si512();
+        for (row, p) in p.into_iter().enumerate() {
+            let places = 0x0303_0303 << (2 * row);
+            if Self::ONE {
+                words = _mm512_mask_permutexvar_epi8(words, places, index, Avx512::load(p));
+            } else {
+                let [first, second] = Self::both(p, 2);
+                words = _mm512_mask_permutexvar_epi8(words, places & 0x0000_FFFF, index, first);
+                words = _mm512_mask_permutexvar_epi8(words, places & 0xFFFF_0000, index, second);
+            }
+        }
+        _mm512_castsi512_si256(words)
+    }
 
     /// The two vectors that have `bytes` bytes of each lane of the blocks at `p`.
     #[inline(always)]
