@@ -4,16 +4,16 @@
 #
 #     scripts/cuda/sanitize.sh MLXN [SECONDS] [FILTER…]
 #
-# MLXN is a program built with the feature `cuda`. SECONDS is the time for each group of cases and tool, 100 unless told; groups run side by side, JOBS
+# MLXN is a program built with the feature `cuda`. SECONDS is the time for each group of cases and tool, 300 unless told; groups run side by side, JOBS
 # of them (16). FILTERs replace the list below. Prints a line for each group: cases, errors or hazards, and `did not end` where the time was not enough.
 # Ends with 1 if there is any error, hazard or group that did not end.
 set -uo pipefail
 mlxn=${1:?usage: sanitize.sh MLXN [SECONDS] [FILTER…]}
-seconds=${2:-100}
+seconds=${2:-300}
 shift $(($# < 2 ? $# : 2))
 filters=("$@")
 if [ ${#filters[@]} = 0 ]; then
-    filters=(attention/f16,heads=9/3,dim=64 attention/f16,heads=4/1,dim=256 rope soft_cap softmax argmax sample rms_norm cast gated_activation binary store_kv expert_gate expert_sum embedding/Q4_K
+    filters=(attention/f16,heads=9/3,dim=64 attention/f16,heads=4/1,dim=256 rope soft_cap softmax argmax sample/dim=50, rms_norm cast gated_activation binary store_kv expert_gate expert_sum embedding/Q4_K
         matmul_perm021/Q4_0 matmul_batched/F16 matmul_transposed matmul/F16/ matmul/IQ3_S/)
     for format in Q4_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q6_K MXFP4 affine4_g64_bf16 affine8_g64_bf16; do
         filters+=("matmul/$format/" "matmul_id/$format/")
