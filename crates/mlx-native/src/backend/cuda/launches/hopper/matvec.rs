@@ -338,8 +338,10 @@ pub(super) fn boxed_rows(view: &View, element_bytes: usize, rows: [usize; 2], st
     Bound::Tensor(TensorMap::rows(element_bytes, rows, stage), Box::new(Bound::view(view)))
 }
 
-fn launch_of(function: String, mut bindings: Vec<Bound>, geometry: &Geometry, products: usize) -> Launch {
+/// A launch of so many products. Those of five to eight rows ask for no weights of later ones: their first groups wait for operands anyway.
+fn launch_of(function: String, mut bindings: Vec<Bound>, geometry: &Geometry, part: Part, products: usize) -> Launch {
     bindings.push(ahead::nothing());
+    let products = if part.exact { products } else { 0 };
     let launch = Launch::new(key(function), bindings, [geometry.grid as u32, 1, 1], THREADS);
     Launch { cluster: geometry.cluster as u32, shared_bytes: geometry.shared_bytes, products, ..launch }
 }
@@ -427,7 +429,7 @@ pub(super) fn launch(
         geometry.tail.name(),
         geometry.starts.name()
     );
-    Ok(Some(launch_of(function, bindings, &geometry, 1)))
+    Ok(Some(launch_of(function, bindings, &geometry, part, 1)))
 }
 
 /// Products of one input in one launch.
@@ -495,7 +497,7 @@ impl Group<'_> {
             geometry.starts.name(),
             self.norm.is_some()
         );
-        Ok(Some(launch_of(function, bindings, &geometry, products.len())))
+        Ok(Some(launch_of(function, bindings, &geometry, part, products.len())))
     }
 }
 
