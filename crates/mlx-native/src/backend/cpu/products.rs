@@ -215,7 +215,11 @@ impl Kernel for Product {
                 tasks.each(share.part, |task| run(Part::all(task * chunk..((task + 1) * chunk).min(self.n))));
             }
             Dealt::Bands { bands, turns } => {
-                turns.each(share.part, |band, turns| run(Part { features: bands[band].clone(), turns }));
+                let mut again = false;
+                turns.each(share.part, |band, turns| {
+                    run(Part { features: bands[band].clone(), turns, again });
+                    again = true;
+                });
             }
         }
     }

@@ -147,13 +147,15 @@ pub(crate) struct Part {
     /// Of one row of x: which of the features. The range is [`STREAMS`] bands one behind the other, the last of them the shorter one, and a turn is a
     /// feature of each. Kernels that do not read bands side by side take so many neighbours for a turn.
     pub turns: Range<usize>,
+    /// The scratch memory is as a run of the same product for the same row of x left it: what that made of x is still there.
+    pub again: bool,
 }
 
 impl Part {
     /// All features of a range.
     pub(crate) fn all(features: Range<usize>) -> Part {
         let turns = 0..Part::turns_of(features.len());
-        Part { features, turns }
+        Part { features, turns, again: false }
     }
 
     /// Turns of so many features; an odd number where one more costs little. For many k an even number of rows is whole pages, and all bands would come to the
@@ -181,6 +183,8 @@ struct Job<'a> {
     n: Range<usize>,
     /// See [`Part`]; all of them where there are several rows.
     turns: Range<usize>,
+    /// See [`Part`].
+    again: bool,
     scratch: *mut u8,
     batch_invariant: bool,
 }
@@ -279,8 +283,8 @@ impl Plan {
     /// `weight` has the plan's format and shape, `prepared` was written by the parts of a plan with an equal
     /// [`x_key`](Plan::x_key) and k, `rows` names prepared rows and rows of `y` that exist (at most m of them), `y` is writable at these rows for
     /// the part's features and no other run writes the same place, they end within the plan's n, the part has all turns unless the plan
-    /// [`streams`](Plan::streams), `scratch` is writable for
-    /// [`thread_bytes`](Plan::thread_bytes) and used by no one else.
+    /// [`streams`](Plan::streams), `scratch` is writable for [`thread_bytes`](Plan::thread_bytes) and used by no one else, and as the part's
+    /// `again` says.
     pub(crate) unsafe fn run(
         &self,
         weight: &Weight,
@@ -290,13 +294,13 @@ impl Plan {
         part: Part,
         scratch: *mut u8,
     ) {
-        let Part { features: n, turns } = part;
+        let Part { features: n, turns, again } = part;
         debug_assert!(n.end <= self.n && turns.end <= Part::turns_of(n.len()));
         if turns.is_empty() || rows.len() == 0 {
             return;
         }
         let Plan { k, layout, batch_invariant, .. } = *self;
-        let job = Job { weight, k, layout, prepared, rows, y, n, turns, scratch, batch_invariant };
+        let job = Job { weight, k, layout, prepared, rows, y, n, turns, again, scratch, batch_invariant };
         // SAFETY: the kernel belongs to an instruction set that the plan's maker found available; the rest is the caller's promise.
         unsafe { (self.kernel)(&job) }
     }

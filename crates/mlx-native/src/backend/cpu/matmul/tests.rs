@@ -151,8 +151,8 @@ fn multiply(config: Config, w: &Owned, m: usize, n: usize, k: usize, x: &[f32], 
     for &piece in pieces.iter().chain([&n]) {
         let whole = Part::all(start..(start + piece).min(n));
         let middle = if plan.streams() { whole.turns.end / 3 } else { 0 };
-        for turns in [middle..whole.turns.end, 0..middle] {
-            let part = Part { turns, ..whole.clone() };
+        for (turns, again) in [(middle..whole.turns.end, start > 0), (0..middle, true)] {
+            let part = Part { turns, again, ..whole.clone() };
             // SAFETY: all buffers have the plan's sizes and shapes.
             unsafe { plan.run(&w.weight(), prepared.as_ptr(), RowMap::All(m), out, part, scratch.as_mut_ptr()) };
         }

@@ -166,30 +166,50 @@ pub(super) trait Simd: Copy + 'static {
         unsafe { Self::spread(four!(|i| (bits >> (16 * i)) as u16), value) }
     }
 
-    /// Brings the codes of four spread records, `stride` bytes from one to the next, into the order in which [`bit_steps`](Simd::bit_steps) reads them. With
-    /// `START` the first of their sums are what its sums start with.
+    /// Brings four spread records, `stride` bytes from one to the next, into the form that [`bit_sums`](Simd::bit_sums) and
+    /// [`block_notes`](Simd::block_notes) read; each has room for a vector behind its notes. With `TWICE` scales are halved. This and what follows is for four
+    /// lanes, and no other set calls it.
     #[inline(always)]
-    unsafe fn arrange_bits<const START: bool>(_x: *mut u8, _stride: usize) {}
-    /// Result s: for each lane of step s and each of four rows, twice the sum of the activations whose bits are set, and the start. `p` is four blocks of a row, each STRIDE bytes
-    /// with 128 bits at OFFSET; `x` four records that [`arrange_bits`](Simd::arrange_bits) has seen. For four lanes.
+    unsafe fn arrange_bits<const TWICE: bool>(_x: *mut u8, _stride: usize) {}
+    /// For each of four rows, place i: of block i of sixteen, twice the sum of the activations whose bits are set, and the start. `p` is four blocks of a row,
+    /// each STRIDE bytes with 128 bits at OFFSET; `x` four arranged records, whose sums are the start with `START`.
     #[inline(always)]
-    unsafe fn bit_steps<const STRIDE: usize, const OFFSET: usize, const START: bool>(
-        p: [*const u8; 4],
-        x: *const u8,
-        stride: usize,
+    unsafe fn bit_sums<const STRIDE: usize, const OFFSET: usize, const START: bool>(
+        _p: [*const u8; 4],
+        _x: *const u8,
+        _stride: usize,
     ) -> [Self::Ints; 4] {
-        // SAFETY: the caller's promise.
-        unsafe {
-            four!(|s| {
-                let record = x.add(s * stride);
-                let sums = Self::sum_each(four!(|r| {
-                    let [lo, hi] = Self::bit_blocks(p[r].add(s * STRIDE + OFFSET), 2);
-                    let sum = Self::dot(false, Self::zero_ints(), lo, Self::load(record));
-                    Self::dot(false, sum, hi, Self::load(record.add(16 * Self::LANES)))
-                }));
-                if START { Self::add_ints(sums, Self::load_ints(record.add(48 * Self::LANES).cast())) } else { sums }
-            })
-        }
+        // SAFETY: the caller runs on this instruction set.
+        unsafe { [Self::zero_ints(); 4] }
+    }
+    /// Sums of sixteen blocks for each row by step: lane i, place r of result s is place 4s + i of `v[r]`.
+    #[inline(always)]
+    unsafe fn by_step(v: [Self::Ints; 4]) -> [Self::Ints; 4] {
+        v
+    }
+    /// Of the sixteen blocks of four arranged records, the scales (0) or the sums (1).
+    #[inline(always)]
+    unsafe fn block_notes(_x: *const u8, _stride: usize, _place: usize) -> Self::Floats {
+        // SAFETY: the caller runs on this instruction set.
+        unsafe { Self::splat(0.0) }
+    }
+    /// Result r, all places of lane s: the f16 at `p[r] + s·STRIDE`, in a block of STRIDE bytes.
+    #[inline(always)]
+    unsafe fn row_f16_steps<const STRIDE: usize>(_p: [*const u8; 4]) -> [Self::Floats; 4] {
+        // SAFETY: the caller runs on this instruction set.
+        unsafe { [Self::splat(0.0); 4] }
+    }
+    /// Place i: number i / 2 of the f16 or bf16 at `p`.
+    #[inline(always)]
+    unsafe fn row_groups_of_64(_p: *const u8, _f16: bool) -> Self::Floats {
+        // SAFETY: the caller runs on this instruction set.
+        unsafe { Self::splat(0.0) }
+    }
+    /// In each lane, place r: the sum of the four floats of `v[r]`.
+    #[inline(always)]
+    unsafe fn sum_each_float(_v: [Self::Floats; 4]) -> Self::Floats {
+        // SAFETY: the caller runs on this instruction set.
+        unsafe { Self::splat(0.0) }
     }
     /// Result s, place r of every lane: the f16 at `p[r] + s·STRIDE`, in a block of STRIDE bytes. For four lanes.
     #[inline(always)]

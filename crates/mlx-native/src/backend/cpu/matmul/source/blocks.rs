@@ -445,14 +445,35 @@ impl<S: Simd> Source<S> for Q1_0 {
     #[inline(always)]
     unsafe fn arrange(x: *mut u8, stride: usize) {
         // SAFETY: the caller's promise.
-        unsafe { S::arrange_bits::<true>(x, stride) }
+        unsafe { S::arrange_bits::<false>(x, stride) }
     }
     #[inline(always)]
     unsafe fn sums(&self, rows: &Self::Rows, step: usize, x: *const u8, stride: usize) -> [[S::Ints; 2]; 4] {
         // SAFETY: four blocks are four steps there.
         unsafe {
-            let sums = S::bit_steps::<18, 2, true>(four!(|r| rows[r].add(18 * step)), x, stride);
+            let sums = S::by_step(S::bit_sums::<18, 2, true>(four!(|r| rows[r].add(18 * step)), x, stride));
             four!(|s| [sums[s]; 2])
+        }
+    }
+    #[inline(always)]
+    fn by_rows<const SIDES: usize>() -> bool {
+        true
+    }
+    #[inline(always)]
+    unsafe fn add_together<const SIDES: usize>(
+        &self,
+        rows: &Self::Rows,
+        step: usize,
+        x: *const u8,
+        stride: usize,
+        totals: [S::Floats; 4],
+    ) -> [S::Floats; 4] {
+        // SAFETY: four blocks are four steps there.
+        unsafe {
+            let blocks = four!(|r| rows[r].add(18 * step));
+            let sums = S::bit_sums::<18, 2, true>(blocks, x, stride);
+            let (scales, x_scales) = (S::row_f16_steps::<18>(blocks), S::block_notes(x, stride, 0));
+            four!(|r| S::mul_add(S::mul(S::unbiased(sums[r]), scales[r]), x_scales, totals[r]))
         }
     }
     #[inline(always)]

@@ -145,16 +145,6 @@ impl<const BITS: usize> Affine<BITS> {
         }
     }
 
-    /// [`of_codes`](Self::of_codes) for what a loop over four steps sums: single bits come twice there.
-    #[inline(always)]
-    unsafe fn of_sums<S: Simd>([scale, bias]: [S::Floats; 2]) -> Scales<S> {
-        // SAFETY: the caller runs on S's instruction set.
-        unsafe {
-            let twice = <Self as Source<S>>::TOGETHER > 0;
-            Self::of_codes(if twice { S::mul(scale, S::splat(0.5)) } else { scale }, bias)
-        }
-    }
-
     /// Scales and biases of four rows at a step; 0 beyond k.
     #[inline(always)]
     unsafe fn values<S: Simd>(&self, stage: &Stage) -> [S::Floats; 2] {
@@ -318,14 +308,39 @@ impl<S: Simd, const BITS: usize> Source<S> for Affine<BITS> {
     #[inline(always)]
     unsafe fn arrange(x: *mut u8, stride: usize) {
         // SAFETY: the caller's promise.
-        unsafe { S::arrange_bits::<false>(x, stride) }
+        unsafe { S::arrange_bits::<true>(x, stride) }
     }
     #[inline(always)]
     unsafe fn sums(&self, rows: &Rows, step: usize, x: *const u8, stride: usize) -> [[S::Ints; 2]; 4] {
         // SAFETY: four steps of single bits are 64 bytes of each row.
         unsafe {
-            let sums = S::bit_steps::<16, 0, false>(four!(|r| rows.packed[r].add(16 * step)), x, stride);
+            let sums = S::by_step(S::bit_sums::<16, 0, false>(four!(|r| rows.packed[r].add(16 * step)), x, stride));
             four!(|s| [sums[s]; 2])
+        }
+    }
+    #[inline(always)]
+    fn by_rows<const SIDES: usize>() -> bool {
+        BITS == 1 && SIDES != ANY_SIDES
+    }
+    #[inline(always)]
+    unsafe fn add_together<const SIDES: usize>(
+        &self,
+        rows: &Rows,
+        step: usize,
+        x: *const u8,
+        stride: usize,
+        totals: [S::Floats; 4],
+    ) -> [S::Floats; 4] {
+        // SAFETY: four steps of single bits are 64 bytes of each row, and eight groups.
+        unsafe {
+            let sums = S::bit_sums::<16, 0, false>(four!(|r| rows.packed[r].add(16 * step)), x, stride);
+            let (x_scales, x_sums) = (S::block_notes(x, stride, 0), S::block_notes(x, stride, 1));
+            four!(|r| {
+                let of =
+                    |values: *const u8| S::row_groups_of_64(values.add(step * S::LANES + rows.side[r]), SIDES == 1);
+                let v = S::mul(S::to_floats(sums[r]), of(self.scales));
+                S::mul_add(x_sums, of(self.biases), S::mul_add(v, x_scales, totals[r]))
+            })
         }
     }
     #[inline(always)]
@@ -333,12 +348,12 @@ impl<S: Simd, const BITS: usize> Source<S> for Affine<BITS> {
         // SAFETY: the caller's promise.
         unsafe {
             if SIDES == ANY_SIDES {
-                return four!(|s| Self::of_sums(self.values::<S>(&self.packed.stage::<S, true>(rows, step + s))));
+                return four!(|s| self.scales(&self.packed.stage::<S, true>(rows, step + s), 0));
             }
             let of =
                 |values: *const u8| S::groups_of_64(four!(|r| values.add(step * S::LANES + rows.side[r])), SIDES == 1);
             let (scales, mins) = (of(self.scales), of(self.biases));
-            four!(|s| Self::of_sums([scales[s], mins[s]]))
+            four!(|s| Self::of_codes(scales[s], mins[s]))
         }
     }
     #[inline(always)]

@@ -119,6 +119,23 @@ pub(super) trait Source<S: Simd>: Sized {
     const SPREAD: bool = false;
     /// Steps that one column takes together, with [`SPREAD`](Self::SPREAD), where [`sums`](Self::sums) is faster than codes and dots: 4, or 0.
     const TOGETHER: usize = 0;
+    /// What four rows are together may be added up row by row, by [`add_together`](Self::add_together): sums are not in the order of other kernels then.
+    #[inline(always)]
+    fn by_rows<const SIDES: usize>() -> bool {
+        false
+    }
+    /// Adds the products of four rows with these steps of arranged x to `totals`, of each row the sum of all places.
+    #[inline(always)]
+    unsafe fn add_together<const SIDES: usize>(
+        &self,
+        _rows: &Self::Rows,
+        _step: usize,
+        _x: *const u8,
+        _stride: usize,
+        totals: [S::Floats; 4],
+    ) -> [S::Floats; 4] {
+        totals
+    }
     /// Brings the codes of x in so many spread records, `stride` bytes from one to the next, into the order that [`sums`](Self::sums) needs.
     #[inline(always)]
     unsafe fn arrange(_x: *mut u8, _stride: usize) {}

@@ -44,9 +44,10 @@ pub(super) unsafe fn one<S: Simd, F: Source<S>>(job: &Job) {
     }
 }
 
-/// Bytes of a record whose scale and sums stand in every place of their vectors, as the loop over one column needs them.
-const fn spread_bytes(lanes: usize, halves: bool) -> usize {
-    (64 + 16 * halves as usize) * lanes
+/// Bytes of a record whose scale and sums stand in every place of their vectors, as the loop over one column needs them; `more` says that there is a vector
+/// behind them, of a second half's sums or of what [`Source::arrange`] keeps there.
+const fn spread_bytes(lanes: usize, more: bool) -> usize {
+    (64 + 16 * more as usize) * lanes
 }
 
 /// Bytes of scratch memory for spread records of a column.
@@ -94,7 +95,7 @@ unsafe fn straighten<S: Simd>(job: &Job, x_row: usize) {
 /// Writes the spread records of row `x_row`, which has one column, to the scratch memory.
 #[inline(always)]
 unsafe fn spread<S: Simd, F: Source<S>>(job: &Job, x_row: usize) {
-    let (notes, stride) = (2 + F::HALVES as usize, spread_bytes(S::LANES, F::HALVES));
+    let (notes, stride) = (2 + F::HALVES as usize, spread_bytes(S::LANES, F::HALVES || F::TOGETHER > 0));
     // SAFETY: the column has so many records, the scratch memory places for as many.
     unsafe {
         let mut record = job.prepared.add(x_row * job.layout.column_bytes());
@@ -120,7 +121,10 @@ unsafe fn spread<S: Simd, F: Source<S>>(job: &Job, x_row: usize) {
 #[inline(always)]
 unsafe fn bands<S: Simd, F: Source<S>, const SIDES: usize, const HOW: u8>(job: &Job, source: &F) {
     let steps = job.layout.steps();
-    let record_bytes = if HOW == SPREAD { spread_bytes(S::LANES, F::HALVES) } else { job.layout.record_bytes() };
+    let record_bytes = match HOW {
+        SPREAD => spread_bytes(S::LANES, F::HALVES || F::TOGETHER > 0),
+        _ => job.layout.record_bytes(),
+    };
     let (planes, column_bytes) = (job.layout.planes(), job.layout.column_bytes());
     let count = job.n.len();
     let band = Part::turns_of(count);
@@ -135,7 +139,9 @@ unsafe fn bands<S: Simd, F: Source<S>, const SIDES: usize, const HOW: u8>(job: &
         for i in 0..job.rows.len() {
             let (x_row, y_row) = job.rows.get(i);
             let y = job.y.data.add(y_row * job.y.stride + job.n.start);
-            if HOW == SPREAD {
+            if job.again && job.rows.len() == 1 {
+                // The scratch memory has them.
+            } else if HOW == SPREAD {
                 spread::<S, F>(job, x_row);
             } else if by_dword {
                 straighten::<S>(job, x_row);
@@ -152,7 +158,17 @@ unsafe fn bands<S: Simd, F: Source<S>, const SIDES: usize, const HOW: u8>(job: &
                         job.prepared.add((x_row * planes + plane) * column_bytes)
                     };
                     let mut total = S::splat(0.0);
-                    for step in (0..grouped).step_by(4) {
+                    let by_rows = if F::by_rows::<SIDES>() && !job.batch_invariant { grouped } else { 0 };
+                    if by_rows > 0 {
+                        let mut totals = [total; 4];
+                        for step in (0..by_rows).step_by(4) {
+                            source.prefetch_four(&rows, step + ahead.next_multiple_of(4));
+                            totals = source.add_together::<SIDES>(&rows, step, record, record_bytes, totals);
+                            record = record.add(4 * record_bytes);
+                        }
+                        total = S::sum_each_float(totals);
+                    }
+                    for step in (by_rows..grouped).step_by(4) {
                         source.prefetch_four(&rows, step + ahead.next_multiple_of(4));
                         let scales = source.four_scales::<SIDES>(&rows, step);
                         let sums = source.sums(&rows, step, record, record_bytes);

@@ -48,17 +48,6 @@ impl<const STRIDE: usize, const OFFSET: usize> Strided<STRIDE, OFFSET> {
         index
     };
 
-    /// The same of two vectors, transposed: dword l of lane s becomes dword s of lane l.
-    pub(super) const DWORDS: &'static [u8; 64] = &{
-        let mut index = [0; 64];
-        let mut t = 0;
-        while t < 64 {
-            index[t] = Self::place(t % 16 / 4, t / 16 * 4 + t % 4, 16) as u8;
-            t += 1;
-        }
-        index
-    };
-
     /// Whether a vector from the first byte of the blocks on has a word of each lane.
     const ONE: bool = Self::reach(3, 2) <= 64;
 
