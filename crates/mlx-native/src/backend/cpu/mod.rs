@@ -63,7 +63,8 @@ impl Backend for CpuBackend {
     }
 
     fn pace(&self) -> Pace {
-        Pace { runs_ahead: self.executor.pool.threads() > 1, ..Pace::HOST }
+        let others = self.executor.pool.threads() > 1;
+        Pace { runs_ahead: others, steps_ahead: others, ..Pace::HOST }
     }
 
     fn capability(&self, query: &CapabilityQuery) -> Capability {

@@ -3,7 +3,7 @@
 #![allow(clippy::undocumented_unsafe_blocks)]
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicU64, Ordering as Memory};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering as Memory};
 
 use super::elementwise::load;
 use super::simd::Simd;
@@ -110,7 +110,7 @@ impl Task for ArgMaxTask {
     }
 }
 
-/// One draw, by one thread.
+/// One draw, by one thread; where only the largest logit is asked for, all threads look for it.
 pub(super) struct SampleTask {
     logits: Mem<f32>,
     history: Option<Mem<u32>>,
@@ -119,6 +119,9 @@ pub(super) struct SampleTask {
     dim: usize,
     params: SampleParams,
     index: usize,
+    /// The largest key that a share has found, and the first NaN; 0 and `usize::MAX` where none has.
+    best: AtomicU64,
+    nan: AtomicUsize,
 }
 
 impl SampleTask {
@@ -131,7 +134,46 @@ impl SampleTask {
             dim: op.dim,
             params: op.params,
             index,
+            best: AtomicU64::new(0),
+            nan: AtomicUsize::new(usize::MAX),
         })
+    }
+
+    /// Whether the largest logit is all that counts.
+    fn takes_largest(&self) -> bool {
+        let penalised = self.history.is_some() && self.params.repetition_penalty != 1.0;
+        self.params.temperature == 0.0 && !penalised
+    }
+
+    /// Looks through a share of the logits, none of which counts for more or less.
+    #[inline(always)]
+    unsafe fn look<S: Simd>(&self, s: S, share: &Share<'_>) {
+        let mut logits = [0.0f32; BLOCK];
+        let range = share.range(self.dim, BLOCK);
+        for first in range.clone().step_by(BLOCK) {
+            let logits = &mut logits[..BLOCK.min(range.end - first)];
+            unsafe {
+                logits
+                    .as_mut_ptr()
+                    .cast::<u8>()
+                    .copy_from_nonoverlapping(self.logits.at(first).cast(), 4 * logits.len())
+            };
+            if let Some(nan) = first_nan(logits) {
+                self.nan.fetch_min(first + nan, Memory::Relaxed);
+                return;
+            }
+            if let Some((index, value)) = unsafe { largest(s, logits.as_ptr(), logits.len()) } {
+                self.best.fetch_max(key(first + index, value), Memory::Relaxed);
+            }
+        }
+    }
+
+    /// What all shares have found: the token, or the first logit that is NaN.
+    fn found(&self) -> std::result::Result<u32, usize> {
+        match self.nan.load(Memory::Relaxed) {
+            usize::MAX => Ok(unkey(self.best.load(Memory::Relaxed)).0 as u32),
+            nan => Err(nan),
+        }
     }
 
     /// The logits, with those of the tokens in the history penalised; ids that are no index count for nothing.
@@ -301,16 +343,24 @@ fn keep_largest(keys: &mut Vec<u64>, count: usize) {
 }
 
 impl Task for SampleTask {
-    fn shares(&self, _phase: usize) -> usize {
-        1
+    fn phases(&self) -> usize {
+        1 + usize::from(self.takes_largest())
+    }
+
+    fn shares(&self, phase: usize) -> usize {
+        if phase + 1 < self.phases() { usize::MAX } else { 1 }
     }
 
     #[inline(always)]
-    unsafe fn run<S: Simd>(&self, s: S, _phase: usize, share: &Share<'_>) {
+    unsafe fn run<S: Simd>(&self, s: S, phase: usize, share: &Share<'_>) {
+        if phase + 1 < self.phases() {
+            return unsafe { self.look(s, share) };
+        }
         if share.part != 0 {
             return;
         }
-        let id = unsafe { self.draw(s) }.unwrap_or_else(|nan| {
+        let drawn = if self.takes_largest() { self.found() } else { unsafe { self.draw(s) } };
+        let id = drawn.unwrap_or_else(|nan| {
             share.faults.report(self.index, nan, || fault::nan_logit(nan));
             0
         });
