@@ -184,6 +184,7 @@ enum Dealt {
 impl Dealt {
     fn new(plan: &Plan, n: usize, row_bytes: usize, threads: usize) -> Dealt {
         let chunk = plan.chunk(threads).max(1);
+        let (n, row_bytes) = (n / plan.features_in_one(), row_bytes * plan.features_in_one());
         if !plan.streams() {
             return Dealt::Tasks { chunk, tasks: Tasks::new(n.div_ceil(chunk), threads) };
         }
@@ -228,7 +229,7 @@ impl Kernel for Product {
         let Dealt::Bands { bands, .. } = &self.dealt else { return None };
         let band = bands.get(share.part).filter(|band| !band.is_empty())?;
         let (data, len) = self.weight.parts[0];
-        let (row_bytes, rows) = (len / self.n, Part::turns_of(band.len()));
+        let (row_bytes, rows) = (len / self.n * self.plan.features_in_one(), Part::turns_of(band.len()));
         let start = self.slab * self.weight.strides[0] + band.start * row_bytes;
         let starts = std::array::from_fn(|r| data.wrapping_add(start + r * rows * row_bytes));
         Some(Streams { starts, bytes: rows * row_bytes })

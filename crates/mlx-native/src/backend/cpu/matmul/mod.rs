@@ -140,7 +140,7 @@ pub(crate) const STREAMS: usize = 4;
 /// So many turns and more are an odd number.
 const ODD_TURNS: usize = 256;
 
-/// The output features of a run.
+/// The output features of a run, several of which may count as [one](Plan::features_in_one).
 #[derive(Clone, Debug)]
 pub(crate) struct Part {
     pub features: Range<usize>,
@@ -175,6 +175,7 @@ pub(crate) struct XKey {
 /// One share of phase 2: what a kernel gets.
 struct Job<'a> {
     weight: &'a Weight<'a>,
+    /// Of all rows that are one.
     k: usize,
     layout: prepare::Layout,
     prepared: *const u8,
@@ -203,6 +204,8 @@ pub(crate) struct Plan {
     batch_invariant: bool,
     kernel: Kernel,
     name: &'static str,
+    /// How many weight rows a single row of x can meet as one.
+    rows_in_one: usize,
 }
 
 impl Plan {
@@ -210,6 +213,12 @@ impl Plan {
     pub(crate) fn new(config: Config, format: WeightFormat, m: usize, n: usize, k: usize) -> Plan {
         let choice = source::choose(config, format, n, k);
         let layout = choice.layout;
+        // Otherwise a row's last group is a part of one.
+        let whole_groups = match format {
+            WeightFormat::Ggml(_) => true,
+            WeightFormat::Affine(affine) => k.is_multiple_of(affine.group_size as usize),
+            WeightFormat::Fp(mode) => k.is_multiple_of(mode.group_size() as usize),
+        };
         Plan {
             m,
             n,
@@ -219,12 +228,19 @@ impl Plan {
             batch_invariant: config.batch_invariant,
             kernel: choice.kernel,
             name: choice.name,
+            rows_in_one: if whole_groups { choice.rows_in_one } else { 1 },
         }
     }
 
-    /// The plan for m rows that all meet the same weight, not each one of several: a single row has a layout of its own.
+    /// The plan for m rows that all meet the same weight, not each one of several: a single row has a layout of its own, and may meet several features
+    /// as [one](Self::features_in_one).
     pub(crate) fn of_one_weight(self) -> Plan {
-        Plan { layout: self.layout.of_rows(self.m), ..self }
+        Plan { layout: self.layout.of_rows(self.m, self.rows_in_one), ..self }
+    }
+
+    /// How many output features are one to [`run`](Self::run), whose parts count these.
+    pub(crate) fn features_in_one(&self) -> usize {
+        self.layout.times()
     }
 
     /// Bytes of prepared x for all m rows; 64-byte alignment is best.
@@ -252,9 +268,9 @@ impl Plan {
     ///
     /// One row streams weights, which goes fastest in one long band a thread; many rows want bands whose intermediate sums fit the cache.
     pub(crate) fn chunk(&self, threads: usize) -> usize {
-        let even = self.n.div_ceil(threads.max(1));
+        let even = (self.n / self.features_in_one()).div_ceil(threads.max(1));
         match self.m * self.layout.planes() {
-            0 | 1 => even.next_multiple_of(8),
+            0 | 1 => even.next_multiple_of((8 / self.features_in_one()).max(STREAMS)),
             columns if columns <= tiles::COLUMN_BLOCK => {
                 even.div_ceil(4).min(64).next_multiple_of(4 * tiles::MAX_GROUPS)
             }
@@ -282,9 +298,9 @@ impl Plan {
     /// # Safety
     /// `weight` has the plan's format and shape, `prepared` was written by the parts of a plan with an equal
     /// [`x_key`](Plan::x_key) and k, `rows` names prepared rows and rows of `y` that exist (at most m of them), `y` is writable at these rows for
-    /// the part's features and no other run writes the same place, they end within the plan's n, the part has all turns unless the plan
-    /// [`streams`](Plan::streams), `scratch` is writable for [`thread_bytes`](Plan::thread_bytes) and used by no one else, and as the part's
-    /// `again` says.
+    /// the part's features and no other run writes the same place, they end within the plan's n divided by [`features_in_one`](Plan::features_in_one), the part has
+    /// all turns unless the plan [`streams`](Plan::streams), `scratch` is writable for [`thread_bytes`](Plan::thread_bytes) and used by no one else, and as the
+    /// part's `again` says.
     pub(crate) unsafe fn run(
         &self,
         weight: &Weight,
@@ -295,11 +311,13 @@ impl Plan {
         scratch: *mut u8,
     ) {
         let Part { features: n, turns, again } = part;
-        debug_assert!(n.end <= self.n && turns.end <= Part::turns_of(n.len()));
+        let times = self.features_in_one();
+        debug_assert!(n.end * times <= self.n && turns.end <= Part::turns_of(n.len()));
         if turns.is_empty() || rows.len() == 0 {
             return;
         }
-        let Plan { k, layout, batch_invariant, .. } = *self;
+        let Plan { layout, batch_invariant, .. } = *self;
+        let k = self.k * times;
         let job = Job { weight, k, layout, prepared, rows, y, n, turns, again, scratch, batch_invariant };
         // SAFETY: the kernel belongs to an instruction set that the plan's maker found available; the rest is the caller's promise.
         unsafe { (self.kernel)(&job) }

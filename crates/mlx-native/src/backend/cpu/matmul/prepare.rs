@@ -6,10 +6,12 @@
 //!
 //! Float layout: rows of f32, each padded with zeros.
 
+use std::mem::MaybeUninit;
+
 use half::{bf16, f16};
 
 use super::XRows;
-use super::simd::{self, BIAS_BITS, Simd};
+use super::simd::{self, BIAS_BITS, MAX_LANES, Simd};
 use crate::DType;
 use crate::backend::cpu::isa::Isa;
 
@@ -63,7 +65,25 @@ pub(super) enum Layout {
         order: Order,
         /// Columns of a row: 8 bits each.
         planes: usize,
+        /// A column is the row so many times, end to end: so many weight rows are read as one. See [`rows_in_one`].
+        times: usize,
     },
+}
+
+/// Values of weight rows that are read as one: x, so many times, has to stay in the first-level cache, and longer rows gain little.
+const MOST_IN_ONE: usize = 8192;
+
+/// How many of n weight rows of k values, which lie end to end, are best read as one for one row of x: as many as end together with a step. The last step of each
+/// row would otherwise be one that it has a part of.
+pub(super) const fn rows_in_one(lanes: usize, n: usize, k: usize) -> usize {
+    let mut rows = 1;
+    while !(rows * k).is_multiple_of(32 * lanes) {
+        rows *= 2;
+        if rows > lanes || !n.is_multiple_of(rows) || rows * k > MOST_IN_ONE {
+            return 1;
+        }
+    }
+    rows
 }
 
 impl Layout {
@@ -74,13 +94,21 @@ impl Layout {
         Layout::Floats { k, row: row.next_multiple_of(8 * FLOAT_PAD) + FLOAT_PAD }
     }
 
-    /// The layout for products of `m` rows.
-    pub(super) fn of_rows(self, m: usize) -> Layout {
+    /// The layout for products of `m` rows with one weight, of which as many as `times` says can be read as one.
+    pub(super) fn of_rows(self, m: usize, times: usize) -> Layout {
         match self {
-            Layout::Codes { k, lanes, halves, sums, order, planes } if m * planes == 1 => {
-                Layout::Codes { k, lanes, halves, sums, order: Order { by_dword: false, ..order }, planes }
+            Layout::Codes { k, lanes, halves, sums, order, planes, .. } if m * planes == 1 => {
+                Layout::Codes { k, lanes, halves, sums, order: Order { by_dword: false, ..order }, planes, times }
             }
             layout => layout,
+        }
+    }
+
+    /// How often a column repeats its row.
+    pub(super) fn times(&self) -> usize {
+        match *self {
+            Layout::Floats { .. } => 1,
+            Layout::Codes { times, .. } => times,
         }
     }
 
@@ -101,7 +129,7 @@ impl Layout {
     pub(super) fn steps(&self) -> usize {
         match *self {
             Layout::Floats { .. } => 0,
-            Layout::Codes { k, lanes, .. } => k.div_ceil(32 * lanes),
+            Layout::Codes { k, lanes, times, .. } => (times * k).div_ceil(32 * lanes),
         }
     }
 
@@ -277,13 +305,27 @@ unsafe fn read<const N: usize>(x: &XRows, i: usize, first: usize, k: usize, valu
 /// one before, whose error is at most half a unit. 8 bits stop after c₀, 16 after c₁.
 #[inline(always)]
 unsafe fn quantize<S: Simd>(work: &Work, i: usize, step: usize) {
-    let Layout::Codes { k, halves, sums, order, planes, .. } = work.layout else { return };
+    let Layout::Codes { k, halves, sums, order, planes, times, .. } = work.layout else { return };
     let (column_bytes, record_bytes) = (work.layout.column_bytes(), work.layout.record_bytes());
-    let first = step * 32 * S::LANES;
-    // SAFETY: a whole step of the row lies contiguously there, and its record in the prepared buffer; the caller runs on S's instruction set.
+    // Once more from the beginning, but not beyond the end of the last time.
+    let at = |lane: usize| {
+        let l = (step * S::LANES + lane) * 32;
+        if times > 1 { l % k } else { l }
+    };
+    let (first, values) = (at(0), 32 * S::LANES);
+    // SAFETY: a whole step lies contiguously there, or its beginning at the end of the row and the rest at the row's beginning, and its record in the prepared
+    // buffer; the caller runs on S's instruction set.
     unsafe {
-        if planes == 1 && work.x.head_dim >= k && work.x.dtype == DType::F32 && first + 32 * S::LANES <= k {
-            let x = work.x.data.cast::<f32>().wrapping_add(i * work.x.row_stride + first);
+        if planes == 1 && work.x.head_dim >= k && work.x.dtype == DType::F32 && (first + values <= k || times > 1) {
+            let row = work.x.data.cast::<f32>().wrapping_add(i * work.x.row_stride);
+            let mut x = row.wrapping_add(first);
+            let mut joined = MaybeUninit::<[f32; 32 * MAX_LANES]>::uninit();
+            if first + values > k {
+                let (to, end) = (joined.as_mut_ptr().cast::<u8>(), k - first);
+                to.copy_from_nonoverlapping(x.cast(), 4 * end);
+                to.add(4 * end).copy_from_nonoverlapping(row.cast(), 4 * (values - end));
+                x = joined.as_ptr().cast();
+            }
             let record = work.prepared.add(i * column_bytes + step * record_bytes);
             if S::quantize(x, record, halves, sums, order) {
                 return;
@@ -296,7 +338,7 @@ unsafe fn quantize<S: Simd>(work: &Work, i: usize, step: usize) {
         // SAFETY: row i is below m, and elements from k on are not read; the record of (i·planes + plane, step) lies in the prepared buffer; the
         // caller runs on S's instruction set.
         unsafe {
-            read(&work.x, i, first + lane * 32, k, &mut x);
+            read(&work.x, i, at(lane), k, &mut x);
             let (mut scale, inverse) = scales(S::largest(&x));
             for x in &mut x {
                 *x *= inverse;

@@ -137,7 +137,11 @@ fn tame(ty: GgmlType, bytes: &mut [u8], random: &mut Random) {
 
 /// Both phases, phase 1 in three parts and phase 2 in the given pieces, of which products of one row get the last turns first; outputs start as NaN.
 fn multiply(config: Config, w: &Owned, m: usize, n: usize, k: usize, x: &[f32], pieces: &[usize]) -> Vec<f32> {
-    let plan = Plan::new(config, w.format, m, n, k);
+    multiply_as(Plan::new(config, w.format, m, n, k), w, [m, n, k], x, pieces)
+}
+
+/// [`multiply`] by a plan, whose features may be several ones.
+fn multiply_as(plan: Plan, w: &Owned, [m, n, k]: [usize; 3], x: &[f32], pieces: &[usize]) -> Vec<f32> {
     let mut prepared = vec![0xFFu8; plan.x_bytes()];
     let mut scratch = vec![0xFFu8; plan.thread_bytes()];
     let mut y = vec![f32::NAN; m * n];
@@ -147,9 +151,9 @@ fn multiply(config: Config, w: &Owned, m: usize, n: usize, k: usize, x: &[f32], 
         unsafe { plan.prepare(rows, prepared.as_mut_ptr(), part, 3) };
     }
     let out = YRows { data: y.as_mut_ptr(), stride: n };
-    let mut start = 0;
-    for &piece in pieces.iter().chain([&n]) {
-        let whole = Part::all(start..(start + piece).min(n));
+    let (mut start, ones) = (0, n / plan.features_in_one());
+    for &piece in pieces.iter().chain([&ones]) {
+        let whole = Part::all(start..(start + piece).min(ones));
         let middle = if plan.streams() { whole.turns.end / 3 } else { 0 };
         for (turns, again) in [(middle..whole.turns.end, start > 0), (0..middle, true)] {
             let part = Part { turns, again, ..whole.clone() };
@@ -260,6 +264,34 @@ fn one_row_of_a_tall_matrix_equals_the_formula() {
             assert!(error <= bound, "{format} {config:?}: NMSE {error:e}");
         }
     }
+}
+
+/// Rows that end within a step are read several as one.
+#[test]
+fn rows_read_as_one_have_the_same_bits() {
+    let mut random = Random::new(6);
+    let mut most = 0;
+    for format in formats() {
+        for (n, k) in [(72, 544), (70, 576), (71, 576), (76, 608), (72, 640), (8 * ODD_TURNS + 2, 576)] {
+            if format.row_bytes(k).is_err() || n > 8 * ODD_TURNS && format != GgmlType::Q4_0.into() {
+                continue;
+            }
+            let w = Owned::random(format, n, k, &mut random);
+            let x: Vec<f32> = (0..k).map(|_| random.normal()).collect();
+            for config in configs(true) {
+                let plan = Plan::new(config, format, 1, n, k);
+                most = most.max(plan.of_one_weight().features_in_one());
+                let expected = multiply_as(plan, &w, [1, n, k], &x, &[]);
+                for pieces in [&[][..], &[1, 5]] {
+                    let y = multiply_as(plan.of_one_weight(), &w, [1, n, k], &x, pieces);
+                    let same = y.iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits());
+                    assert!(same, "{format} n={n} k={k} {config:?}");
+                }
+            }
+        }
+    }
+    // Steps of one block end with every row.
+    assert_eq!(most > 1, Isa::available().any(|isa| isa.name().starts_with("avx")));
 }
 
 #[test]

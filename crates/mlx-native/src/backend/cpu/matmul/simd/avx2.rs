@@ -297,6 +297,11 @@ impl Simd for Avx2 {
         _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(byte_rows(rows)))
     }
     #[inline(always)]
+    unsafe fn lanes_of(_count: usize, v: __m256, w: __m256) -> __m256 {
+        // Of two, it is one.
+        _mm256_blend_ps::<0xF0>(v, w)
+    }
+    #[inline(always)]
     unsafe fn fold(v: __m256) -> [f32; 4] {
         let half = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
         let mut out = [0.0; 4];

@@ -18,31 +18,12 @@ use super::super::prepare::{Order, Sums};
 use super::super::source::{self, Codes, Decode, Decoded, Levels};
 use super::super::tiles::{self, Step};
 use super::{MAX_LANES, Simd, ask, four};
+use lanes::by_lane;
 use strided::Strided;
 
 /// See the module's comment.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512;
-
-/// Where [`by_lane`] finds its u16, for groups of one, two and four blocks: each twice.
-static GROUPS: [[u16; 32]; 3] = {
-    let mut index = [[0; 32]; 3];
-    let mut t = 0;
-    while t < 96 {
-        let (shift, lane, row) = (t / 32, t % 32 / 8, t % 8 / 2);
-        index[shift][t % 32] = (4 * row + (lane >> shift)) as u16;
-        t += 1;
-    }
-    index
-};
-
-/// Place r of lane i: u16 number i >> shift of `rows[r]`, twice; 0 where `mask` has no bit.
-#[inline(always)]
-unsafe fn by_lane(rows: [u64; 4], shift: u32, mask: u32) -> __m512i {
-    let [a, b, c, d] = four!(|r| rows[r] as i64);
-    let index = _mm512_loadu_si512(GROUPS[(shift as usize).min(2)].as_ptr().cast());
-    _mm512_maskz_permutexvar_epi16(mask, index, _mm512_castsi256_si512(_mm256_set_epi64x(d, c, b, a)))
-}
 
 #[inline(always)]
 unsafe fn low(p: *const u8) -> __m128i {
@@ -557,6 +538,10 @@ impl Simd for Avx512 {
     unsafe fn exp2_rows(rows: [u32; 4]) -> __m512 {
         let exponent = _mm512_sub_ps(Self::u8_rows(rows), _mm512_set1_ps(128.0));
         _mm512_scalef_ps(_mm512_set1_ps(1.0), exponent)
+    }
+    #[inline(always)]
+    unsafe fn lanes_of(count: usize, v: __m512, w: __m512) -> __m512 {
+        _mm512_mask_blend_ps(0xFFFF << (4 * count), v, w)
     }
     #[inline(always)]
     unsafe fn fold(v: __m512) -> [f32; 4] {

@@ -37,7 +37,7 @@ fn by_lane(rows: [u64; 4], shift: u32) -> [u64; MAX_LANES] {
     })
 }
 
-pub(super) use unroll::{array, both_halves, four, initialized, unrolled};
+pub(super) use unroll::{array, both_halves, every_set, four, initialized, unrolled};
 
 /// Widest vector's lanes: bounds arrays that have one entry a lane.
 pub(super) const MAX_LANES: usize = 4;
@@ -448,7 +448,12 @@ pub(super) trait Simd: Copy + 'static {
         // SAFETY: the array has 4·LANES places; the caller runs on this instruction set.
         unsafe { Self::load_floats(values.as_ptr()) }
     }
-    /// Place r: the sum over the lanes, always in the same order.
+    /// Lanes below `count` of `v`, the others of `w`. Sets of one lane have no use for it.
+    #[inline(always)]
+    unsafe fn lanes_of(_count: usize, v: Self::Floats, _w: Self::Floats) -> Self::Floats {
+        v
+    }
+    /// Place r: the sum over the lanes, always in the same order, and in the same one if they have moved around by some lanes.
     unsafe fn fold(v: Self::Floats) -> [f32; 4];
     /// The sum over the vectors of all lanes, in the order of [`fold`](Simd::fold).
     #[inline(always)]
@@ -590,29 +595,3 @@ pub(super) trait Simd: Copy + 'static {
         sums
     }
 }
-
-/// Expands `$compiled!(attributes name, set);` for every instruction set of the target: functions that are compiled for each of them once, under its name.
-macro_rules! every_set {
-    ($compiled:ident) => {
-        $compiled!(
-            #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vnni,gfni,avx2,fma,f16c")]
-            avx512,
-            $crate::backend::cpu::matmul::simd::avx512::Avx512
-        );
-        $compiled!(
-            #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,fma,f16c,bmi2")]
-            avx2,
-            $crate::backend::cpu::matmul::simd::avx2::Avx2
-        );
-        $compiled!(
-            #[cfg(target_arch = "aarch64")]
-            #[target_feature(enable = "neon,dotprod")]
-            neon,
-            $crate::backend::cpu::matmul::simd::neon::Neon
-        );
-        $compiled!(portable, $crate::backend::cpu::matmul::simd::portable::Portable);
-    };
-}
-pub(super) use every_set;

@@ -1,4 +1,4 @@
-//! Loops whose bodies know their turn.
+//! Loops whose bodies know their turn, and functions for every instruction set.
 
 use std::mem::MaybeUninit;
 
@@ -76,4 +76,29 @@ pub(in super::super) unsafe fn initialized<V, const N: usize>(places: [MaybeUnin
     unsafe { std::mem::transmute_copy(&places) }
 }
 
-pub(in super::super) use {array, both_halves, four, unrolled};
+/// Expands `$compiled!(attributes name, set);` for every instruction set of the target: functions that are compiled for each of them once, under its name.
+macro_rules! every_set {
+    ($compiled:ident) => {
+        $compiled!(
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vnni,gfni,avx2,fma,f16c")]
+            avx512,
+            $crate::backend::cpu::matmul::simd::avx512::Avx512
+        );
+        $compiled!(
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma,f16c,bmi2")]
+            avx2,
+            $crate::backend::cpu::matmul::simd::avx2::Avx2
+        );
+        $compiled!(
+            #[cfg(target_arch = "aarch64")]
+            #[target_feature(enable = "neon,dotprod")]
+            neon,
+            $crate::backend::cpu::matmul::simd::neon::Neon
+        );
+        $compiled!(portable, $crate::backend::cpu::matmul::simd::portable::Portable);
+    };
+}
+
+pub(in super::super) use {array, both_halves, every_set, four, unrolled};

@@ -5,7 +5,7 @@ pub(super) mod decoded;
 mod groups;
 mod k_quants;
 
-use super::prepare::{Layout, Order, Sums};
+use super::prepare::{Layout, Order, Sums, rows_in_one};
 use super::simd::{Simd, four, unrolled};
 use super::tiles::AHEAD_BYTES_ONE;
 use super::{Config, Kernel, Precision, Weight, floats, tiles};
@@ -197,6 +197,8 @@ pub(super) struct Choice {
     pub kernel: Kernel,
     /// What it reads.
     pub layout: Layout,
+    /// See [`rows_in_one`].
+    pub rows_in_one: usize,
     /// Its name.
     pub name: &'static str,
 }
@@ -218,7 +220,12 @@ fn codes_layout<S: Simd, F: Source<S>>(config: Config, n: usize, k: usize) -> La
     };
     let sums = if F::MINS { Sums::Plain } else { Sums::Offset(F::OFFSET) };
     let order = Order { pairs: F::PAIRS, by_dword: S::ROWS_IN_LANES };
-    Layout::Codes { k, lanes: S::LANES, halves: F::HALVES, sums, order, planes }
+    Layout::Codes { k, lanes: S::LANES, halves: F::HALVES, sums, order, planes, times: 1 }
+}
+
+/// How many weight rows one row of x meets as one.
+fn in_one<S: Simd, F: Source<S>>(n: usize, k: usize) -> usize {
+    if F::TAILS && F::TOGETHER == 0 { rows_in_one(S::LANES, n, k) } else { 1 }
 }
 
 /// The integer kernel of one source on every instruction set.
@@ -229,23 +236,27 @@ macro_rules! codes {
             Isa::Avx512 => Choice {
                 kernel: isa::avx512::<$source>,
                 layout: codes_layout::<super::simd::avx512::Avx512, $source>($config, $n, $k),
+                rows_in_one: in_one::<super::simd::avx512::Avx512, $source>($n, $k),
                 name: "avx512 int8",
             },
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => Choice {
                 kernel: isa::avx2::<$source>,
                 layout: codes_layout::<super::simd::avx2::Avx2, $source>($config, $n, $k),
+                rows_in_one: in_one::<super::simd::avx2::Avx2, $source>($n, $k),
                 name: "avx2 int8",
             },
             #[cfg(target_arch = "aarch64")]
             Isa::Neon => Choice {
                 kernel: isa::neon::<$source>,
                 layout: codes_layout::<super::simd::neon::Neon, $source>($config, $n, $k),
+                rows_in_one: in_one::<super::simd::neon::Neon, $source>($n, $k),
                 name: "neon int8",
             },
             Isa::Portable => Choice {
                 kernel: isa::portable::<$source>,
                 layout: codes_layout::<super::simd::portable::Portable, $source>($config, $n, $k),
+                rows_in_one: in_one::<super::simd::portable::Portable, $source>($n, $k),
                 name: "portable int8",
             },
         }

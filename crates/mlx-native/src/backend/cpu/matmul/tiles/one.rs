@@ -118,6 +118,9 @@ unsafe fn spread<S: Simd, F: Source<S>>(job: &Job, x_row: usize) {
 }
 
 /// One column at a time, four bands of rows at once.
+///
+/// Several rows of a band may be [one](super::super::Plan::features_in_one): its steps go on across the ends of the rows in it, and those in which one row ends and
+/// the next begins belong to both. A row's sums are then in other lanes, in the same order.
 #[inline(always)]
 unsafe fn bands<S: Simd, F: Source<S>, const SIDES: usize, const HOW: u8>(job: &Job, source: &F) {
     let steps = job.layout.steps();
@@ -129,16 +132,18 @@ unsafe fn bands<S: Simd, F: Source<S>, const SIDES: usize, const HOW: u8>(job: &
     let count = job.n.len();
     let band = Part::turns_of(count);
     let full = job.k / (32 * S::LANES) / F::STEPS * F::STEPS;
+    let times = if S::LANES == 1 { 1 } else { job.layout.times() };
+    // Of one row in it.
+    let blocks = job.k / 32 / times;
     let grouped = if HOW == SPREAD { grouped::<S, F>(job) * F::TOGETHER } else { 0 };
     let by_dword = S::ROWS_IN_LANES && job.layout.by_dword();
-    let together = if SIDES == ANY_SIDES { grouped } else { full / 4 * 4 };
     let distances = F::AHEAD_BYTES.map(|bytes| ahead(bytes, F::STEP_BYTES).next_multiple_of(F::STEPS));
     let mut choice = Distances::new(job.turns.len(), STREAMS * full * F::STEP_BYTES);
     // SAFETY: the caller's promise: rows below n.end exist in the weight, records in the prepared x, places in y.
     unsafe {
         for i in 0..job.rows.len() {
             let (x_row, y_row) = job.rows.get(i);
-            let y = job.y.data.add(y_row * job.y.stride + job.n.start);
+            let y = job.y.data.add(y_row * job.y.stride + job.n.start * times);
             if job.again && job.rows.len() == 1 {
                 // The scratch memory has them.
             } else if HOW == SPREAD {
@@ -150,6 +155,9 @@ unsafe fn bands<S: Simd, F: Source<S>, const SIDES: usize, const HOW: u8>(job: &
                 let ahead = if distances[0] == distances[1] { distances[0] } else { distances[choice.next()] };
                 // The last band may be shorter: its row is then the last one once more.
                 let rows = source.rows(four!(|r| job.n.start + (t + r * band).min(count - 1)));
+                // The row of each band that is there, and the places of its features.
+                let present: [bool; 4] = four!(|r| t + r * band < count);
+                let outputs = four!(|r| y.wrapping_add((t + r * band) * times));
                 let mut sum = S::splat(0.0);
                 for plane in (0..planes).rev() {
                     let mut record = if HOW == SPREAD || by_dword {
@@ -168,32 +176,59 @@ unsafe fn bands<S: Simd, F: Source<S>, const SIDES: usize, const HOW: u8>(job: &
                         }
                         total = S::sum_each_float(totals);
                     }
-                    for step in (by_rows..grouped).step_by(4) {
-                        source.prefetch_four(&rows, step + ahead.next_multiple_of(4));
-                        let scales = source.four_scales::<SIDES>(&rows, step);
-                        let sums = source.sums(&rows, step, record, record_bytes);
-                        unrolled!(4, |s| {
-                            total = accumulated::<S, F, HOW>(sums[s], &scales[s], record, total);
+                    let mut from = by_rows;
+                    for time in 0..times {
+                        let to = if times == 1 { full } else { (time + 1) * blocks / S::LANES };
+                        let grouped = grouped.clamp(from, to);
+                        for step in (from..grouped).step_by(4) {
+                            source.prefetch_four(&rows, step + ahead.next_multiple_of(4));
+                            let scales = source.four_scales::<SIDES>(&rows, step);
+                            let sums = source.sums(&rows, step, record, record_bytes);
+                            unrolled!(4, |s| {
+                                total = accumulated::<S, F, HOW>(sums[s], &scales[s], record, total);
+                                record = record.add(record_bytes);
+                            });
+                        }
+                        let together = if SIDES == ANY_SIDES { grouped } else { grouped + (to - grouped) / 4 * 4 };
+                        for step in (grouped..together).step_by(4) {
+                            let scales = source.four_scales::<SIDES>(&rows, step);
+                            unrolled!(4, |s| {
+                                source.prefetch_quarter::<SIDES>(&rows, step + ahead, s);
+                                let stage = source.stage::<true>(&rows, step + s);
+                                total = dot_step::<S, F, HOW>(source, &stage, 0, &scales[s], record, total);
+                                record = record.add(record_bytes);
+                            });
+                        }
+                        for step in (together..to).step_by(F::STEPS) {
+                            // Behind the end of a row lies the next one of its band.
+                            source.prefetch(&rows, step + ahead);
+                            let stage = source.stage::<true>(&rows, step);
+                            unrolled!(F::STEPS, |s| {
+                                total =
+                                    dot_step::<S, F, HOW>(source, &stage, s, &source.scales(&stage, s), record, total);
+                                record = record.add(record_bytes);
+                            });
+                        }
+                        from = to;
+                        if times == 1 {
+                            break;
+                        }
+                        let lanes = (time + 1) * blocks % S::LANES;
+                        if F::TAILS && lanes > 0 {
+                            source.prefetch(&rows, to + ahead);
+                            let stage = source.stage::<true>(&rows, to);
+                            let scales = source.scales(&stage, 0);
+                            let sums = step_sums::<S, F, HOW>(source, &stage, 0, record);
+                            let ended = accumulated::<S, F, HOW>(sums, &scales, record, total);
+                            let begun = accumulated::<S, F, HOW>(sums, &scales, record, S::splat(0.0));
+                            write::<S>(S::lanes_of(lanes, ended, total), &outputs, &present, time);
+                            total = S::lanes_of(lanes, S::splat(0.0), begun);
                             record = record.add(record_bytes);
-                        });
-                    }
-                    for step in (grouped..together).step_by(4) {
-                        let scales = source.four_scales::<SIDES>(&rows, step);
-                        unrolled!(4, |s| {
-                            source.prefetch_quarter::<SIDES>(&rows, step + ahead, s);
-                            let stage = source.stage::<true>(&rows, step + s);
-                            total = dot_step::<S, F, HOW>(source, &stage, 0, &scales[s], record, total);
-                            record = record.add(record_bytes);
-                        });
-                    }
-                    for step in (together..full).step_by(F::STEPS) {
-                        // Behind the end of a row lies the next one of its band.
-                        source.prefetch(&rows, step + ahead);
-                        let stage = source.stage::<true>(&rows, step);
-                        unrolled!(F::STEPS, |s| {
-                            total = dot_step::<S, F, HOW>(source, &stage, s, &source.scales(&stage, s), record, total);
-                            record = record.add(record_bytes);
-                        });
+                            from += 1;
+                        } else if time + 1 < times {
+                            write::<S>(total, &outputs, &present, time);
+                            total = S::splat(0.0);
+                        }
                     }
                     if F::TAILS && full < steps {
                         let stage = source.stage::<false>(&rows, full);
@@ -202,11 +237,20 @@ unsafe fn bands<S: Simd, F: Source<S>, const SIDES: usize, const HOW: u8>(job: &
                     // The smallest plane first; adding to nothing would turn −0 into 0.
                     sum = if plane + 1 == planes { total } else { S::add(sum, total) };
                 }
-                for (r, v) in S::fold(sum).into_iter().enumerate() {
-                    if t + r * band < count {
-                        *y.add(t + r * band) = v;
-                    }
-                }
+                write::<S>(sum, &outputs, &present, times - 1);
+            }
+        }
+    }
+}
+
+/// Writes the sums of the rows that are present, so many places behind their outputs.
+#[inline(always)]
+unsafe fn write<S: Simd>(sums: S::Floats, outputs: &[*mut f32; 4], present: &[bool; 4], place: usize) {
+    // SAFETY: present rows have the places; the caller runs on S's instruction set.
+    unsafe {
+        for (r, v) in S::fold(sums).into_iter().enumerate() {
+            if present[r] {
+                *outputs[r].add(place) = v;
             }
         }
     }
@@ -240,6 +284,21 @@ unsafe fn dot_step<S: Simd, F: Source<S>, const HOW: u8>(
     record: *const u8,
     total: S::Floats,
 ) -> S::Floats {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let sums = step_sums::<S, F, HOW>(source, stage, s, record);
+        accumulated::<S, F, HOW>(sums, scales, record, total)
+    }
+}
+
+/// The sums of a step's halves, or the first of them for both.
+#[inline(always)]
+unsafe fn step_sums<S: Simd, F: Source<S>, const HOW: u8>(
+    source: &F,
+    stage: &F::Stage,
+    s: usize,
+    record: *const u8,
+) -> [S::Ints; 2] {
     // SAFETY: `record` is a whole record; the rest is the caller's promise.
     unsafe {
         let (x_lo, x_hi) = (S::load(record), S::load(record.add(16 * S::LANES)));
@@ -259,6 +318,6 @@ unsafe fn dot_step<S: Simd, F: Source<S>, const HOW: u8>(
         if F::HALVES {
             sums[1] = S::add_ints(F::of_multiples(S::sum_each(hi), s), start::<S, F, HOW>(record, 1));
         }
-        accumulated::<S, F, HOW>(sums, scales, record, total)
+        sums
     }
 }

@@ -3,6 +3,8 @@
 
 use std::arch::x86_64::*;
 
+use super::super::four;
+
 /// See [`Simd::regroup`](super::Simd::regroup).
 #[inline(always)]
 pub(super) unsafe fn regroup(v: [__m512i; 4]) -> [__m512i; 4] {
@@ -40,4 +42,24 @@ pub(super) unsafe fn rows(v: [__m512i; 4]) -> [__m512i; 4] {
         _mm512_shuffle_i64x2::<0x44>(c, d),
         _mm512_shuffle_i64x2::<0xEE>(c, d),
     ]
+}
+
+/// Where [`by_lane`] finds its u16, for groups of one, two and four blocks: each twice.
+static GROUPS: [[u16; 32]; 3] = {
+    let mut index = [[0; 32]; 3];
+    let mut t = 0;
+    while t < 96 {
+        let (shift, lane, row) = (t / 32, t % 32 / 8, t % 8 / 2);
+        index[shift][t % 32] = (4 * row + (lane >> shift)) as u16;
+        t += 1;
+    }
+    index
+};
+
+/// Place r of lane i: u16 number i >> shift of `rows[r]`, twice; 0 where `mask` has no bit.
+#[inline(always)]
+pub(super) unsafe fn by_lane(rows: [u64; 4], shift: u32, mask: u32) -> __m512i {
+    let [a, b, c, d] = four!(|r| rows[r] as i64);
+    let index = _mm512_loadu_si512(GROUPS[(shift as usize).min(2)].as_ptr().cast());
+    _mm512_maskz_permutexvar_epi16(mask, index, _mm512_castsi256_si512(_mm256_set_epi64x(d, c, b, a)))
 }
