@@ -1,45 +1,71 @@
 #!/usr/bin/env bash
-# Runs a reduced conformance table on a GPU under compute-sanitizer: memcheck and racecheck of every kind of operation, and of products in formats that
-# between them reach every kernel of Hopper's and the portable ones.
+# Runs a reduced conformance table on a GPU under compute-sanitizer. memcheck: a sample of every kind of operation, and of products in formats that between
+# them reach every kernel of Hopper's and the portable ones. racecheck, which takes a hundred times as long as the program alone: the same without products,
+# and of products every format of Hopper's kernels with a few chosen shapes. Tiles have few units there: racecheck does not see that a lane which releases a stage does so
+# for its warp, and where many parts of a tile come through the same stages it calls that a hazard.
 #
-#     scripts/cuda/sanitize.sh MLXN [SECONDS] [FILTER…]
+#     scripts/cuda/sanitize.sh MLXN [SECONDS] [TOOL…]
 #
-# MLXN is a program built with the feature `cuda`. SECONDS is the time for each group of cases and tool, 300 unless told; groups run side by side, JOBS
-# of them (16). FILTERs replace the list below. Prints a line for each group: cases, errors or hazards, and `did not end` where the time was not enough.
+# MLXN is a program built with the feature `cuda`. SECONDS is the time for each group of cases, 300 unless told; groups run side by side, JOBS of them (16).
+# TOOLs are memcheck and racecheck unless told. Prints a line for each group: cases, errors or hazards, and `did not end` where the time was not enough.
 # Ends with 1 if there is any error, hazard or group that did not end.
 set -uo pipefail
-mlxn=${1:?usage: sanitize.sh MLXN [SECONDS] [FILTER…]}
+mlxn=${1:?usage: sanitize.sh MLXN [SECONDS] [TOOL…]}
 seconds=${2:-300}
 shift $(($# < 2 ? $# : 2))
-filters=("$@")
-if [ ${#filters[@]} = 0 ]; then
-    filters=(attention/f16,heads=9/3,dim=64 attention/f16,heads=4/1,dim=256 rope soft_cap softmax argmax sample/dim=50, rms_norm cast gated_activation binary store_kv expert_gate expert_sum embedding/Q4_K
-        matmul_perm021/Q4_0 matmul_batched/F16 matmul_transposed matmul/F16/ matmul/IQ3_S/)
-    for format in Q4_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q6_K MXFP4 affine4_g64_bf16 affine8_g64_bf16; do
-        filters+=("matmul/$format/" "matmul_id/$format/")
-    done
-fi
+tools=("$@")
+[ ${#tools[@]} = 0 ] && tools=(memcheck racecheck)
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 
+others=(attention/f16,heads=9/3,dim=64 attention/f16,heads=4/1,dim=256 rope soft_cap softmax argmax rms_norm cast gated_activation binary store_kv expert_gate expert_sum
+    embedding/Q4_K matmul_batched/F16 matmul_transposed matmul/F16/ matmul/IQ3_S/)
+
+# The groups of a tool: what `mlxn selftest` is given.
+groups_of() {
+    printf -- '--filter %s\n' "${others[@]}" sample/dim=50,
+    if [ "$1" = memcheck ]; then
+        printf -- '--filter %s\n' matmul_perm021/Q4_0
+        for format in Q4_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q6_K MXFP4 affine4_g64_bf16 affine8_g64_bf16; do
+            printf -- '--filter %s\n' "matmul/$format/" "matmul_id/$format/"
+        done
+        return
+    fi
+    echo "--full --filter sample/dim=49152,t=0.8,k=40 --filter matmul_perm021/Q4_0/m=9,n=65"
+    for format in Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 IQ4_NL IQ4_XS MXFP4 Q2_K Q3_K Q4_K Q5_K Q6_K affine4_g64_bf16 affine8_g64_bf16; do
+        # Rows of three and of five blocks or groups.
+        local three=768 five=1280
+        case $format in
+        affine*) three=192 five=192 ;;
+        Q?_0 | Q?_1 | IQ4_NL | MXFP4) three=96 five=160 ;;
+        esac
+        printf -- '--full'
+        printf -- " --filter matmul/$format/%s" "m=1,n=65,k=$five" m=1,n=1,k=4096 "m=3,n=65,k=$five" "m=8,n=65,k=$five" m=8,n=1,k=4096 "m=17,n=65,k=$three" "m=17,n=64,k=$three"
+        printf -- " --filter matmul_id/$format/%s,typed" "m=1,n=64,k=$three,top_k=4,experts=8" "m=8,n=64,k=$three,top_k=4,experts=4" "m=9,n=65,k=$three,top_k=1,experts=1"
+        printf '\n'
+    done
+}
+
 # What is compiled without the tool, it finds in the cache.
-compile() { timeout "$seconds" "$mlxn" selftest --device cuda --filter "$1" >/dev/null 2>&1; }
+compile() { timeout "$seconds" "$mlxn" selftest --device cuda "$@" >/dev/null 2>&1; }
 
 check() {
-    local tool=$1 filter=$2 log=$folder/$1.${2//\//_} cases=- verdict
-    timeout -k 5 "$seconds" compute-sanitizer --tool "$tool" --error-exitcode 9 "$mlxn" selftest --device cuda --filter "$filter" >"$log" 2>&1
+    local tool=$1 verdict name log
+    shift
+    name="$*"
+    log=$folder/$tool.${name//[^A-Za-z0-9]/_}
+    name=${name//--filter /}
+    timeout -k 5 "$seconds" compute-sanitizer --tool "$tool" --error-exitcode 9 "$mlxn" selftest --device cuda "$@" >"${log:0:200}" 2>&1
     case $? in
     0) verdict=clean ;;
     124 | 137) verdict='did not end' ;;
-    *) verdict=$(grep -E 'ERROR SUMMARY|RACECHECK SUMMARY|failed' "$log" | tail -1 | sed 's/=* *//') ;;
+    *) verdict=$(grep -E 'ERROR SUMMARY|RACECHECK SUMMARY|failed' "${log:0:200}" | tail -1 | sed 's/=* *//') ;;
     esac
-    cases=$(grep -oE '[0-9]+ passed' "$log" | head -1)
-    printf '%-10s %-28s %-12s %s\n' "$tool" "$filter" "${cases:--}" "${verdict:-failed}"
+    printf '%-10s %-48s %-12s %4d s  %s\n' "$tool" "${name:0:48}" "$(grep -oE '[0-9]+ passed' "${log:0:200}" | head -1)" "$SECONDS" "${verdict:-failed}"
     [ "$verdict" = clean ]
 }
 export -f compile check
 export mlxn seconds folder
 
-printf '%s\n' "${filters[@]}" | xargs -P "${JOBS:-16}" -I{} bash -c 'compile {}'
-for tool in memcheck racecheck; do printf "$tool %s\n" "${filters[@]}"; done |
-    xargs -P "${JOBS:-16}" -L1 bash -c 'check "$0" "$1"' || exit 1
+for tool in "${tools[@]}"; do groups_of "$tool"; done | sort -u | xargs -P "${JOBS:-16}" -I{} bash -c 'compile {}'
+for tool in "${tools[@]}"; do groups_of "$tool" | sed "s/^/$tool /"; done | xargs -P "${JOBS:-16}" -I{} bash -c 'check {}' || exit 1

@@ -30,9 +30,9 @@ pub struct Args {
     /// Chooses the sample and the data
     #[arg(long, default_value_t = 1, conflicts_with = "full")]
     seed: u64,
-    /// Run the cases whose name contains this text
+    /// Run the cases whose name contains this text, or one of several
     #[arg(long, value_name = "TEXT")]
-    filter: Option<String>,
+    filter: Vec<String>,
     /// Run one of several parts, such as 1/2 and, in another process, 2/2
     #[arg(long, value_name = "PART/PARTS", value_parser = shard)]
     shard: Option<(usize, usize)>,
@@ -52,11 +52,11 @@ pub fn run(args: Args) -> Result<()> {
         writeln!(out, "{}", conformance::label(device))?;
     }
     let selection = if args.full { Selection::Full } else { Selection::Sample { seed: args.seed } };
-    let wanted = |name: &str| args.filter.as_ref().is_none_or(|filter| name.contains(filter.as_str()));
+    let wanted = |name: &str| args.filter.is_empty() || args.filter.iter().any(|filter| name.contains(filter.as_str()));
     let (part, parts) = args.shard.unwrap_or((1, 1));
     let cases = conformance::part(cases(selection).filter(|case| wanted(&case.name())), part - 1, parts);
     if cases.is_empty() {
-        bail!("no case's name contains `{}`", args.filter.as_deref().unwrap_or_default());
+        bail!("no case's name contains `{}`", args.filter.join("` or `"));
     }
     let bar = output::bar("cases", (cases.len() * devices.len()) as u64);
     let report = conformance::run(&devices, &Reference::new()?, cases.into_iter(), |outcome| {

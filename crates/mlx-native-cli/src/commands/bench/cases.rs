@@ -79,6 +79,8 @@ pub struct Case<'a> {
     pub arithmetic: Arithmetic,
     /// Turns after which operands come again.
     pub turns: usize,
+    /// Turns in a row that share an input.
+    pub together: usize,
     pub record: Record<'a>,
 }
 
@@ -113,8 +115,14 @@ fn empty(device: &MlxDevice, len: usize, dtype: DType) -> Result<MlxBuffer> {
     Ok(device.alloc_buffer(len * dtype.size_of(), dtype, vec![len])?)
 }
 
-/// A product of m rows, each with `per_row` experts where `routed`.
-pub fn product<'a>(device: &MlxDevice, weights: &'a Weights, m: usize, per_row: Option<usize>) -> Result<Case<'a>> {
+/// A product of m rows, each with `per_row` experts where it is routed; so many in turn read one input.
+pub fn product<'a>(
+    device: &MlxDevice,
+    weights: &'a Weights,
+    m: usize,
+    per_row: Option<usize>,
+    one_input: usize,
+) -> Result<Case<'a>> {
     let Weights { copies, format } = weights;
     let Some(first) = copies.first() else { bail!("no weight to multiply with") };
     let (n, k, experts) = (first.n(), first.k(), first.n_experts());
@@ -129,10 +137,12 @@ pub fn product<'a>(device: &MlxDevice, weights: &'a Weights, m: usize, per_row: 
     // Products of one list share what they make of an input; with three in turn, every one makes its own.
     let inputs = [2, 3, 4].map(|seed| random(device, seed, m * k));
     let inputs = inputs.into_iter().collect::<Result<Vec<_>>>()?;
+    // What they write has to be apart for that.
+    let outputs = (0..one_input.max(1)).map(|_| empty(device, rows * n, DType::F32));
+    let mut outputs = outputs.collect::<Result<Vec<_>>>()?;
     // Rows take the experts in turn, so that as many as possible are used.
     let ids: Vec<u32> = (0..rows).map(|slot| (slot % experts) as u32).collect();
     let ids = device.buffer_from_slice(&ids, DType::U32, vec![m, rows / m])?;
-    let mut output = device.alloc_buffer(rows * n * DType::F32.size_of(), DType::F32, vec![rows, n])?;
     let bytes = first.byte_len() / experts * rows.min(if per_row.is_some() { experts } else { 1 })
         + DType::F32.size_of() * (m * k + rows * n);
     Ok(Case {
@@ -144,11 +154,14 @@ pub fn product<'a>(device: &MlxDevice, weights: &'a Weights, m: usize, per_row: 
         bytes,
         operations: Some(2.0 * rows as f64 * n as f64 * k as f64),
         turns: copies.len(),
+        together: outputs.len(),
         record: Box::new(move |encoder, turn| {
-            let (weight, input) = (&copies[turn % copies.len()], &inputs[turn % inputs.len()]);
+            let (weight, input) = (&copies[turn % copies.len()], &inputs[turn / outputs.len() % inputs.len()]);
+            let count = outputs.len();
+            let output = &mut outputs[turn % count];
             match per_row {
-                None => encoder.matmul(input, weight, &mut output),
-                Some(_) => encoder.matmul_id(input, weight, &ids, &mut output, None),
+                None => encoder.matmul(input, weight, output),
+                Some(_) => encoder.matmul_id(input, weight, &ids, output, None),
             }
         }),
     })
@@ -195,6 +208,7 @@ pub fn attention(device: &MlxDevice, m: usize, context: usize, heads: [usize; 3]
         operations: Some(4.0 * (pairs * n_heads * head_dim) as f64),
         arithmetic: Arithmetic::F32,
         turns: caches.len(),
+        together: 1,
         record: Box::new(move |encoder, turn| {
             let [k, v] = &caches[turn % caches.len()];
             encoder.attention(&q, k, v, &mut output, &params)
@@ -259,5 +273,16 @@ pub fn rowwise(device: &MlxDevice, op: Operation, m: usize, width: usize, heads:
         }
     };
     let arithmetic = Arithmetic::F32;
-    Ok(Case { op, format: None, shape, kernel: None, bytes, operations: None, arithmetic, turns: 1, record })
+    Ok(Case {
+        op,
+        format: None,
+        shape,
+        kernel: None,
+        bytes,
+        operations: None,
+        arithmetic,
+        turns: 1,
+        together: 1,
+        record,
+    })
 }

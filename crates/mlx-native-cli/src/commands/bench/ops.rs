@@ -31,11 +31,17 @@ counted. --cublas queues lists of the operation and of cuBLAS's product with wei
 cuBLAS's time divided by the operation's, above 1 where the operation is faster. A GPU takes seconds to settle: \
 give --seconds, or measure something before.
 
+With --one-input 16, sixteen products in turn, of weights and outputs of their own, read the same input, as those of \
+queries, keys and values do. CUDA prepares an input of more than eight rows once for up to 32 products, or 16 with \
+experts, whose lists are made once too: a sixteenth of that is left in a product's time. Up to three products of eight rows and \
+fewer become one launch.
+
 Examples:
   mlxn bench ops --format Q4_0,Q4_K -m 1,8,512 -n 4096 -k 14336 --threads 2 --json
   mlxn bench ops --op attention -m 1 --context 512,4096 --heads 9/3 --head-dim 64
   mlxn bench ops --op softmax,argmax,sample -m 1 -n 151936 --isa avx2
-  mlxn bench ops --device cuda --cublas --format Q4_0,Q8_0 -m 128,512 -n 28672 -k 8192 --seconds 1")]
+  mlxn bench ops --device cuda --cublas --format Q4_0,Q8_0 -m 128,512 -n 28672 -k 8192 --seconds 1
+  mlxn bench ops --device cuda --op matmul_id --one-input 16 -m 512 --experts 128 --top 8 -n 768 -k 2048")]
 pub struct Args {
     /// Operations
     #[arg(long, value_enum, value_delimiter = ',', default_values = ["matmul"])]
@@ -74,12 +80,15 @@ pub struct Args {
     /// takes about so many milliseconds
     #[arg(long, value_name = "MS", default_value_t = 1.0)]
     list_ms: f64,
+    /// So many products of a list, one after the other, read the same input
+    #[arg(long, value_name = "PRODUCTS", default_value_t = 1)]
+    one_input: usize,
     /// Compare products with cuBLAS's of the same shape on weights of halves, in turn (CUDA)
     #[arg(long)]
     cublas: bool,
-    /// Print an array of {op, format, m, n, k, context, heads, device, kernel, timed_by, runs, seconds, best_seconds,
-    /// gb_per_s, gflop_per_s, read_gb_per_s, share_of_read, arithmetic, peak_gop_per_s, share_of_peak, cublas_seconds,
-    /// times_cublas}
+    /// Print an array of {op, format, m, n, k, context, heads, one_input, device, kernel, timed_by, runs, seconds,
+    /// best_seconds, gb_per_s, gflop_per_s, read_gb_per_s, share_of_read, arithmetic, peak_gop_per_s, share_of_peak,
+    /// cublas_seconds, times_cublas}
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -93,6 +102,9 @@ struct Measured {
     format: Option<String>,
     #[serde(flatten)]
     shape: Shape,
+    /// Products in a row that read the same input, where they are several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    one_input: Option<usize>,
     device: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     kernel: Option<String>,
@@ -165,7 +177,7 @@ pub fn run(args: Args) -> Result<()> {
                 for (format, (n, k)) in pairs(&formats, &pairs(&args.n, &args.k)) {
                     let weights = Weights::new(&device, format, experts, n, k)?;
                     for &m in &args.m {
-                        bench.measure(cases::product(&device, &weights, m, top)?)?;
+                        bench.measure(cases::product(&device, &weights, m, top, args.one_input)?)?;
                     }
                 }
             }
@@ -245,6 +257,9 @@ impl Bench<'_> {
         lists.run(&mut case, 1)?;
         let once = before.elapsed().as_secs_f64();
         let times = (self.list.as_secs_f64() / once).clamp(1.0, 256.0).round() as usize;
+        // Products that read one input are all in one list.
+        let times = times.next_multiple_of(case.together);
+        lists.turn = 0;
         let (timed_by, runs) = match self.device.laps()? {
             Some(laps) => {
                 let mut queued = Queued { laps, vendor: None, least: self.least };
@@ -282,6 +297,7 @@ impl Measured {
             op: case.op,
             format: case.format.map(|format| format.name().into_owned()),
             shape: case.shape,
+            one_input: (case.together > 1).then_some(case.together),
             device,
             kernel: case.kernel.clone(),
             timed_by,

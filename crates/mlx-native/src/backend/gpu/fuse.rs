@@ -3,7 +3,7 @@
 
 use crate::DType;
 use crate::backend::Recorded;
-use crate::ops::{GatedActivation, InputLayout, Matmul, Op, RmsNorm, Rope, StoreKv};
+use crate::ops::{GatedActivation, InputLayout, Matmul, MatmulId, Op, RmsNorm, Rope, StoreKv};
 
 /// The first operations of a list, of which one launch may run several.
 pub(crate) enum Together<'a> {
@@ -56,6 +56,35 @@ pub(crate) fn same_input(ops: &[Recorded], most: usize) -> Vec<&Matmul> {
         let is_free = apart.chain(found.iter().flat_map(|other| other.weight.views())).all(|v| !op.output.overlaps(v));
         let weight_is_free = op.weight.views().all(|view| found.iter().all(|other| !other.output.overlaps(view)));
         if recorded.kernel.is_some() || !alike || !is_free || !weight_is_free {
+            break;
+        }
+        found.push(op);
+    }
+    found
+}
+
+/// The routed products that a list begins with and whose rows and experts are the same, `most` at most.
+#[cfg_attr(not(feature = "cuda"), allow(dead_code))] // CUDA alone makes such launches.
+pub(crate) fn same_routes(ops: &[Recorded], most: usize) -> Vec<&MatmulId> {
+    let mut found: Vec<&MatmulId> = Vec::new();
+    for recorded in ops.iter().take(most) {
+        let Op::MatmulId(op) = &recorded.op else { break };
+        let alike = |first: &&MatmulId| {
+            (first.n_tokens, first.top_k, first.n_experts, first.k) == (op.n_tokens, op.top_k, op.n_experts, op.k)
+                && first.input.view.same_start(&op.input.view)
+                && (first.input.dtype, first.input.layout) == (op.input.dtype, op.input.layout)
+                && first.ids.same_start(&op.ids)
+        };
+        let read = || op.weight.views().chain([&op.input.view, &op.ids]);
+        let reads_none = found.iter().all(|other| read().all(|view| !view.overlaps(&other.output)));
+        let written = || found.iter().flat_map(|other| other.weight.views().chain([&other.output]));
+        let is_free = [&op.input.view, &op.ids].into_iter().chain(written()).all(|view| !op.output.overlaps(view));
+        if recorded.kernel.is_some()
+            || op.scratch.is_some()
+            || !found.first().is_none_or(alike)
+            || !reads_none
+            || !is_free
+        {
             break;
         }
         found.push(op);

@@ -1,8 +1,10 @@
 // One list of slots for each expert, in ascending order, one list after the other: counts[e] slots of expert e; places[s] is where slot s is in the lists.
 // Then the tiles of these lists, tile_rows slots at most: expert, first slot's place in the lists, and slots of each; what is left of `tiles` has no slots. A slot
-// whose id is no expert is in no list; its row becomes NaN. One block, whose warps count the slots of a part of the ids each: `counted` has a word for each
+// whose id is no expert is in no list; its row becomes NaN in every output. One block, whose warps count the slots of a part of the ids each: `counted` has a word for each
 // warp and expert of a range.
-constexpr uint MAP_WARPS = 32, RANGE = 512, NOWHERE = ~0u;
+constexpr uint MAP_WARPS = 32, RANGE = 512, NOWHERE = ~0u, MOST_OUTPUTS = 16;
+// The outputs of products that share the lists, n values a row; none where n is 0.
+struct RoutedOutputs { float* y[MOST_OUTPUTS]; uint n[MOST_OUTPUTS]; };
 
 // The sum of what the threads before this one have, and of all of them.
 inline uint2 sum_before(uint value, uint* warps) {
@@ -20,7 +22,7 @@ inline uint2 sum_before(uint value, uint* warps) {
 }
 
 template <int = 0>
-__global__ void __launch_bounds__(1024) map_experts(const uint* ids, uint* counts, uint* lists, uint* places, uint4* tiles, float* y, ProductArgs args,
+__global__ void __launch_bounds__(1024) map_experts(const uint* ids, uint* counts, uint* lists, uint* places, uint4* tiles, const __grid_constant__ RoutedOutputs outputs, ProductArgs args,
                                                     uint n_tiles, uint tile_rows, ulong* fault) {
     extern __shared__ uint counted[];
     __shared__ uint warps[MAP_WARPS], starts[RANGE];
@@ -84,7 +86,8 @@ __global__ void __launch_bounds__(1024) map_experts(const uint* ids, uint* count
     if (next_place == slots) return;
     for (uint slot = warp; slot < slots; slot += 32) {
         if (ids[slot] < args.n_experts) continue;
-        for (uint j = lane; j < args.n; j += 32) y[ulong(slot) * args.n + j] = not_a_number();
+        for (uint i = 0; i < MOST_OUTPUTS; i++)
+            for (uint j = lane; j < outputs.n[i]; j += 32) outputs.y[i][ulong(slot) * outputs.n[i] + j] = not_a_number();
         if (lane == 0) report(fault, slot, ids[slot]);
     }
 }

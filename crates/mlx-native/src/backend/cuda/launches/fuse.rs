@@ -5,7 +5,7 @@ use super::step::Step;
 use super::{Plan, Planner, attention, matmul};
 use crate::Result;
 use crate::backend::Recorded;
-use crate::backend::gpu::fuse::{Together, adds, norms, same_input};
+use crate::backend::gpu::fuse::{Together, adds, norms, same_input, same_routes};
 use crate::ops::Op;
 
 /// The plan of the first operations of a list together, and how many they are: one where the first runs alone. `planner` is that of the first;
@@ -39,12 +39,19 @@ fn together(ops: &[Recorded], planner: &Planner<'_>) -> Option<(Result<Plan>, us
     if let Some((plan, count)) = chain(ops, planner) {
         return Some((Ok(plan), count));
     }
-    let mut products = same_input(ops, hopper::MATRICES);
+    let mut products = same_input(ops, hopper::most_products(ops));
     while products.len() > 1 {
         match matmul::matmuls(&products, planner) {
             Ok(Some(plan)) => return Some((Ok(plan), products.len())),
             // Alone each has its own error.
             Ok(None) | Err(_) => drop(products.pop()),
+        }
+    }
+    let mut routed = same_routes(ops, hopper::most_products(ops));
+    while routed.len() > 1 {
+        match matmul::matmul_ids(&routed, planner) {
+            Ok(Some(plan)) => return Some((Ok(plan), routed.len())),
+            Ok(None) | Err(_) => drop(routed.pop()),
         }
     }
     Some((super::plan(&first.op, planner), 1))
@@ -92,7 +99,7 @@ mod tests {
     use crate::backend::cuda::launches::{Bound, live_values};
     use crate::{
         Activation, AttentionParams, CommandEncoder, DType, DeviceOptions, GgmlType, KvCacheParams, MlxBuffer,
-        MlxDevice, RmsNormParams, RopeParams, RopeStyle, Weight,
+        MlxDevice, RmsNormParams, RopeParams, RopeStyle, Weight, WeightFormat,
     };
 
     const HIDDEN: usize = 512;
@@ -187,6 +194,38 @@ mod tests {
         let names = kernels(90, 20, GgmlType::Q4_K, &DeviceOptions::default());
         let count = |name: &str| names.iter().filter(|other| *other == name).count();
         assert_eq!((count("hopper_prepare"), count("hopper_mm"), count("combine")), (5, 8, 1), "{names:?}");
+    }
+
+    #[test]
+    fn routed_products_of_one_input_share_its_lists() {
+        let info = DeviceInfo { name: String::new(), arch: 90, processors: 132, shared_bytes: 227 << 10 };
+        let options = DeviceOptions::default();
+        let planner = Planner { info: &info, options: &options, forced: None, alone: true };
+        let device = MlxDevice::reference().unwrap();
+        let buffer = |bytes: usize, dtype: DType| device.alloc_buffer(bytes, dtype, vec![]).unwrap();
+        let (m, n, k, experts, top) = (20, 128, 256, 8, 2);
+        let count = |outputs: &[usize], tokens: &[usize]| {
+            let mut encoder = device.command_encoder().unwrap();
+            let inputs = [m, m].map(|rows| buffer(rows * k * 4, DType::F32));
+            let ids = buffer(m * top * 4, DType::U32);
+            let buffers: Vec<MlxBuffer> = (0..3).map(|_| buffer(m * top * n * 4, DType::F32)).collect();
+            for (&output, &input) in outputs.iter().zip(tokens) {
+                let data = buffer(experts * n * k / 256 * 144, DType::U8);
+                let weight =
+                    Weight::stack(WeightFormat::Ggml(GgmlType::Q4_K), experts, n, k, data, None, None).unwrap();
+                encoder.matmul_id(&inputs[input], &weight, &ids, &mut buffers[output].clone(), None).unwrap();
+            }
+            let (mut rest, mut names) = (encoder.list().ops(), Vec::new());
+            while let Some((plan, count)) = plan(rest, &planner) {
+                names.extend(plan.unwrap().launches.iter().map(|launch| launch.pipeline.function.clone()));
+                rest = &rest[count..];
+            }
+            ["map_experts", "hopper_prepare_id", "hopper_mm_id"]
+                .map(|name| names.iter().filter(|other| other.split('<').next() == Some(name)).count())
+        };
+        assert_eq!(count(&[0, 1, 2], &[0, 0, 0]), [1, 1, 3]);
+        // The second writes where the first did, the third reads other rows.
+        assert_eq!(count(&[0, 0, 1], &[0, 0, 1]), [3, 3, 3]);
     }
 
     #[test]

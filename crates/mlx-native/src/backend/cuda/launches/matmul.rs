@@ -249,6 +249,12 @@ pub(super) fn matmuls(ops: &[&Matmul], planner: &Planner<'_>) -> Result<Option<P
     hopper::matmuls(ops, planner, &input_args(op)?)
 }
 
+/// Several routed products of the same rows and experts; none where each had better be planned alone.
+pub(super) fn matmul_ids(ops: &[&MatmulId], planner: &Planner<'_>) -> Result<Option<Plan>> {
+    let [op, ..] = ops else { return Ok(None) };
+    hopper::matmul_ids(ops, planner, &routed_args(op)?)
+}
+
 /// Products with what is around them; none where all that had better be planned by itself.
 pub(super) fn chain(chain: &Chain<'_>, planner: &Planner<'_>) -> Result<Option<Plan>> {
     let Some(op) = chain.before.or(chain.products.first().copied()) else { return Ok(None) };
@@ -257,6 +263,11 @@ pub(super) fn chain(chain: &Chain<'_>, planner: &Planner<'_>) -> Result<Option<P
 
 fn input_args(op: &Matmul) -> Result<ProductArgs> {
     with_input(args(&op.weight, [op.m, op.n, op.k], op.k)?, &op.input)
+}
+
+fn routed_args(op: &MatmulId) -> Result<ProductArgs> {
+    let args = with_input(args(&op.weight, [op.n_tokens, op.n, op.k], op.k)?, &op.input)?;
+    Ok(ProductArgs { top_k: u32_of("top_k", op.top_k)?, n_experts: u32_of("n_experts", op.n_experts)?, ..args })
 }
 
 /// output[b][i][j]
@@ -308,9 +319,7 @@ pub(super) fn matmul(op: &Matmul, planner: &Planner<'_>) -> Result<Plan> {
 
 /// output[slot] = weight[ids[slot]] · input[slot ÷ top_k]
 pub(super) fn matmul_id(op: &MatmulId, planner: &Planner<'_>) -> Result<Plan> {
-    let args = with_input(args(&op.weight, [op.n_tokens, op.n, op.k], op.k)?, &op.input)?;
-    let mut args =
-        ProductArgs { top_k: u32_of("top_k", op.top_k)?, n_experts: u32_of("n_experts", op.n_experts)?, ..args };
+    let mut args = routed_args(op)?;
     if let Some(plan) = hopper::matmul_id(op, planner, &args)? {
         return Ok(plan);
     }
@@ -338,7 +347,7 @@ pub(super) fn matmul_id(op: &MatmulId, planner: &Planner<'_>) -> Result<Plan> {
         Route::ExactTiles => tile_rows(64, route, planner),
         _ => 64,
     };
-    let Experts { n_tiles, tiles, lists, .. } = map_experts(op, &args, rows, &mut plan)?;
+    let Experts { n_tiles, tiles, lists, .. } = map_experts(op, &[], &args, rows, &mut plan)?;
     bindings.extend(stage(&op.input, op.n_tokens, &args, route, &mut plan)?);
     bindings.extend([y, Bound::value(&args), lists, tiles]);
     let grid = [u32_of("n", op.n.div_ceil(TILE_COLUMNS))?, n_tiles, 1];
@@ -362,9 +371,17 @@ pub(super) struct Experts {
 /// Warps of that launch and experts that it takes at once, `MAP_WARPS` and `RANGE` in map_experts.cu.
 const MAP_WARPS: usize = 32;
 const MAP_RANGE: usize = 512;
+/// Products that share lists at most, `MOST_OUTPUTS` there.
+pub(super) const ROUTED_PRODUCTS: usize = 16;
 
-/// Appends the launch that lists the slots by expert and cuts the lists into tiles of `rows`.
-pub(super) fn map_experts(op: &MatmulId, args: &ProductArgs, rows: usize, plan: &mut Plan) -> Result<Experts> {
+/// Appends the launch that lists the slots by expert and cuts the lists into tiles of `rows`, for products of the same slots and experts.
+pub(super) fn map_experts(
+    op: &MatmulId,
+    others: &[&MatmulId],
+    args: &ProductArgs,
+    rows: usize,
+    plan: &mut Plan,
+) -> Result<Experts> {
     let slots = op.n_tokens * op.top_k;
     // There are at most so many whole tiles, and one partial one an expert.
     let n_tiles = slots / rows + op.n_experts.min(slots);
@@ -376,13 +393,18 @@ pub(super) fn map_experts(op: &MatmulId, args: &ProductArgs, rows: usize, plan: 
         None => [plan.scratch(op.n_experts * 4), plan.scratch(slots * 4)],
     };
     let places = plan.scratch(slots * 4);
+    let ops = || [op].into_iter().chain(others.iter().copied()).take(ROUTED_PRODUCTS);
+    let mut outputs: Vec<Bound> = ops().map(|op| Bound::view(&op.output)).collect();
+    outputs.resize(ROUTED_PRODUCTS, Bound::value(&0u64));
+    outputs.extend(ops().map(|op| u32_of("n", op.n).map(|n| Bound::value(&n))).collect::<Result<Vec<_>>>()?);
+    outputs.resize(2 * ROUTED_PRODUCTS, Bound::value(&0u32));
     let bindings = vec![
         Bound::view(&op.ids),
         counts,
         lists.clone(),
         places.clone(),
         tiles.clone(),
-        Bound::view(&op.output),
+        Bound::Record(outputs),
         Bound::value(args),
         Bound::value(&n_tiles),
         Bound::value(&(rows as u32)),

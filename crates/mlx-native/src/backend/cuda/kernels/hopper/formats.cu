@@ -294,16 +294,17 @@ struct MXFP4 : Plain {
     static constexpr bool ROTATED = true;
     DI static constexpr int place(int i) { return (i & ~15) + nibble_place(i & 15, ((i >> 5) * 17 + 1) & 3); }
     DI static constexpr int unrotated(int i) { return (i & ~15) + nibble_place(i & 15, 0); }
-    // The largest exponent of a unit, found by a quad of lanes together.
-    template <class R> DI static int largest_exponent(const R& row, int t) {
-        int e = max((int)row.at[34 * t], (int)row.at[34 * t + 17]);
+    // The larger exponent of two groups of 32, a lane's own of a unit, and that of a quad of lanes.
+    DI static int own_exponent(const u8* groups) { return max((int)groups[0], (int)groups[17]); }
+    DI static int largest_exponent(int e) {
         e = max(e, __shfl_xor_sync(~0u, e, 1));
         return max(e, __shfl_xor_sync(~0u, e, 2));
     }
     // What makes weights of the halves of `bits`, in both halves.
     template <class R> DI static u32 ranged_scale(const R& row, int c, int group, int reference) {
-        const int power = (int)row.byte((2 * c + group) * 17) - reference - HEADROOM + 14;
-        const float s = __uint_as_float((u32)(max(power, -30) + 127) << 23);
+        // 2^(e - reference - HEADROOM + 14), but not less than 2^-30, which is no half.
+        const int own = (int)row.byte((2 * c + group) * 17) << 23, bits = own + (127 + 14 - HEADROOM - reference) * 0x00800000;
+        const float s = __int_as_float(max(bits, (127 - 30) << 23));
         return pack_halves(s, s);
     }
     // Undoes a reference: times 2^(HEADROOM + 1) this is its weights' power of two.

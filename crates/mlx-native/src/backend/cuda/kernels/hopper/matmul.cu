@@ -35,6 +35,8 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
         wait_for_predecessor();
         token_tiles = 0;
         for (u32 base = 0; base < routing.n_tiles; base += blockDim.x) token_tiles += __syncthreads_count(base + threadIdx.x < routing.n_tiles && routing.tiles[base + threadIdx.x].z > 0);
+        // The compiler then knows that all lanes have the same, and keeps what depends on it where the tensor cores' instructions want it.
+        token_tiles = __shfl_sync(~0u, token_tiles, 0);
     }
     const int row_tiles = (a.n + L::ROWS * CLUSTER - 1) / (L::ROWS * CLUSTER), tiles = token_tiles * row_tiles, clusters = gridDim.x / CLUSTER;
     // Where all tiles are shared, neighbours work on the same rows of x; else on the same weights, which they so read from memory once.
@@ -203,11 +205,22 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
         // sums are scaled down before the products that need it.
         auto look_ahead = [&](bool new_run) {
             if constexpr (F::RANGED) {
+                // Mostly no lane sees an exponent that matters.
+                int own[MI][2];
+                bool matters = new_run;
 #pragma unroll
                 for (int i = 0; i < MI; i++)
 #pragma unroll
                     for (int which = 0; which < 2; which++) {
-                        const int largest = F::largest_exponent(Row<0>{smem + row_of(i, which, 0)}, t);
+                        own[i][which] = F::own_exponent(smem + row_of(i, which, 0) + F::UNIT / 4 * t);
+                        matters |= own[i][which] > references_ahead[i][which] + F::HEADROOM + F::MOST;
+                    }
+                if (!__any_sync(~0u, matters)) return;
+#pragma unroll
+                for (int i = 0; i < MI; i++)
+#pragma unroll
+                    for (int which = 0; which < 2; which++) {
+                        const int largest = F::largest_exponent(own[i][which]);
                         if (new_run || largest > references_ahead[i][which] + F::HEADROOM + F::MOST) references_ahead[i][which] = largest, rescale = !new_run;
                     }
                 rescale = __any_sync(~0u, rescale);

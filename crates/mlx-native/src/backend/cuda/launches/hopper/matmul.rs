@@ -1,6 +1,6 @@
 //! Routing between the kernels, and the geometry of the one for many rows.
 
-use super::{HopperTileArgs, Product, ROWS, Rows, TILES, UNIT, key, matvec, pitch_of};
+use super::{HopperTileArgs, MATRICES, Product, ROWS, Rows, TILES, UNIT, key, matvec, pitch_of};
 use crate::backend::cuda::launches::args::ProductArgs;
 use crate::backend::cuda::launches::{Bound, Launch, Plan, Planner};
 use crate::backend::cuda::tensor_map::TensorMap;
@@ -237,7 +237,11 @@ pub(in crate::backend::cuda) fn matmuls(
     }
     let products: Option<Vec<Product<'_>>> = ops.iter().map(|op| Product::of(op, planner)).collect();
     let Some(products) = products else { return Ok(None) };
-    if products.iter().any(|product| product.format.name != products[0].format.name) {
+    // Weights that are moved take memory, each its own.
+    let moved = |product: &Product<'_>| !product.aligned() && !product.ragged();
+    if products.iter().any(|product| product.format.name != products[0].format.name)
+        || products.len() > MATRICES && products.iter().any(moved)
+    {
         return Ok(None);
     }
     let mut plan = Plan::default();

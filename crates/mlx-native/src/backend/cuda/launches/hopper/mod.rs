@@ -11,24 +11,26 @@ mod route;
 
 pub(super) use ahead::look;
 pub(super) use chain::Chain;
-pub(super) use experts::matmul_id;
+pub(super) use experts::{matmul_id, matmul_ids};
 pub(super) use layer::Layer;
 pub(super) use matmul::{matmul, matmuls};
 
 use crate::backend::cuda::driver::DeviceInfo;
 use crate::backend::cuda::launches::args::ProductArgs;
-use crate::backend::cuda::launches::matmul::widened;
+use crate::backend::cuda::launches::matmul::{ROUTED_PRODUCTS, widened};
 use crate::backend::cuda::launches::{Bound, Library, PipelineKey, Plan, Planner};
 use crate::backend::gpu::args::{ArgType, args, render_struct};
-use crate::backend::{CapabilityQuery, OpKind};
+use crate::backend::{CapabilityQuery, OpKind, Recorded};
 use crate::buffer::View;
 use crate::device::{Activations, DeviceOptions};
 use crate::format::WeightFormat;
-use crate::ops::{Input, Matmul, WeightView};
+use crate::ops::{Input, Matmul, Op, WeightView};
 use crate::{DType, GgmlType, MM_ID_ROUTING_THRESHOLD, MM_ROUTING_THRESHOLD, Result};
 
 /// Products of one input that a launch has at most.
 pub(super) const MATRICES: usize = 3;
+/// Products of many rows that share what is made of their input at most.
+const PREPARED: usize = 32;
 /// The names of the kernels in reports.
 pub(super) const ROWS: &str = "hopper_mv";
 pub(super) const TILES: &str = "hopper_mm";
@@ -293,6 +295,15 @@ impl<'a> Product<'a> {
     /// Whether every weight row starts at a multiple of 16 bytes.
     fn aligned(&self) -> bool {
         self.w_row.is_multiple_of(16) && self.weight.data.offset.is_multiple_of(16)
+    }
+}
+
+/// Products of one input that are planned together at most, by the first of them.
+pub(super) fn most_products(ops: &[Recorded]) -> usize {
+    match ops.first().map(|first| &first.op) {
+        Some(Op::Matmul(op)) if op.m > MM_ROUTING_THRESHOLD as usize => PREPARED,
+        Some(Op::MatmulId(op)) if op.n_tokens > MM_ID_ROUTING_THRESHOLD as usize => ROUTED_PRODUCTS,
+        _ => MATRICES,
     }
 }
 
