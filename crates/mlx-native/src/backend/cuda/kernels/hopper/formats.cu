@@ -112,6 +112,7 @@ DI void lookup(u32 w, u32 t0, u32 t1, u32 t2, u32 t3, u32& first, u32& second) {
 struct Plain { // what most formats have in common
     static constexpr int SUB = 32, OFFSET = 0, LIFT = 0; // LIFT: the half-precision weights are times 2^LIFT
     static constexpr int SLICES = 1;                     // of a unit, each a stage of the widest tiles
+    static constexpr int TAIL = 0;                       // bytes of a ragged row's last values, 64 or less, that the widest tiles copy beside the unit before, and where they may start
     static constexpr float QUANTUM = SUBNORMAL;          // what bits<0> gives for 1
     static constexpr bool MINIMUM = false, UNIT_SCALE = false, TRUE_HALVES = false, AFFINE = false;
     // Scales and minimums of the tile kernel are found in half arithmetic: `half_scale` and `half_minimum`, in both halves.
@@ -143,7 +144,7 @@ struct Plain { // what most formats have in common
 
 // ---- blocks of 32 values: low nibbles the first 16, high nibbles the last ----
 template <int BLOCK, int QS> struct Blocks : Plain {
-    static constexpr int UNIT = 8 * BLOCK;
+    static constexpr int UNIT = 8 * BLOCK, TAIL = 64;
     DI static constexpr int shift(int step) { return step & 1 ? 4 : 0; }
     static constexpr bool ROTATED = true;
     DI static constexpr int place(int i) { return (i & ~15) + nibble_place(i & 15, ((i >> 5) * BLOCK + QS) & 3); }
@@ -210,7 +211,7 @@ struct Q5_1 : FiveBits<24, 4, 8> {
     template <class R> DI static void minimums(const R& row, const Head&, int t, u32 (&m)[1]) { m[0] = prmt(row.moved(48 * t).word(0), row.moved(48 * t).word(24), 0x7632); }
 };
 struct Q8_0 : Plain {
-    static constexpr int UNIT = 272, OFFSET = 128, SLICES = 2;
+    static constexpr int UNIT = 272, OFFSET = 128, SLICES = 2, TAIL = 48;
     static constexpr bool FETCHED = true;
     DI static constexpr int shift(int) { return 0; }
     // A block that starts two bytes past a word rotates its 32 bytes by two.
@@ -245,7 +246,7 @@ template <u32 MAGIC> DI void codebook_of_16(u32 w, u32 (&low)[2], u32 (&high)[2]
 }
 struct IQ4_NL : Codebook<18, 2> {
     static constexpr bool BESIDE = true;
-    static constexpr int OFFSET = 128;
+    static constexpr int OFFSET = 128, TAIL = 64;
     template <u32 MAGIC, class R> DI static void bits(const R& row, const Head&, int c, int t, u32 (&q)[4][2]) {
 #pragma unroll
         for (int j = 0; j < 2; j++) codebook_of_16<MAGIC>(row.quad((2 * c + j) * 18 + 2, t), q[2 * j], q[2 * j + 1]);
@@ -284,7 +285,7 @@ struct IQ4_XS : Codebook<16, 8> {
 DI u32 times(u32 w, u32 factor) { return w * factor; }
 // A nibble's sign, exponent and fraction as those of a half: E2M1 x 2^-14, subnormal where E2M1 is.
 struct MXFP4 : Plain {
-    static constexpr int UNIT = 136;
+    static constexpr int UNIT = 136, TAIL = 48;
     static constexpr float QUANTUM = 1.0f / 32768.0f; // 2^-15, as scales are halved
     static constexpr bool TRUE_HALVES = true, RANGED = true, ROLLED = false, FETCHED = true;
     // Weights are kept in halves as they are times 2^(127 - reference - HEADROOM), E2M1 times at most 2^MOST; exponents above the reference

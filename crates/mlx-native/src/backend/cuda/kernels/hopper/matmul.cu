@@ -77,7 +77,7 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
 #pragma unroll 1
                 for (; v < end; v++, unit++)
 #pragma unroll 1
-                    for (int c = 0; c < 4; c += L::CHUNKS) {
+                    for (int c = 0; c < (L::TAIL_BYTES > 0 && a.tail && unit + 1 == (int)a.units ? 5 : 4); c += L::CHUNKS) {
                         const u32 to = stage(L::X_BYTES) + rank * (L::CHUNK_BYTES / CLUSTER);
 #pragma unroll
                         for (int i = 0; i < L::CHUNKS; i++) {
@@ -131,7 +131,15 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
                     if (EARLY && v * L::SLICES + slice == 1) barrier_wait(w_full, 0);
                     barrier_wait(w_empty + 8 * slot, phase);
                     const bool sides = more_sides && slice == 0;
-                    barrier_expect(w_full + 8 * slot, L::LINES * L::ROWS * L::PITCH + (sides ? 2 * L::SIDE_BYTES : 0));
+                    const bool ends = L::TAIL_BYTES > 0 && a.tail && unit + 1 == (int)a.units;
+                    barrier_expect(w_full + 8 * slot, L::LINES * L::ROWS * L::PITCH + (sides ? 2 * L::SIDE_BYTES : 0) + (ends ? L::TAIL_BYTES : 0));
+                    if constexpr (L::TAIL_BYTES > 0) {
+                        // Who multiplies has long been done with the tail before: it has released units since.
+                        if (ends)
+#pragma unroll 1
+                            for (int i = 0; i < L::ROWS / 8; i++)
+                                tile_copy(shared + L::TAIL + 8 * i * L::TAIL_PITCH, scales, ((i & 7) * a.w_row + at + F::UNIT & ~15) / 2, row / 8 + (i & ~7), w_full + 8 * slot);
+                    }
                     if constexpr (RAGGED) {
                         // Eight rows are a multiple of 16 bytes, and one row of the map: a copy takes every eighth row of 64.
 #pragma unroll 1
@@ -226,7 +234,7 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
                 rescale = __any_sync(~0u, rescale);
             }
         };
-        auto dequantize = [&](int buffer, int c, int mi) {
+        auto dequantize_from = [&](int buffer, int c, int mi, u32 first, u32 second, const int (&reference)[2]) {
             auto run = [&](auto top, auto bottom) {
                 if constexpr (F::AFFINE) {
                     top.scales = smem + L::W + side * L::W_BYTES + L::SIDE + (top_row + 64 * mi) * L::SIDE_PITCH + ((u32)unit_ahead * F::SIDE & L::SIDE_PITCH - 1);
@@ -234,14 +242,12 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
                     top.biases = top.scales + L::SIDE_BYTES, bottom.biases = bottom.scales + L::SIDE_BYTES;
                 }
                 if (c == 0 || GROUPS == 4) heads[mi][0] = F::head(top), heads[mi][1] = F::head(bottom);
-                chunk_weights<F>(top, heads[mi][0], c, t, left[buffer], 0, references_ahead[mi][0]);
-                chunk_weights<F>(bottom, heads[mi][1], c, t, left[buffer], 1, references_ahead[mi][1]);
+                chunk_weights<F>(top, heads[mi][0], c, t, left[buffer], 0, reference[0]);
+                chunk_weights<F>(bottom, heads[mi][1], c, t, left[buffer], 1, reference[1]);
             };
-            const u32 first = row_of(mi, 0, c);
-            if constexpr (STARTS == ON_WORDS) run(Row<0>{smem + first}, Row<0>{smem + row_of(mi, 1, c)});
-            else if constexpr (STARTS == BY_TURNS) run(Row<0>{smem + first}, Row<16>{smem + row_of(mi, 1, c) - 2}); // A lane's upper row is an even one of eight.
+            if constexpr (STARTS == ON_WORDS) run(Row<0>{smem + first}, Row<0>{smem + second});
+            else if constexpr (STARTS == BY_TURNS) run(Row<0>{smem + first}, Row<16>{smem + second - 2}); // A lane's upper row is an even one of eight.
             else if constexpr (STARTS == ON_EVEN) {
-                const u32 second = row_of(mi, 1, c);
                 auto with = [&](auto top) {
                     if (second & 2) run(top, Row<16>{smem + second - 2});
                     else run(top, Row<0>{smem + second});
@@ -250,7 +256,7 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
                 else with(Row<0>{smem + first});
             } else if constexpr (L::SWIZZLED) {
                 using Swizzled = SwizzledRow<L::LINES == 1 ? 0 : L::ROWS * 128>;
-                run(Swizzled{first}, Swizzled{row_of(mi, 1, c)});
+                run(Swizzled{first}, Swizzled{second});
             } else {
                 auto pair = [&](auto top) { run(top, top.moved(other * L::PITCH)); };
                 // Pitches are multiples of 16: all rows of a unit start on a word, or two bytes past one.
@@ -258,6 +264,7 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
                 else pair(Row<0>{smem + first});
             }
         };
+        auto dequantize = [&](int buffer, int c, int mi) { dequantize_from(buffer, c, mi, row_of(mi, 0, c), row_of(mi, 1, c), references_ahead[mi]); };
         auto release = [&](int stage) {
             if (lane == 0) {
                 if (CLUSTER > 1) {
@@ -292,6 +299,7 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
             work.at(v, tile, unit);
             const int end = work.run_end(v, unit);
             const bool part = work.is_part(v, unit), incomplete = !part && end - v != (int)a.units;
+            const int begun = v;
             // What undoes the scaling of rows 64 q + 2 lane and the one after, and where they go, fetched once: loads between the stores would wait for one another.
             constexpr int SHARE = NT < 64 ? 1 : NT / 64;
             Tile here;
@@ -377,6 +385,38 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
             look_up();
             warpgroup_wait<0>();
             release(used), used = -1;
+            if constexpr (L::TAIL_BYTES > 0) {
+                if (a.tail && unit + end - begun == (int)a.units) {
+                    const bool half = a.k - 256 * a.units <= 32;
+                    u32 rows[2];
+#pragma unroll
+                    for (int which = 0; which < 2; which++) rows[which] = L::TAIL + (top_row + which * other) * L::TAIL_PITCH + (a.units * F::UNIT + sorts[which] & 15);
+                    if constexpr (F::RANGED) {
+                        // As between units.
+#pragma unroll
+                        for (int which = 0; which < 2; which++) {
+                            const int largest = half ? smem[rows[which]] : F::own_exponent(smem + rows[which]), before = references[0][which];
+                            if (largest > before + F::HEADROOM + F::MOST) references[0][which] = largest;
+                            const float down = __uint_as_float((u32)max(before - references[0][which] + 127, 0) << 23);
+#pragma unroll
+                            for (int j = 0; j < NT / 8; j++) acc[0][4 * j + 2 * which] *= down, acc[0][4 * j + 2 * which + 1] *= down;
+                        }
+                    }
+                    dequantize_from(1, 0, 0, rows[0], rows[1], references[0]);
+                    // Behind 32 values lies what belongs to others, or nothing.
+#pragma unroll
+                    for (int i = 0; i < 8; i++)
+                        if (half) left[1][2 + i / 4][i % 4] = 0;
+                    barrier_wait(x_full + 8 * xs, x_phase);
+                    warpgroup_fence();
+#pragma unroll
+                    for (int s = 0; s < 4; s++) warpgroup_mma<NT>(acc[0], left[1][s], operand_of(shared + L::X + xs * L::X_BYTES) + 2 * s);
+                    warpgroup_commit();
+                    warpgroup_wait<0>();
+                    release(xs);
+                    if (++xs == L::X_STAGES) xs = 0, x_phase ^= 1;
+                }
+            }
             if constexpr (F::RANGED) {
 #pragma unroll
                 for (int i = 0; i < MI; i++)

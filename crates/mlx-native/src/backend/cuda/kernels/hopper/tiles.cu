@@ -21,7 +21,9 @@ template <class F, int GROUPS, int MI, int NT, bool STAGED, bool RAGGED> struct 
     // Scales and biases come for several units at once, as rows of few bytes are copied slowly. Behind each stage is room for some, used in turn.
     static constexpr int SIDE_PITCH = up(side_of<F>(), STAGED ? 16 : 32), SIDE_BYTES = ROWS * SIDE_PITCH, SIDE_UNITS = SIDE_PITCH / most(side_of<F>(), 1);
     static constexpr int SIDE = up(LINES * ROWS * PITCH, 128), CHUNK_BYTES = NT * 128, W_BYTES = SIDE + 2 * SIDE_BYTES;
-    static constexpr int ROOM = SHARED_LIMIT - 512;
+    // The last values of ragged rows, 64 or less, that no unit of their own need be made for.
+    static constexpr int TAIL_PITCH = STAGED && RAGGED ? F::TAIL : 0, TAIL_BYTES = ROWS * TAIL_PITCH;
+    static constexpr int ROOM = SHARED_LIMIT - 512 - TAIL_BYTES;
     // Narrow tiles are bound by memory: as many stages of weights as leave two units of x, and a stage of x is a unit, so that short
     // products wait less often. Where that leaves less than three, six chunks have to do.
     static constexpr int CHUNKS = NT <= 64 && (ROOM - 8 * CHUNK_BYTES) / W_BYTES > 2 ? 4 : 1, X_BYTES = CHUNKS * CHUNK_BYTES;
@@ -31,7 +33,7 @@ template <class F, int GROUPS, int MI, int NT, bool STAGED, bool RAGGED> struct 
     static constexpr int W_STAGES = STAGED ? SLICES + 1 : MANY > 2 ? MANY : most(2, least((ROOM - 6 * X_BYTES) / W_BYTES, 3));
     static constexpr int X_STAGES = STAGED ? 4 : least((ROOM - W_STAGES * W_BYTES) / X_BYTES, 8), LEFT = ROOM - W_STAGES * W_BYTES - X_STAGES * X_BYTES;
     static constexpr int PIECE = LEFT >= 2 * GROUPS * 32 * 256 ? 32 : 16, PIECE_BYTES = PIECE * 64 * 4, PIECES = STAGED ? least(LEFT / (GROUPS * PIECE_BYTES), 8) : 0;
-    static constexpr int X = 0, STORE = X_STAGES * X_BYTES, W = STORE + GROUPS * PIECES * PIECE_BYTES, X_FULL = W + W_STAGES * W_BYTES, X_EMPTY = X_FULL + 8 * X_STAGES,
+    static constexpr int X = 0, STORE = X_STAGES * X_BYTES, W = STORE + GROUPS * PIECES * PIECE_BYTES, TAIL = W + W_STAGES * W_BYTES, X_FULL = TAIL + TAIL_BYTES, X_EMPTY = X_FULL + 8 * X_STAGES,
                          W_FULL = X_EMPTY + 8 * X_STAGES, W_EMPTY = W_FULL + 8 * W_STAGES, STORE_FULL = W_EMPTY + 8 * W_STAGES, STORE_EMPTY = STORE_FULL + 8 * GROUPS * PIECES;
     static constexpr int PARTS_FULL = STORE_EMPTY + 8 * GROUPS * PIECES, BYTES = PARTS_FULL + 8 * GROUPS;
     // The sums of a block, and the chunks of x that they fill.

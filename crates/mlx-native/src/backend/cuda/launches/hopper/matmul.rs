@@ -60,6 +60,9 @@ impl Tile {
 const STORED: usize = 32;
 /// Ragged rows that are a row of the weight's map: a multiple of 16 bytes.
 const SORTS: usize = 8;
+/// How far past a multiple of 16 bytes they start at most, and values that may lie beside a unit.
+const MOST_PAST: usize = 14;
+const TAIL_VALUES: usize = 64;
 /// Bytes of a swizzled row of a copy.
 const LINE: usize = 128;
 
@@ -94,7 +97,8 @@ impl Layout {
         let rows = tile.features();
         let chunk_bytes = tile.rows * 128;
         let w_bytes = (lines * rows * pitch).next_multiple_of(128) + 2 * rows * side_pitch;
-        let room = SHARED_LIMIT - 512;
+        let tail_bytes = if tile.staged && tile.ragged { rows * format.tail } else { 0 };
+        let room = SHARED_LIMIT - 512 - tail_bytes;
         // A stage of the input is 64 values of k, or a unit.
         let beside = |chunks: usize| (room - chunks * chunk_bytes) / w_bytes;
         let (x_bytes, many) = match tile.rows {
@@ -114,7 +118,13 @@ impl Layout {
         let pieces = if tile.staged { ((room - stages) / piece_bytes).min(8) } else { 0 };
         // Two barriers for each stage and piece, and one for the parts of each warpgroup.
         let barriers = 2 * (x_stages + w_stages + tile.groups * pieces) + tile.groups;
-        Layout { pitch, side_pitch, swizzled, piece, shared_bytes: stages + pieces * piece_bytes + 8 * barriers }
+        Layout {
+            pitch,
+            side_pitch,
+            swizzled,
+            piece,
+            shared_bytes: stages + pieces * piece_bytes + tail_bytes + 8 * barriers,
+        }
     }
 }
 /// `SHARED_LIMIT` in units.cu.
@@ -130,6 +140,20 @@ impl Product<'_> {
     fn ragged(&self) -> bool {
         let whole = (SORTS * self.w_row).is_multiple_of(16) && self.n.is_multiple_of(SORTS);
         !self.aligned() && whole && self.weight.data.offset.is_multiple_of(16) && self.format.side == 0
+    }
+
+    /// Whether the last values of ragged rows are copied beside the unit before instead of in one of their own: where they fit, and rows are so long that a block has long been done with
+    /// those of the tile before.
+    fn has_tail(&self, tile: Tile) -> bool {
+        let (whole, tail) = (self.k / UNIT, self.k % UNIT);
+        let fits = tail * self.format.unit / UNIT + MOST_PAST <= self.format.tail;
+        tile.staged && tile.ragged && whole >= 4 && (1..=TAIL_VALUES).contains(&tail) && fits
+    }
+
+    /// The map of those values of eight rows.
+    fn tail_map(&self) -> Bound {
+        let rows = [SORTS * self.w_row, self.n / SORTS];
+        Bound::Tensor(TensorMap::rows(2, rows, [self.format.tail, SORTS]), Box::new(Bound::view(&self.weight.data)))
     }
 
     /// Where ragged rows start, which are an even number of bytes: `TileRows` of tiles.cu.
@@ -209,7 +233,7 @@ impl Product<'_> {
             moved: u32::from(!self.aligned() && !self.ragged()),
             w_row: u32_of("8 weight rows", SORTS * self.w_row)? / SORTS as u32,
             staged: 0,
-            pad: 0,
+            tail: 0,
         })
     }
 
@@ -290,10 +314,13 @@ fn tiles(
         let tile = Tile { ragged: product.ragged(), ..tile };
         let shared_bytes = Layout::new(product.format, tile).shared_bytes;
         let data = product.aligned_weight(plan)?;
-        let [w, scales, biases] = product.weight_maps(tile, data, None);
+        let [w, mut scales, biases] = product.weight_maps(tile, data, None);
         let x = product.input_map(m, tile, prepared.clone());
         let y = product.output_map(tile, output);
-        let args = HopperTileArgs { staged: u32::from(y.is_some()), ..product.tile_args(input)? };
+        let mut args = HopperTileArgs { staged: u32::from(y.is_some()), ..product.tile_args(input)? };
+        if product.has_tail(tile) {
+            (args.units, args.tail, scales) = (args.units - 1, 1, product.tail_map());
+        }
         // Where nothing is staged nobody reads that map.
         let y = y.unwrap_or_else(|| w.clone());
         let bindings =

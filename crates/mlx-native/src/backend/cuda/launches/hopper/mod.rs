@@ -89,7 +89,8 @@ args! {
         w_row: u32,
         /// Whether sums may leave by copies.
         staged: u32,
-        pad: u32,
+        /// Whether rows have a few values more than `units` units, which are copied beside the last one.
+        tail: u32,
     }
 }
 
@@ -151,6 +152,8 @@ struct Format {
     folded: bool,
     /// Whether the last few values of a row may lie behind the unit before, instead of in one of their own.
     short_tails: bool,
+    /// `TAIL` in formats.cu.
+    tail: usize,
     /// Whether the blocks of narrow tiles share the input in pairs, as these weights leave L2 little time for it.
     paired: bool,
 }
@@ -167,13 +170,14 @@ impl Format {
             fetched: false,
             folded: false,
             short_tails: false,
+            tail: 0,
             paired: false,
         }
     }
 
     /// Blocks of 32 values.
     const fn short_blocks(name: &'static str, unit: usize) -> Format {
-        Format { short_tails: true, ..Format::blocks(name, unit, 32) }
+        Format { short_tails: true, tail: 64, ..Format::blocks(name, unit, 32) }
     }
 
     fn of(format: WeightFormat) -> Option<Format> {
@@ -184,11 +188,13 @@ impl Format {
                 GgmlType::Q5_0 => Format { fetched: true, ..Format::short_blocks("Q5_0", 176) },
                 GgmlType::Q5_1 => Format { fetched: true, ..Format::short_blocks("Q5_1", 192) },
                 GgmlType::Q8_0 => {
-                    Format { slices: 2, fetched: true, paired: true, ..Format::short_blocks("Q8_0", 272) }
+                    Format { slices: 2, fetched: true, tail: 48, paired: true, ..Format::short_blocks("Q8_0", 272) }
                 }
                 GgmlType::IQ4_NL => Format::short_blocks("IQ4_NL", 144),
                 GgmlType::IQ4_XS => Format::blocks("IQ4_XS", 136, 32),
-                GgmlType::MXFP4 => Format { sums: false, fetched: true, ..Format::short_blocks("MXFP4", 136) },
+                GgmlType::MXFP4 => {
+                    Format { sums: false, fetched: true, tail: 48, ..Format::short_blocks("MXFP4", 136) }
+                }
                 GgmlType::Q2_K => Format { folded: true, ..Format::blocks("Q2_K", 84, 16) },
                 GgmlType::Q3_K => Format::blocks("Q3_K", 110, 16),
                 GgmlType::Q4_K => Format { fetched: true, ..Format::blocks("Q4_K", 144, 32) },
