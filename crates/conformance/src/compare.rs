@@ -62,6 +62,8 @@ pub fn bound(precision: Precision, kind: DeviceKind, options: &DeviceOptions) ->
         // f16 operands move a sum by more than an ulp of bf16 where it cancels.
         Precision::Product { m, output: DType::BF16, .. } if half_allowed && m > 4 => Bound::Nmse(BF16),
         Precision::Product { output: DType::BF16, .. } => Bound::Bf16Ulp,
+        // All numbers of rows have the kernel of verify batches then.
+        Precision::Product { .. } if half_allowed && options.batch_invariant && kind == DeviceKind::Cuda => HALF,
         Precision::Product { m, .. } if half_allowed && m > 4 => HALF,
         Precision::Product { .. } => EXACT,
     }
@@ -188,6 +190,14 @@ mod tests {
         assert_eq!(of(product(5, DType::F32), DeviceKind::Metal, Auto), Bound::Nmse(1e-6));
         assert_eq!(of(product(5, DType::F32), DeviceKind::Metal, Exact), Bound::Nmse(1e-10));
         assert_eq!(of(product(1, DType::BF16), DeviceKind::Cpu, Auto), Bound::Bf16Ulp);
+        let invariant = |m, kind, activations| {
+            let options = DeviceOptions { activations, batch_invariant: true, ..Default::default() };
+            bound(product(m, DType::F32), kind, &options)
+        };
+        assert_eq!([1, 33].map(|m| invariant(m, DeviceKind::Cuda, Auto)), [Bound::Nmse(1e-6); 2]);
+        assert_eq!([1, 33].map(|m| invariant(m, DeviceKind::Cuda, Exact)), [Bound::Nmse(1e-10); 2]);
+        assert_eq!(invariant(1, DeviceKind::Metal, Auto), Bound::Nmse(1e-10));
+        assert_eq!(invariant(1, DeviceKind::Cpu, Auto), Bound::Nmse(1e-10));
         assert_eq!(of(Precision::Float, DeviceKind::Cuda, Auto), Bound::Nmse(1e-10));
         assert_eq!(of(Precision::Exact, DeviceKind::Cpu, Q8), Bound::Equal);
     }

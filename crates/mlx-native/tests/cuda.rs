@@ -4,8 +4,8 @@
 use conformance::generate::{Scales, WeightData, normal, rng};
 use conformance::{Outcome, Reference, Selection, Verdict, cases, run};
 use mlx_native::{
-    Activation, Activations, AttentionParams, Binary, CommandEncoder, DType, DeviceOptions, GgmlType, KvCacheParams,
-    MlxBuffer, MlxDevice, MlxError, RmsNormParams, RopeParams, RopeStyle, Weight, WeightFormat,
+    Activation, Activations, AffineFormat, AttentionParams, Binary, CommandEncoder, DType, DeviceOptions, GgmlType,
+    KvCacheParams, MlxBuffer, MlxDevice, MlxError, RmsNormParams, RopeParams, RopeStyle, Weight, WeightFormat,
 };
 
 /// The device, unless this machine has none.
@@ -273,9 +273,58 @@ fn a_layer_gives_what_its_operations_give_alone() {
                 let errors: f64 = found.iter().zip(&floats).map(|(a, b)| f64::from(a - b).powi(2)).sum();
                 let energy: f64 = floats.iter().map(|b| f64::from(*b).powi(2)).sum();
                 assert!(errors / energy < 1e-9, "{shape:?}, round {round}: {}", errors / energy);
+                assert!(!options.batch_invariant || same_bits(&found, &floats), "{shape:?}, round {round}");
                 let differ = found_halves.iter().zip(&halves).filter(|(a, b)| a.abs_diff(**b) > 1).count();
                 assert_eq!(differ, 0, "{shape:?}, round {round}");
             }
+        }
+    }
+}
+
+fn same_bits(a: &[f32], b: &[f32]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())
+}
+
+/// Whole layers, whose launches differ for one token and for several.
+#[test]
+fn invariant_tokens_of_a_layer_do_not_depend_on_others() {
+    for activations in [Activations::Auto, Activations::Exact] {
+        let options = DeviceOptions { activations, batch_invariant: true, ..DeviceOptions::default() };
+        let Some(device) = device(options) else { return };
+        for shape in [
+            Shape::new(11, 60, 64),
+            Shape { norms: true, ..Shape::new(6, 700, 128) },
+            Shape { norms: true, n_heads: 4, window: Some(100), ..Shape::new(3, 640, 256) },
+            Shape { hidden: 576, feed: 1536, ..Shape::new(4, 1100, 64) },
+        ] {
+            let mut encoder = device.command_encoder().unwrap();
+            let mut several = Layer::new(&device, shape);
+            let (initial, mut halves) = several.results();
+            several.record(&mut encoder, &mut |_| ());
+            encoder.commit_and_wait().unwrap();
+            let lens: Vec<_> = several.buffers[..FLOATS].iter().map(|b| b.as_slice::<f32>().unwrap().len()).collect();
+            for token in 0..shape.m {
+                let mut one = Layer::new(&device, Shape { m: 1, start: shape.start + token, ..shape });
+                let (mut floats, mut at) = (Vec::new(), 0);
+                for (i, len) in lens.iter().enumerate() {
+                    // Norms are of all tokens.
+                    let shared = [2, 10, 11].contains(&i);
+                    let (first, count) = if shared { (0, *len) } else { (token * len / shape.m, len / shape.m) };
+                    floats.extend_from_slice(&initial[at + first..][..count]);
+                    at += len;
+                }
+                one.restore(&floats, &halves);
+                one.record(&mut encoder, &mut |_| ());
+                encoder.commit_and_wait().unwrap();
+                halves = one.results().1;
+                for (i, (found, expected)) in one.buffers.iter().zip(&several.buffers).take(FLOATS).enumerate() {
+                    let (found, expected) = (found.as_slice::<f32>().unwrap(), expected.as_slice::<f32>().unwrap());
+                    let first = if expected.len() == found.len() { 0 } else { token * found.len() };
+                    let expected = &expected[first..][..found.len()];
+                    assert!(same_bits(found, expected), "{activations:?}, {shape:?}, token {token}, buffer {i}");
+                }
+            }
+            assert_eq!(halves, several.results().1, "{shape:?}");
         }
     }
 }
@@ -477,6 +526,80 @@ fn rows_that_start_anywhere_are_multiplied() {
             for found in products(&device, &x, &[&weight, &weight]) {
                 let share = error_share(&found, &x, &weight);
                 assert!(share < 1e-6, "{ty:?} [{n}, {k}], m {m}: {share}");
+            }
+        }
+    }
+}
+
+/// A row's bits are those that it has among other numbers of rows, in another place and beside other products; rows beside it that are not finite change nothing.
+#[test]
+fn invariant_rows_do_not_depend_on_others() {
+    use GgmlType::{IQ3_S, MXFP4, Q2_K, Q4_0, Q4_K, Q5_1, Q6_K, Q8_0};
+    const ROWS: usize = 130;
+    const COUNTS: [usize; 7] = [1, 2, 4, 5, 8, 9, 20];
+    let affine = |bits| WeightFormat::Affine(AffineFormat { bits, group_size: 64, scale_dtype: DType::BF16 });
+    // Whole rows, rows that start anywhere, that end within a unit, that several blocks share; and a format without kernels of its own.
+    let ggml = [(Q4_0, 2048), (Q4_0, 2080), (Q4_0, 14336), (Q4_0, 8480), (Q8_0, 1088), (Q5_1, 4096), (Q4_K, 1024)];
+    let more = [(Q6_K, 768), (MXFP4, 544), (MXFP4, 8192), (Q2_K, 1024), (IQ3_S, 512)];
+    let ggml = ggml.into_iter().chain(more).map(|(ty, k)| (WeightFormat::Ggml(ty), k));
+    for activations in [Activations::Auto, Activations::Exact] {
+        let options = DeviceOptions { activations, batch_invariant: true, ..DeviceOptions::default() };
+        let Some(device) = device(options) else { return };
+        let bound = if activations == Activations::Exact { 1e-10 } else { 1e-6 };
+        for (format, k) in ggml.clone().chain([(affine(4), 1024), (affine(8), 2560)]) {
+            let mut rng = rng(1, &format!("{format:?} {k}"));
+            let x: Vec<f32> = (0..ROWS * k).map(|_| normal(&mut rng)).collect();
+            let mut weight = |n| WeightData::random(format, 1, n, k, Scales::Ordinary, &mut rng).unwrap();
+            let weights = [200, 72].map(&mut weight);
+            let all = weights.each_ref().map(|weight| products(&device, &x, &[weight]).remove(0));
+            for (all, weight) in all.iter().zip(&weights) {
+                let share = error_share(all, &x, weight);
+                assert!(share < bound, "{format:?}, k {k}: {share}");
+            }
+            let compare = |x: &[f32], places: &[usize]| {
+                let found = products(&device, x, &weights.each_ref());
+                for ((found, all), n) in found.iter().zip(&all).zip([200, 72]) {
+                    let alike = |(i, row): (usize, &usize)| same_bits(&found[i * n..][..n], &all[row * n..][..n]);
+                    assert!(
+                        places.iter().enumerate().filter(|(_, row)| **row < ROWS).all(alike),
+                        "{activations:?}, {format:?}, k {k}, n {n}, rows {places:?}"
+                    );
+                }
+            };
+            for m in COUNTS {
+                for first in [0, 3, 101] {
+                    let places: Vec<usize> = (first..first + m).collect();
+                    compare(&x[first * k..][..m * k], &places);
+                }
+            }
+            let mut spoilt = x[..8 * k].to_vec();
+            spoilt[2 * k + 7] = f32::NAN;
+            spoilt[5 * k..6 * k].iter_mut().for_each(|value| *value *= 1e30);
+            compare(&spoilt, &[0, 1, ROWS, 3, 4, ROWS, 6, 7]);
+        }
+        for (format, k) in [(WeightFormat::Ggml(Q4_0), 768), (WeightFormat::Ggml(Q4_0), 544), (affine(4), 2048)]
+            .into_iter()
+            .chain([(MXFP4, 2048), (Q6_K, 768), (Q8_0, 8192)].map(|(ty, k)| (WeightFormat::Ggml(ty), k)))
+        {
+            let (n, experts, top) = (72, 5, 2);
+            let mut rng = rng(1, &format!("experts {format:?} {k}"));
+            let x: Vec<f32> = (0..ROWS * k).map(|_| normal(&mut rng)).collect();
+            let ids: Vec<u32> = (0..ROWS * top).map(|_| rng.u32(..experts as u32)).collect();
+            let data = WeightData::random(format, experts, n, k, Scales::Ordinary, &mut rng).unwrap();
+            let weight = data.upload(&device).unwrap();
+            let run = |first: usize, m: usize| {
+                let input = device.buffer_from_slice(&x[first * k..][..m * k], DType::F32, vec![m, k]).unwrap();
+                let ids = device.buffer_from_slice(&ids[first * top..][..m * top], DType::U32, vec![m, top]).unwrap();
+                let mut output = device.alloc_buffer(m * top * n * 4, DType::F32, vec![m * top, n]).unwrap();
+                let mut encoder = device.command_encoder().unwrap();
+                encoder.matmul_id(&input, &weight, &ids, &mut output, None).unwrap();
+                encoder.commit_and_wait().unwrap();
+                output.as_slice::<f32>().unwrap().to_vec()
+            };
+            let all = run(0, ROWS);
+            for (m, first) in COUNTS.into_iter().flat_map(|m| [0, 3, 101].map(|first| (m, first))) {
+                let expected = &all[first * top * n..][..m * top * n];
+                assert!(same_bits(&run(first, m), expected), "{activations:?}, {format:?}, k {k}, {m} from {first}");
             }
         }
     }

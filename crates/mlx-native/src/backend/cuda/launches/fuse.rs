@@ -230,11 +230,20 @@ mod tests {
 
     #[test]
     fn portable_kernels_run_operation_by_operation() {
-        for (arch, batch_invariant) in [(80, false), (90, true)] {
-            let options = DeviceOptions { batch_invariant, ..DeviceOptions::default() };
-            let names = kernels(arch, 1, GgmlType::Q4_K, &options);
-            assert!(!names.iter().any(|name| name.starts_with("hopper")), "{names:?}");
-            assert_eq!(names.iter().filter(|name| *name == "mv").count(), 8, "{names:?}");
-        }
+        let names = kernels(80, 1, GgmlType::Q4_K, &DeviceOptions::default());
+        assert!(!names.iter().any(|name| name.starts_with("hopper")), "{names:?}");
+        assert_eq!(names.iter().filter(|name| *name == "mv").count(), 8, "{names:?}");
+    }
+
+    /// Products of one input and of a gated pair are summed as they are alone; a norm is not.
+    #[test]
+    fn invariant_rows_fuse_what_gives_the_same_bits() {
+        let options = DeviceOptions { batch_invariant: true, ..DeviceOptions::default() };
+        let (norm, group, gated, product) = ("rms_norm_quads", "hopper_mv_group", "hopper_mv_gated", "hopper_mv");
+        let expected = [norm, group, "turn_attend_cluster", product, norm, gated, product, norm, product];
+        assert_eq!(kernels(90, 1, GgmlType::Q4_K, &options), expected);
+        let names = kernels(90, 20, GgmlType::Q4_K, &options);
+        let count = |name: &str| names.iter().filter(|other| *other == name).count();
+        assert_eq!([group, gated, product].map(count), [3, 3, 9], "{names:?}");
     }
 }

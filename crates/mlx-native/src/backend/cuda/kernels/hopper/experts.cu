@@ -277,7 +277,7 @@ DI void route(const u8* weights, const float* x, float* y, const HopperExpertArg
                     if (entry == NO_STRIP) break;
                     expert = wanted[entry >> 24] & 0xffff, wants = wanted[entry >> 24] >> 16, strip = entry & 0xffffff;
                     // Two columns for one token, or two: four groups find room beside one another.
-                    narrow = __popc(wants) <= 3 - PARTS;
+                    narrow = !a.wide && __popc(wants) <= 3 - PARTS;
                     column[0] = PARTS * (__ffs(wants) - 1), column[1] = PARTS == 2 ? column[0] + 1 : 31 - __clz(wants);
                 }
                 const u32 at = slot * a.stage_bytes;

@@ -83,7 +83,7 @@ fn streams<'a>(ops: &'a [Recorded], planner: &Planner<'_>, own: usize) -> Vec<St
 /// The part of a weight that comes `from..to` bytes after its start in the order of its rows.
 fn range(op: &Matmul, from: usize, to: usize, planner: &Planner<'_>) -> Option<(View, AheadRange)> {
     let product = Product::of(op, planner)?;
-    let order = matvec::order(&product)?;
+    let order = matvec::order(&product, planner.options)?;
     let group_bytes = order.height * product.w_row;
     // What every segment has, and what there is of the last one, whose last group may have fewer rows.
     let each = order.groups / order.segments * group_bytes;

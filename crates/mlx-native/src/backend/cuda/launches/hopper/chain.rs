@@ -1,7 +1,8 @@
 //! Products of one row with what a layer has around them: a residual that the product before is added to, the norm, the activation.
 
+use super::columns::{Columns, EXACT_ROWS, Part};
 use super::matmul::route;
-use super::matvec::{self, Group, Part, Residual};
+use super::matvec::{self, Group, Residual};
 use super::{MATRICES, Product, Rows};
 use crate::Result;
 use crate::backend::cuda::launches::args::ProductArgs;
@@ -27,10 +28,16 @@ impl Chain<'_> {
         if self.products.len() > MATRICES || !self.products.iter().chain(&self.before).all(|op| by_rows(op)) {
             return Ok(None);
         }
-        if (self.norm.is_some() || self.before.is_some()) && first.m != 1 || first.m > matvec::EXACT_ROWS {
+        let Some(part) = Part::all(first.m, planner.options).next() else { return Ok(None) };
+        // A norm is of one row that is alone in the columns.
+        let suits = if self.norm.is_some() || self.before.is_some() {
+            part.columns == Columns::One && first.m == 1
+        } else {
+            part.invariant || first.m <= EXACT_ROWS
+        };
+        if !suits {
             return Ok(None);
         }
-        let part = Part { first: 0, m: first.m, exact: true };
         let mut plan = Plan::default();
         if let (Some(before), Some(norm)) = (self.before, self.norm) {
             let Some(sum) = &norm.sum else { return Ok(None) };
@@ -57,8 +64,14 @@ impl Chain<'_> {
         };
         let outputs: Vec<_> = self.products.iter().map(|op| &op.output).collect();
         let group = Group { products: &products, outputs: &outputs, norm: self.norm, activation: self.activation };
-        let Some(launch) = group.launch(&input, part)? else { return Ok(None) };
-        plan.launches.push(launch);
+        for part in Part::all(first.m, planner.options) {
+            let Some(launch) = group.launch(&input, part)? else { return Ok(None) };
+            if part.first > 0 {
+                // The launch before reads the same weights again.
+                plan.launches.iter_mut().for_each(|launch| launch.products = 0);
+            }
+            plan.launches.push(launch);
+        }
         Ok(Some(plan))
     }
 }

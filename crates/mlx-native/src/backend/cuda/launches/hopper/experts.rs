@@ -27,10 +27,11 @@ pub(in crate::backend::cuda) fn matmul_ids(
 ) -> Result<Option<Plan>> {
     let [op, others @ ..] = ops else { return Ok(None) };
     let slots = op.n_tokens * op.top_k;
-    let few = op.n_tokens <= MM_ID_ROUTING_THRESHOLD as usize;
+    // The kernel of tiles sums in another order.
+    let few = op.n_tokens <= MM_ID_ROUTING_THRESHOLD as usize || planner.options.batch_invariant;
     let by_rows = match planner.forced {
         Some(ROUTED_ROWS) => true,
-        Some(ROUTED_TILES) => false,
+        Some(ROUTED_TILES) if !planner.options.batch_invariant => false,
         Some(_) => return Ok(None),
         None if !few && planner.options.activations == Activations::Exact => return Ok(None),
         None => few,
@@ -38,7 +39,7 @@ pub(in crate::backend::cuda) fn matmul_ids(
     let mut products = Vec::with_capacity(ops.len());
     for op in ops {
         let dims = [op.n_tokens, op.n, op.k];
-        let Some(product) = Product::new(&op.weight, dims, planner.info, planner.options) else { return Ok(None) };
+        let Some(product) = Product::new(&op.weight, dims, planner.info) else { return Ok(None) };
         products.push(product);
     }
     let product = products[0];

@@ -1,5 +1,6 @@
 //! Routing between the kernels, and the geometry of the one for many rows.
 
+use super::columns::Part;
 use super::{HopperTileArgs, MATRICES, Product, ROWS, Rows, TILES, UNIT, key, matvec, pitch_of};
 use crate::backend::cuda::launches::args::ProductArgs;
 use crate::backend::cuda::launches::{Bound, Launch, Plan, Planner};
@@ -275,16 +276,15 @@ pub(in crate::backend::cuda) fn matmuls(
         tiles(&products, &input, &outputs, planner, &mut plan)?;
         return Ok(Some(plan));
     }
-    let exact = op.m <= matvec::EXACT_ROWS || planner.options.activations == Activations::Exact;
-    let most = if exact { matvec::EXACT_ROWS } else { matvec::ROWS };
     let group = matvec::Group { products: &products, outputs: &outputs, norm: None, activation: None };
-    for first in (0..op.m).step_by(most) {
-        let part = matvec::Part { first, m: most.min(op.m - first), exact };
+    for part in Part::all(op.m, planner.options) {
         let launch = match &products[..] {
             [product] => matvec::launch(product, &input, &op.output, part, None)?,
             _ => group.launch(&input, part)?,
         };
         let Some(launch) = launch else { return Ok(None) };
+        // The launch before reads the same weights again.
+        plan.launches.iter_mut().for_each(|launch| launch.products = 0);
         plan.launches.push(launch);
     }
     Ok(Some(plan))
@@ -337,10 +337,11 @@ fn tiles(
 pub(super) fn route(op: &Matmul, planner: &Planner<'_>) -> Option<bool> {
     let whole = op.batch == 1 && op.output_dtype == DType::F32 && op.output.offset.is_multiple_of(4);
     let product = Product::of(op, planner)?;
-    let few = op.m <= MM_ROUTING_THRESHOLD as usize;
+    // The tile kernel sums in another order.
+    let few = op.m <= MM_ROUTING_THRESHOLD as usize || planner.options.batch_invariant;
     let rows = match planner.forced {
         Some(ROWS) => true,
-        Some(TILES) => false,
+        Some(TILES) if !planner.options.batch_invariant => false,
         Some(_) => return None,
         None if !few && planner.options.activations == Activations::Exact => return None,
         None => few,

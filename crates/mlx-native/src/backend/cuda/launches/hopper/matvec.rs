@@ -1,11 +1,13 @@
 //! The geometry of the kernel for few rows.
 
+use super::columns::{Columns, Part};
 use super::{HopperRowArgs, MATRICES, Product, Rows, UNIT, ahead, key, pitch_of, route};
 use crate::Result;
 use crate::backend::cuda::launches::{Bound, Launch};
 use crate::backend::cuda::tensor_map::TensorMap;
 use crate::backend::gpu::u32_of;
 use crate::buffer::View;
+use crate::device::DeviceOptions;
 use crate::ops::{Activation, RmsNorm};
 
 /// Warps that multiply, `WARPS` in units.cu; the first of 4 more issues copies, or all of them.
@@ -40,9 +42,6 @@ const SHORT_TAIL_BYTES: usize = 16 * 192;
 /// Units of which a warp holds the input's operands: of several rows, and of one, which needs fewer registers, where rows of weights come strided.
 const MOST_UNITS: usize = 2;
 const MOST_UNITS_OF_ONE: usize = 3;
-/// Rows of one launch: with operands as good as f32, and as halves.
-pub(super) const EXACT_ROWS: usize = 4;
-pub(super) const ROWS: usize = 8;
 
 /// Where rows of weights start, `Starts` in matvec.cu.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -94,9 +93,9 @@ enum Tail {
 }
 
 impl Tail {
-    fn of(product: &Product<'_>, m: usize, exact: bool) -> Tail {
+    fn of(product: &Product<'_>, columns: Columns) -> Tail {
         let staged_bytes = (product.k / UNIT).min(WARPS) * product.format.unit;
-        let one = m == 1 && exact && product.format.short_tails;
+        let one = columns == Columns::One && product.format.short_tails;
         match product.k % UNIT {
             0 => Tail::Whole,
             1..=SHORT_TAIL if one && product.k > UNIT && staged_bytes <= SHORT_TAIL_BYTES => Tail::Short,
@@ -143,6 +142,13 @@ struct Geometry {
     shared_bytes: usize,
 }
 
+impl Geometry {
+    /// What the order of a row's sum depends on.
+    fn order(&self) -> (Starts, Tail, [usize; 4]) {
+        (self.starts, self.tail, [self.units, self.span, self.cluster, self.slice])
+    }
+}
+
 /// Blocks that share a row of so many units, and the units of each but the last, a multiple of `whole`; none where a cluster has too few. Where they are
 /// several anyway, a warp has one unit rather than two, whose operands take half as long to make, if most warps then have one.
 fn slices(units: usize, whole: usize, most: usize) -> Option<(usize, usize)> {
@@ -166,30 +172,28 @@ fn boxes(unit: usize, span: usize, past: usize, more: usize) -> Option<usize> {
 }
 
 /// Floats of a warp's sums, `strip_of` in units.cu.
-fn strip(m: usize, exact: bool) -> usize {
-    match (m, exact) {
-        (1, true) => 16,
-        (_, true) => 64,
-        (_, false) => 128,
-    }
+fn strip(columns: Columns) -> usize {
+    16 * columns.rows()
 }
 
-/// The geometry of a product, or of several with n rows in all. None where a row does not fit.
-fn geometry(product: &Product<'_>, starts: Starts, m: usize, exact: bool) -> Option<Geometry> {
+/// The geometry of a product, or of several with n rows in all. None where a row does not fit. It does not depend on the number of rows but by the columns' use, and
+/// so neither does the order in which a row is summed.
+fn geometry(product: &Product<'_>, starts: Starts, columns: Columns) -> Option<Geometry> {
     let strided = matches!(starts, Starts::Every(_));
-    geometry_with(product, starts, m, exact)
-        .or_else(|| strided.then(|| geometry_with(product, Starts::Anywhere, m, exact))?)
+    geometry_with(product, starts, columns)
+        .or_else(|| strided.then(|| geometry_with(product, Starts::Anywhere, columns))?)
 }
 
 /// The geometry that keeps most warps busy, the longer rows of a stage first.
-fn geometry_with(product: &Product<'_>, starts: Starts, m: usize, exact: bool) -> Option<Geometry> {
+fn geometry_with(product: &Product<'_>, starts: Starts, columns: Columns) -> Option<Geometry> {
+    let exact = columns.exact();
     let (format, ragged) = (product.format, starts != Starts::Aligned);
     let strided = matches!(starts, Starts::Every(_));
-    let most_units = if strided && m == 1 && exact { MOST_UNITS_OF_ONE } else { MOST_UNITS };
+    let most_units = if strided && columns == Columns::One { MOST_UNITS_OF_ONE } else { MOST_UNITS };
     let processors = product.info.processors as usize;
     // Segments start at multiples of 16 bytes where rows do.
     let whole = (0..5).map(|i| 1 << i).find(|count| ragged || (count * format.unit).is_multiple_of(16)).unwrap_or(16);
-    let tail = Tail::of(product, m, exact);
+    let tail = Tail::of(product, columns);
     // Units without a short tail, which takes place and operands beside them.
     let (all_units, more_units) = if tail == Tail::Short { (product.k / UNIT, 1) } else { (product.units(), 0) };
     let more = more_units * (product.k % UNIT) * format.unit / UNIT;
@@ -238,9 +242,9 @@ fn geometry_with(product: &Product<'_>, starts: Starts, m: usize, exact: bool) -
             let items = groups.div_ceil(grid / cluster);
             // As `MatVecLayout` has it: barriers, the ring, sums of the input, sums of the warps, those of a cluster.
             let tables = WARPS * (units + more_units) * (32 + if format.sums { UNIT / format.sub * 32 } else { 0 });
-            let partial = if cluster > 1 { items * height * m * 4 } else { 0 };
+            let partial = if cluster > 1 { items * height * columns.rows() * 4 } else { 0 };
             let barriers = 16 * MOST_STAGES + 16 * SUMS[0];
-            let fixed = |sums: usize| barriers + 128 + tables + sums * WARPS * 4 * strip(m, exact) + partial;
+            let fixed = |sums: usize| barriers + 128 + tables + sums * WARPS * 4 * strip(columns) + partial;
             let stages = |sums: usize| product.info.shared_bytes.saturating_sub(fixed(sums)) / stage_bytes;
             let with = |least: usize, among: &[usize]| among.iter().copied().find(|sums| stages(*sums) >= least);
             let sums = with(ENOUGH_STAGES, &SUMS[..2]).or_else(|| with(LEAST_STAGES, &SUMS));
@@ -294,7 +298,7 @@ fn geometry_with(product: &Product<'_>, starts: Starts, m: usize, exact: bool) -
 /// Whether the kernel takes the product.
 pub(super) fn fits(product: &Product<'_>) -> bool {
     let starts = Starts::of(&[*product]);
-    geometry(product, starts, EXACT_ROWS, true).is_some() && geometry(product, starts, ROWS, false).is_some()
+    [Columns::Four, Columns::Eight].iter().all(|columns| geometry(product, starts, *columns).is_some())
 }
 
 /// The arguments of a launch for m rows, from row `first` on.
@@ -341,7 +345,7 @@ pub(super) fn boxed_rows(view: &View, element_bytes: usize, rows: [usize; 2], st
 /// A launch of so many products. Those of five to eight rows ask for no weights of later ones: their first groups wait for operands anyway.
 fn launch_of(function: String, mut bindings: Vec<Bound>, geometry: &Geometry, part: Part, products: usize) -> Launch {
     bindings.push(ahead::nothing());
-    let products = if part.exact { products } else { 0 };
+    let products = if part.columns.exact() { products } else { 0 };
     let launch = Launch::new(key(function), bindings, [geometry.grid as u32, 1, 1], THREADS);
     Launch { cluster: geometry.cluster as u32, shared_bytes: geometry.shared_bytes, products, ..launch }
 }
@@ -354,8 +358,9 @@ pub(super) struct Order {
 }
 
 /// The order of a product alone, or of one of several in a launch, which reads them as one.
-pub(super) fn order(product: &Product<'_>) -> Option<Order> {
-    let geometry = geometry(product, Starts::of(&[*product]), product.m.min(ROWS), product.m <= EXACT_ROWS)?;
+pub(super) fn order(product: &Product<'_>, options: &DeviceOptions) -> Option<Order> {
+    let part = Part::all(product.m, options).next()?;
+    let geometry = geometry(product, Starts::of(&[*product]), part.columns)?;
     let height = 16 * geometry.sets;
     let segments = if geometry.cluster > 1 { geometry.grid / geometry.cluster } else { 1 };
     Some(Order { height, groups: product.n.div_ceil(height), segments })
@@ -368,25 +373,6 @@ pub(super) struct Residual<'a> {
     pub sum: &'a View,
 }
 
-/// The rows of a launch: the first, how many, and whether they are to be as good as f32, four at most.
-#[derive(Clone, Copy)]
-pub(super) struct Part {
-    pub first: usize,
-    pub m: usize,
-    pub exact: bool,
-}
-
-impl Part {
-    /// The kernels' argument, `Columns` in units.cu.
-    fn columns(self) -> &'static str {
-        match self {
-            Part { m: 1, exact: true, .. } => "ONE_ROW",
-            Part { exact: true, .. } => "FOUR_ROWS",
-            Part { exact: false, .. } => "EIGHT_ROWS",
-        }
-    }
-}
-
 /// A launch for a part of the input's rows.
 pub(super) fn launch(
     product: &Product<'_>,
@@ -395,9 +381,10 @@ pub(super) fn launch(
     part: Part,
     residual: Option<Residual<'_>>,
 ) -> Result<Option<Launch>> {
-    let Some(geometry) = geometry(product, Starts::of(&[*product]), part.m, part.exact) else { return Ok(None) };
+    let Some(geometry) = geometry(product, Starts::of(&[*product]), part.columns) else { return Ok(None) };
     // A few units more than a block's leave half the warps of a cluster idle.
     if geometry.cluster > 1
+        && !part.invariant
         && !product.aligned()
         && residual.is_none()
         && let Some(launch) = route::long_rows(product, input, output, part)?
@@ -424,7 +411,7 @@ pub(super) fn launch(
         "{name}<{}, {}, {}, {}, {}, {}>",
         format.name,
         geometry.units,
-        part.columns(),
+        part.columns.name(),
         geometry.cluster > 1,
         geometry.tail.name(),
         geometry.starts.name()
@@ -453,7 +440,7 @@ impl Group<'_> {
             None => products.iter().map(|product| product.n).sum(),
         };
         let whole = Product { n, ..*product };
-        let Some(geometry) = geometry(&whole, Starts::of(products), part.m, part.exact) else { return Ok(None) };
+        let Some(geometry) = geometry(&whole, Starts::of(products), part.columns) else { return Ok(None) };
         let format = product.format;
         let alike = |other: &Product<'_>| other.format.name == format.name && other.k == product.k;
         let fits = match self.activation {
@@ -461,6 +448,14 @@ impl Group<'_> {
             None => products.len() <= MATRICES,
         };
         if !fits || !others.iter().all(alike) || format.side > 0 || geometry.cluster > 1 {
+            return Ok(None);
+        }
+        // Alone each has to be summed in the same order.
+        let as_alone = |product: &Product<'_>| {
+            let alone = self::geometry(product, Starts::of(&[*product]), part.columns);
+            alone.is_some_and(|alone| alone.order() == geometry.order())
+        };
+        if part.invariant && !products.iter().all(as_alone) {
             return Ok(None);
         }
         let args = Bound::value(&args(product, &geometry, input.stride, [part.first, part.m])?);
@@ -492,7 +487,7 @@ impl Group<'_> {
             "{name}<{}, {}, {}, {}, {}, {}>",
             format.name,
             geometry.units,
-            part.columns(),
+            part.columns.name(),
             geometry.tail.name(),
             geometry.starts.name(),
             self.norm.is_some()
@@ -525,11 +520,12 @@ mod tests {
             // Some formats have no products.
             let Ok(weight) = Weight::stack(format, 1, n, k, data, side(), side()) else { continue };
             let view = weight.matrix_view(device.id(), "matmul").unwrap();
-            let Some(product) = Product::new(&view, [8, n, k], &info, &options) else { continue };
+            let Some(product) = Product::new(&view, [8, n, k], &info) else { continue };
             assert!(fits(&product), "{format:?}");
             count += 1;
-            for m in 1..=ROWS {
-                let found = geometry(&product, Starts::Aligned, m, m <= EXACT_ROWS).unwrap();
+            for m in 1..=Columns::Eight.rows() {
+                let columns = Part::all(m, &options).next().unwrap().columns;
+                let found = geometry(&product, Starts::Aligned, columns).unwrap();
                 assert!(
                     found.stages >= LEAST_STAGES && found.shared_bytes <= info.shared_bytes,
                     "{format:?}: {found:?}"
@@ -550,8 +546,8 @@ mod tests {
             let data = device.alloc_buffer(n * format.row_bytes(k).unwrap(), DType::U8, vec![]).unwrap();
             let weight = Weight::stack(format, 1, n, k, data, None, None).unwrap();
             let view = weight.matrix_view(device.id(), "matmul").unwrap();
-            let product = Product::new(&view, [m, n, k], &info, &options).unwrap();
-            geometry(&product, Starts::of(&[product]), m, m <= EXACT_ROWS).unwrap()
+            let product = Product::new(&view, [m, n, k], &info).unwrap();
+            geometry(&product, Starts::of(&[product]), Part::all(m, &options).next().unwrap().columns).unwrap()
         };
         let cut = |found: &Geometry| (found.tail, found.units, found.span, found.cluster);
         for ty in [GgmlType::Q4_0, GgmlType::MXFP4] {

@@ -3,6 +3,7 @@
 
 mod ahead;
 mod chain;
+mod columns;
 mod experts;
 mod layer;
 mod matmul;
@@ -124,6 +125,9 @@ args! {
         /// 2^32 - 1 divided by these.
         inverse_top_k: u32,
         inverse_strips: u32,
+        /// Whether a strip that one or two tokens want is summed as those of more are.
+        wide: u32,
+        pad: u32,
     }
 }
 
@@ -265,15 +269,9 @@ struct Product<'a> {
 }
 
 impl<'a> Product<'a> {
-    fn new(
-        weight: &'a WeightView,
-        [m, n, k]: [usize; 3],
-        info: &'a DeviceInfo,
-        options: &DeviceOptions,
-    ) -> Option<Product<'a>> {
+    fn new(weight: &'a WeightView, [m, n, k]: [usize; 3], info: &'a DeviceInfo) -> Option<Product<'a>> {
         let format = Format::of(weight.format)?;
-        // The order of summation depends on m.
-        if info.arch != 90 || weight.transposed || options.batch_invariant || !k.is_multiple_of(32) {
+        if info.arch != 90 || weight.transposed || !k.is_multiple_of(32) {
             return None;
         }
         let side_row = match weight.format {
@@ -291,7 +289,7 @@ impl<'a> Product<'a> {
     }
 
     fn of(op: &'a Matmul, planner: &Planner<'a>) -> Option<Product<'a>> {
-        Product::new(&op.weight, [op.m, op.n, op.k], planner.info, planner.options)
+        Product::new(&op.weight, [op.m, op.n, op.k], planner.info)
     }
 
     fn units(&self) -> usize {
@@ -316,18 +314,19 @@ pub(super) fn most_products(ops: &[Recorded]) -> usize {
 /// The kernel that runs a product, if one of these does.
 pub(crate) fn kernel_for(query: &CapabilityQuery, info: &DeviceInfo, options: &DeviceOptions) -> Option<&'static str> {
     let format = Format::of(query.format)?;
-    if info.arch != 90 || options.batch_invariant || !query.k.is_multiple_of(32) {
+    if info.arch != 90 || !query.k.is_multiple_of(32) {
         return None;
     }
+    let few = |threshold: u32| query.m <= threshold as usize || options.batch_invariant;
     let tiles = options.activations != Activations::Exact && query.n >= 64;
     let aligned = query.format.row_bytes(query.k).ok()?.is_multiple_of(16);
     match query.op {
-        OpKind::Matmul | OpKind::MatmulPerm021 if query.m <= MM_ROUTING_THRESHOLD as usize => Some(ROWS),
+        OpKind::Matmul | OpKind::MatmulPerm021 if few(MM_ROUTING_THRESHOLD) => Some(ROWS),
         OpKind::Matmul | OpKind::MatmulPerm021 if tiles => Some(TILES),
-        OpKind::MatmulId if query.m <= MM_ID_ROUTING_THRESHOLD as usize => {
+        OpKind::MatmulId if few(MM_ID_ROUTING_THRESHOLD) => {
             route::fits(format, query.k, info, [1, 1]).then_some(ROUTED_ROWS)
         }
-        OpKind::MatmulId if tiles && aligned && query.m > MM_ID_ROUTING_THRESHOLD as usize => Some(ROUTED_TILES),
+        OpKind::MatmulId if tiles && aligned => Some(ROUTED_TILES),
         _ => None,
     }
 }
@@ -407,6 +406,7 @@ pub(crate) fn pipelines() -> Vec<PipelineKey> {
             keys.push(key(format!("hopper_layer<2, {name}>")));
             keys.push(key(format!("hopper_mv_group<{name}, 1, ONE_ROW, WHOLE, ALIGNED, true>")));
             keys.push(key(format!("hopper_mv_gated<{name}, 2, ONE_ROW, WHOLE, ALIGNED, true>")));
+            keys.push(key(format!("hopper_mv_gated<{name}, 2, EIGHT_ROWS, WHOLE, ALIGNED, false>")));
         }
         for geometry in ["1, false, false", "2, false, false", "1, true, true"] {
             keys.push(key(format!("hopper_mv_id<{name}, {geometry}>")));

@@ -1,6 +1,7 @@
 //! Expert-routed products of few tokens: the geometry and the launches of `hopper_mv_id`.
 
-use super::matvec::{BOX_BYTES, EXACT_ROWS, Part, THREADS, WARPS};
+use super::columns::{Columns, Part};
+use super::matvec::{BOX_BYTES, THREADS, WARPS};
 use super::{Format, HopperExpertArgs, Product, Rows, STRIP, UNIT, key, pitch_of};
 use crate::Result;
 use crate::backend::cuda::driver::DeviceInfo;
@@ -9,7 +10,6 @@ use crate::backend::cuda::launches::{Bound, Launch, Plan, Planner};
 use crate::backend::cuda::tensor_map::TensorMap;
 use crate::backend::gpu::{Fault, u32_of};
 use crate::buffer::View;
-use crate::device::Activations;
 use crate::ops::MatmulId;
 
 /// `MOST_ROUTED_STAGES`, `MOST_PENDING` and `MOST_ROUTED_SLOTS` of experts.cu, and what one word for each of them takes.
@@ -19,8 +19,6 @@ const MOST_SLOTS: usize = 256;
 const FIXED: usize = 8 * MOST_PENDING + 8 * MOST_STAGES + 4 * MOST_PENDING + 2 * 4 * MOST_SLOTS;
 /// A word of shared memory each.
 const MOST_EXPERTS: usize = 1024;
-/// Tokens of one launch.
-const TOKENS: usize = 8;
 /// Stages at least.
 const LEAST_STAGES: usize = 3;
 /// As many stages keep the memory busy where rows are copied one by one: shorter pieces mean more copies.
@@ -115,8 +113,10 @@ pub(super) fn fits(format: Format, k: usize, info: &DeviceInfo, [n_experts, top_
     let shared_bytes = info.shared_bytes;
     let shape = |tokens, exact| Shape { format, k, shared_bytes, tokens, exact, n_experts, ragged: true };
     n_experts <= MOST_EXPERTS
-        && top_k <= MOST_SLOTS / TOKENS
-        && [shape(TOKENS, false), shape(EXACT_ROWS, true)].iter().all(|shape| geometry(*shape).is_some())
+        && top_k <= MOST_SLOTS / Columns::Eight.rows()
+        && [Columns::Eight, Columns::Four]
+            .iter()
+            .all(|columns| geometry(shape(columns.rows(), columns.exact())).is_some())
 }
 
 /// Where a launch's operands are.
@@ -136,7 +136,9 @@ fn launch(product: &Product<'_>, operands: &Operands<'_>, part: Part, quick: boo
     let (format, shared_bytes) = (product.format, product.info.shared_bytes);
     let aligned = product.aligned() && strides[0].is_multiple_of(16);
     let sides_aligned = format.side == 0 || strides[1..].iter().all(|stride| stride.is_multiple_of(16));
-    let (k, tokens, exact, n_experts) = (product.k, part.m, part.exact, *n_experts);
+    let (k, exact, n_experts) = (product.k, part.columns.exact(), *n_experts);
+    // Fewer tokens leave more room for weights, and other pieces of them add up in another order.
+    let tokens = if part.invariant { part.columns.rows() } else { part.m };
     // Rows are copied one by one where they must, or where whole strips would be too large.
     let mut ways = [false, true].into_iter().filter(|ragged| *ragged || aligned);
     let found = ways.find_map(|ragged| {
@@ -171,6 +173,8 @@ fn launch(product: &Product<'_>, operands: &Operands<'_>, part: Part, quick: boo
         strips: strips as u32,
         inverse_top_k: u32::MAX / u32_of("top_k", *top_k)?.max(1),
         inverse_strips: u32::MAX / (strips as u32).max(1),
+        wide: u32::from(part.invariant),
+        pad: 0,
     };
     let map = |view: Option<&View>, i: usize, element_bytes: usize, row: usize, pitch: usize| {
         // A map that nobody reads is none.
@@ -190,7 +194,7 @@ fn launch(product: &Product<'_>, operands: &Operands<'_>, part: Part, quick: boo
         map(sides[0], 1, 2, product.side_row, geometry.side_pitch),
         map(sides[1], 2, 2, product.side_row, geometry.side_pitch),
     ]);
-    let parts = if part.exact { 2 } else { 1 };
+    let parts = if exact { 2 } else { 1 };
     let (name, tail) = (format.name, !product.k.is_multiple_of(UNIT));
     let function = format!("hopper_mv_id<{name}, {parts}, {tail}, {ragged}>");
     let launch = Launch::new(key(function), bindings, [product.info.processors, 1, 1], THREADS);
@@ -218,10 +222,7 @@ pub(super) fn rows(
         strides: op.weight.strides,
         top_k: op.top_k,
     };
-    let exact = op.n_tokens <= EXACT_ROWS || planner.options.activations == Activations::Exact;
-    let most = if exact { EXACT_ROWS } else { TOKENS };
-    for first in (0..op.n_tokens).step_by(most) {
-        let part = Part { first, m: most.min(op.n_tokens - first), exact };
+    for part in Part::all(op.n_tokens, planner.options) {
         let Some(launch) = launch(product, &operands, part, false)? else { return Ok(None) };
         plan.launches.push(launch);
     }
@@ -231,7 +232,7 @@ pub(super) fn rows(
 /// A launch for a product whose rows are too long for one block's registers, as that of a single expert: its operands lie in shared memory. None where that leaves
 /// too little for weights.
 pub(super) fn long_rows(product: &Product<'_>, input: &Rows, output: &View, part: Part) -> Result<Option<Launch>> {
-    if !part.exact {
+    if !part.columns.exact() {
         return Ok(None);
     }
     let strides = [product.w_row, product.side_row, product.side_row].map(|row| (row * product.n).next_multiple_of(16));
@@ -243,7 +244,7 @@ pub(super) fn long_rows(product: &Product<'_>, input: &Rows, output: &View, part
 mod tests {
     use super::*;
     use crate::backend::cuda::launches::plan;
-    use crate::device::DeviceOptions;
+    use crate::device::{Activations, DeviceOptions};
     use crate::{DType, GgmlType, MlxDevice, Weight};
 
     fn info() -> DeviceInfo {
@@ -303,7 +304,19 @@ mod tests {
         assert_eq!(kernels(9, &options, None).len(), 3);
         assert_eq!(kernels(9, &options, Some("hopper_mv_id")).len(), 2);
         assert!(kernels(1, &options, Some("mv_id"))[0].starts_with("mv_id"));
-        let invariant = DeviceOptions { batch_invariant: true, ..options };
-        assert!(kernels(1, &invariant, None)[0].starts_with("mv_id"));
+    }
+
+    /// Columns of one kind, in passes, whatever the number of tokens.
+    #[test]
+    fn invariant_tokens_have_one_kernel() {
+        let options = DeviceOptions { batch_invariant: true, ..DeviceOptions::default() };
+        let exact = DeviceOptions { activations: Activations::Exact, ..options };
+        for tokens in [1, 4, 5, 8, 9, 33] {
+            assert_eq!(
+                kernels(tokens, &options, None),
+                vec!["hopper_mv_id<Q4_0, 1, false, false>"; tokens.div_ceil(8)]
+            );
+            assert_eq!(kernels(tokens, &exact, None), vec!["hopper_mv_id<Q4_0, 2, false, false>"; tokens.div_ceil(4)]);
+        }
     }
 }
