@@ -418,7 +418,15 @@ fn choosing(table: &mut Vec<Case>) {
             SampleParams { top_k: 40, ..warm },
             SampleParams { top_p: 0.9, ..warm },
             SampleParams { min_p: 0.05, ..warm },
-            SampleParams { top_k: 100, top_p: 0.95, min_p: 0.02, repetition_penalty: 1.1, seed: 9, ..warm },
+            SampleParams {
+                temperature: 1.7,
+                top_k: 100,
+                top_p: 0.95,
+                min_p: 0.02,
+                repetition_penalty: 1.1,
+                seed: 9,
+                ..warm
+            },
         ] {
             push(Operation::Sample { dim, params, history: 0 });
             push(Operation::Sample { dim, params, history: 64 });

@@ -7,8 +7,9 @@ use crate::{Result, Session};
 
 /// Chooses tokens that continue a session's context, each from the logits after the one before.
 ///
-/// Where the device would wait for the host between two steps ([`Pace::steps_ahead`](mlx_native::Pace::steps_ahead)) and the most probable token is
-/// asked for, the device chooses it, and the next step is queued before the host has seen it. The tokens are the same, and so are the errors.
+/// Where the device would wait for the host between two steps ([`Pace::steps_ahead`](mlx_native::Pace::steps_ahead)) and no token is penalised for those
+/// before it, the device chooses, and the next step is queued before the host has seen the token. The most probable tokens are the same then, and so are
+/// those that are drawn unless a random number falls on a boundary between two of them, where rounding decides; errors are the host's.
 #[derive(Debug)]
 pub struct Decoder<'s, 'm> {
     session: &'s mut Session<'m>,
@@ -52,7 +53,7 @@ impl<'s, 'm> Decoder<'s, 'm> {
         steps_ahead: bool,
     ) -> Result<Decoder<'s, 'm>> {
         let sampler = Sampler::new(sampler)?;
-        let steps = (steps_ahead && sampler.takes_best()).then(|| Steps::new(session)).transpose()?;
+        let steps = (steps_ahead && sampler.params(0).is_some()).then(|| Steps::new(session)).transpose()?;
         Ok(Decoder { session, sampler, left: most, last: None, steps })
     }
 
@@ -87,8 +88,11 @@ impl<'s, 'm> Decoder<'s, 'm> {
         }
         let id = match &mut self.steps {
             None => self.choose(&[last])?,
-            Some(steps) => match steps.take(self.session, last, self.left) {
-                Ok((id, logit)) if logit.is_finite() => id,
+            Some(steps) => match steps.take(self.session, &self.sampler, last, self.left) {
+                Ok((id, logit)) if logit.is_finite() => {
+                    self.sampler.count_draw();
+                    id
+                }
                 _ => self.step_again(last)?,
             },
         };
@@ -130,11 +134,12 @@ impl Steps {
     }
 
     /// Queues what may be queued, of at most `left` steps, and takes what the first of it chooses after `last`, with its logit.
-    fn take(&mut self, session: &mut Session<'_>, last: u32, left: usize) -> Result<(u32, f32)> {
+    fn take(&mut self, session: &mut Session<'_>, sampler: &Sampler, last: u32, left: usize) -> Result<(u32, f32)> {
         let most = left.min(session.context() - session.position()).min(AT_ONCE);
         while self.queued < most {
             let before = self.encoder.in_flight();
-            session.queue_step(&mut self.encoder, self.queued, last)?;
+            let params = sampler.params(self.queued as u64).unwrap_or_default();
+            session.queue_step(&mut self.encoder, self.queued, last, &params)?;
             self.commits = self.encoder.in_flight() - before;
             self.queued += 1;
         }

@@ -11,14 +11,13 @@
 //! 6. **Temperature**: logits are divided by it and become probabilities, by which one token is drawn.
 //!
 //! Stages 3 to 5 see the probabilities at temperature 1, as llama.cpp's default chain does, so what is cut off does not depend on
-//! the temperature. Of equal logits the lower id goes first everywhere. The random numbers are those of xoshiro256++ and the same
-//! on every platform.
+//! the temperature. Of equal logits the lower id goes first everywhere. Stages and random numbers ([`SampleParams::uniform`]) are those of
+//! [`CommandEncoder::sample`](mlx_native::CommandEncoder::sample): where there is no penalty, the device can choose the same tokens.
 
 use std::cmp::Ordering;
 use std::collections::VecDeque;
 
-use rand_xoshiro::Xoshiro256PlusPlus;
-use rand_xoshiro::rand_core::{Rng, SeedableRng};
+use mlx_native::SampleParams;
 
 /// How tokens are chosen; see the [module](self) for the order of the stages.
 #[derive(Debug, Clone, PartialEq)]
@@ -91,6 +90,9 @@ pub enum SamplerError {
     },
 }
 
+/// Tokens that are put in order first: mostly enough of them.
+const FRONT: usize = 256;
+
 /// A token that may be chosen.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Candidate {
@@ -105,16 +107,16 @@ impl Candidate {
     }
 }
 
-/// Chooses tokens. Holds the random numbers and the tokens that a repetition penalty looks back at.
+/// Chooses tokens. Holds the number of draws and the tokens that a repetition penalty looks back at.
 #[derive(Debug, Clone)]
 pub struct Sampler {
     config: SamplerConfig,
-    random: Xoshiro256PlusPlus,
+    /// Draws so far.
+    step: u64,
     /// At most `repetition_window` tokens, the latest at the back.
     history: VecDeque<u32>,
     /// Working memory.
     candidates: Vec<Candidate>,
-    weights: Vec<f64>,
     penalized: Vec<f32>,
 }
 
@@ -133,14 +135,7 @@ impl Sampler {
         check("min_p", min_p, "from 0 to 1", (0.0..=1.0).contains(&min_p))?;
         let penalty_is_valid = repetition_penalty.is_finite() && repetition_penalty > 0.0;
         check("repetition_penalty", repetition_penalty, "a finite number above 0", penalty_is_valid)?;
-        Ok(Sampler {
-            random: Xoshiro256PlusPlus::seed_from_u64(config.seed),
-            config,
-            history: VecDeque::new(),
-            candidates: Vec::new(),
-            weights: Vec::new(),
-            penalized: Vec::new(),
-        })
+        Ok(Sampler { config, step: 0, history: VecDeque::new(), candidates: Vec::new(), penalized: Vec::new() })
     }
 
     /// The settings.
@@ -148,9 +143,17 @@ impl Sampler {
         &self.config
     }
 
-    /// Whether it takes the highest logit, whatever tokens there were before.
-    pub(crate) fn takes_best(&self) -> bool {
-        self.config.temperature == 0.0 && !self.looks_back()
+    /// What a device needs to choose the token after `ahead` further ones; none where the choice depends on the tokens before.
+    pub(crate) fn params(&self, ahead: u64) -> Option<SampleParams> {
+        let SamplerConfig { temperature, top_k, top_p, min_p, seed, .. } = self.config;
+        let step = self.step + ahead;
+        let params = SampleParams { temperature, top_k, top_p, min_p, repetition_penalty: 1.0, seed, step };
+        (!self.looks_back()).then_some(params)
+    }
+
+    /// Counts a token that a device has chosen.
+    pub(crate) fn count_draw(&mut self) {
+        self.step += 1;
     }
 
     fn looks_back(&self) -> bool {
@@ -195,6 +198,7 @@ impl Sampler {
     fn choose(&mut self, logits: &[f32]) -> Result<u32, SamplerError> {
         let best = best(logits)?;
         let id = if self.config.temperature == 0.0 { best.id } else { self.draw(logits, best.logit) };
+        self.count_draw();
         self.accept(id);
         Ok(id)
     }
@@ -214,26 +218,42 @@ impl Sampler {
 
     /// Draws a token; `max` is the highest logit and finite.
     fn draw(&mut self, logits: &[f32], max: f32) -> u32 {
-        self.cut(logits, max);
-        self.weights.clear();
-        self.weights.extend(self.candidates.iter().map(|c| weight(c.logit - max, self.config.temperature)));
-        let total: f64 = self.weights.iter().sum();
-        // 53 bits make every multiple of 2^-53 below 1 equally likely.
-        let mut left = (self.random.next_u64() >> 11) as f64 * 2f64.powi(-53) * total;
-        let mut chosen = 0;
-        for (i, &weight) in self.weights.iter().enumerate() {
-            if weight > 0.0 {
-                chosen = i;
-                if left < weight {
-                    break;
-                }
-            }
-            left -= weight;
+        let SamplerConfig { temperature, top_k, top_p, min_p, seed, .. } = self.config;
+        let uniform = f64::from(SampleParams { seed, step: self.step, ..Default::default() }.uniform());
+        let weight = |logit: f32| weight(logit - max, temperature);
+        if (1..logits.len()).contains(&top_k) || top_p < 1.0 || min_p > 0.0 {
+            self.cut(logits, max);
+            let total: f64 = self.candidates.iter().map(|c| weight(c.logit)).sum();
+            return self.reaching(uniform * total, weight).unwrap_or_else(|last| last);
         }
-        self.candidates[chosen].id
+        let total: f64 = logits.iter().map(|&logit| weight(logit)).sum();
+        let mut k = FRONT.min(logits.len());
+        loop {
+            select(logits, k, f32::NEG_INFINITY, &mut self.candidates);
+            match self.reaching(uniform * total, weight) {
+                Err(_) if k < logits.len() => k = k.saturating_mul(8).min(logits.len()),
+                Ok(id) | Err(id) => return id,
+            }
+        }
     }
 
-    /// Fills `candidates` with the tokens that top-k, top-p and min-p leave.
+    /// The first of the ordered candidates at which the sum of their weights exceeds `target`, or as an error the last one that has a weight.
+    fn reaching(&self, target: f64, weight: impl Fn(f32) -> f64) -> Result<u32, u32> {
+        let (mut sum, mut last) = (0.0, 0);
+        for candidate in &self.candidates {
+            let weight = weight(candidate.logit);
+            sum += weight;
+            if sum > target {
+                return Ok(candidate.id);
+            }
+            if weight > 0.0 {
+                last = candidate.id;
+            }
+        }
+        Err(last)
+    }
+
+    /// Fills `candidates` with the tokens that top-k, top-p and min-p leave, in order.
     fn cut(&mut self, logits: &[f32], max: f32) {
         let SamplerConfig { top_k, top_p, min_p, .. } = self.config;
         let candidates = &mut self.candidates;
@@ -243,12 +263,7 @@ impl Sampler {
         let sum = |candidates: &[Candidate]| candidates.iter().map(|c| weight(c.logit - max, 1.0)).sum::<f64>();
 
         match (limits_k, limits_p) {
-            (false, false) => {
-                candidates.clear();
-                let all = logits.iter().zip(0..).map(|(&logit, id)| Candidate { logit, id });
-                candidates.extend(all.filter(|c| c.logit >= floor && c.logit > f32::NEG_INFINITY));
-            }
-            (true, false) => select(logits, top_k, floor, candidates),
+            (_, false) => select(logits, if limits_k { top_k } else { logits.len() }, floor, candidates),
             (true, true) => {
                 select(logits, top_k, f32::NEG_INFINITY, candidates);
                 let goal = f64::from(top_p) * sum(candidates);
@@ -257,7 +272,7 @@ impl Sampler {
             (false, true) => {
                 let total: f64 = logits.iter().map(|&logit| weight(logit - max, 1.0)).sum();
                 // Few tokens mostly suffice: ever more are put in order until they do.
-                let mut k = 256.min(logits.len());
+                let mut k = FRONT.min(logits.len());
                 select(logits, k, f32::NEG_INFINITY, candidates);
                 while !keep_probable(candidates, f64::from(top_p) * total, max) && k < logits.len() {
                     k = k.saturating_mul(8).min(logits.len());
@@ -271,7 +286,7 @@ impl Sampler {
 
 /// A token's probability as a share of the most probable one's, from the distance of its logit to that one's.
 fn weight(distance: f32, temperature: f32) -> f64 {
-    f64::from(distance / temperature).exp()
+    (f64::from(distance) / f64::from(temperature)).exp()
 }
 
 /// Keeps as few of the ordered candidates as weigh `goal` together. False, and all are kept, if they do not weigh that much.
@@ -345,10 +360,14 @@ fn select(logits: &[f32], k: usize, floor: f32, out: &mut Vec<Candidate>) {
 mod tests {
     use super::*;
 
+    /// The random number `step`, with 24 bits.
+    fn random(step: u64) -> u64 {
+        (f64::from(SampleParams { step, ..Default::default() }.uniform()) * f64::from(1 << 24)) as u64
+    }
+
     #[test]
     fn selection_equals_sorting() {
-        let mut random = Xoshiro256PlusPlus::seed_from_u64(1);
-        let mut logits: Vec<f32> = (0..5000).map(|_| (random.next_u64() % 700) as f32).collect();
+        let mut logits: Vec<f32> = (0..5000).map(|i| (random(i) % 700) as f32).collect();
         logits[17] = f32::NEG_INFINITY;
         let mut sorted: Vec<Candidate> = logits.iter().zip(0..).map(|(&logit, id)| Candidate { logit, id }).collect();
         sorted.sort_by(Candidate::order);

@@ -199,9 +199,15 @@ impl<'m> Session<'m> {
         Ok(())
     }
 
-    /// Queues a step that chooses the most probable token, behind `queued` other ones. The first begins with `last`, each further one with what the one
+    /// Queues a step that chooses a token, behind `queued` other ones. The first begins with `last`, each further one with what the one
     /// before it chooses. The context grows as the steps are taken, not here.
-    pub(crate) fn queue_step(&mut self, encoder: &mut CommandEncoder, queued: usize, last: u32) -> Result<()> {
+    pub(crate) fn queue_step(
+        &mut self,
+        encoder: &mut CommandEncoder,
+        queued: usize,
+        last: u32,
+        params: &SampleParams,
+    ) -> Result<()> {
         let vocabulary = self.model.vocabulary();
         let start = self.position + queued;
         let [even, odd] = &mut self.steps;
@@ -226,7 +232,7 @@ impl<'m> Session<'m> {
         };
         pass.layers(&self.model.weights, &mut self.cache)?;
         pass.logits(&self.model.weights.output, 1, logits)?;
-        encoder.sample(logits, None, &mut next.ids, &SampleParams::default())?;
+        encoder.sample(logits, None, &mut next.ids, params)?;
         // The choice refuses NaN. What else the host refuses shows in the logit of what was chosen.
         let column = Weight::ggml(GgmlType::F32, vocabulary, 1, logits.clone())?;
         encoder.embedding(&column, &next.ids, &mut next.logit, &EmbeddingParams { n_tokens: 1, scale: 1.0 })?;

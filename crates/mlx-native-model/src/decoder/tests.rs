@@ -210,22 +210,45 @@ fn broken_logits_are_the_samplers_error() {
     }
 }
 
+/// The host's tokens and those of a decoder that may leave the choice to the device.
+fn both(model: &Model, config: &SamplerConfig) -> [Vec<u32>; 2] {
+    [false, true].map(|steps_ahead| {
+        let mut session = session(model);
+        let mut decoder = Decoder::with_steps(&mut session, config.clone(), 20, steps_ahead).unwrap();
+        assert_eq!(steps_ahead && config.repetition_penalty == 1.0, decoder.steps.is_some());
+        let first = decoder.first_token(&[4, 5]).unwrap();
+        first.into_iter().chain((1..20).map(|_| decoder.next_token().unwrap().unwrap())).collect()
+    })
+}
+
 #[test]
 fn what_the_device_cannot_choose_the_host_does() {
     let file = file(None);
     let model = Model::from_gguf(&file, &MlxDevice::cpu().unwrap()).unwrap();
+    let [host, ahead] = both(&model, &SamplerConfig { repetition_penalty: 1.3, ..SamplerConfig::greedy() });
+    assert_eq!(host, ahead);
+}
+
+#[test]
+fn the_device_draws_what_the_host_draws() {
+    let file = file(None);
     let settings = [
-        SamplerConfig { repetition_penalty: 1.3, ..SamplerConfig::greedy() },
-        SamplerConfig { seed: 3, ..Default::default() },
+        SamplerConfig::default(),
+        SamplerConfig { temperature: 3.0, top_k: 20, top_p: 0.98, min_p: 0.001, ..Default::default() },
+        SamplerConfig { temperature: 2.0, top_k: 0, top_p: 1.0, min_p: 0.0, ..Default::default() },
     ];
-    for config in settings {
-        let [host, ahead] = [false, true].map(|steps_ahead| {
-            let mut session = session(&model);
-            let mut decoder = Decoder::with_steps(&mut session, config.clone(), 20, steps_ahead).unwrap();
-            let first = decoder.first_token(&[4, 5]).unwrap();
-            let rest: Vec<_> = (1..20).map(|_| decoder.next_token().unwrap()).collect();
-            (first, rest)
-        });
-        assert_eq!(host, ahead);
+    for device in devices() {
+        let model = Model::from_gguf(&file, &device).unwrap();
+        for config in &settings {
+            let drawn: Vec<_> = (0..3)
+                .map(|seed| {
+                    let [host, ahead] = both(&model, &SamplerConfig { seed, ..config.clone() });
+                    assert_eq!(host, ahead, "{}, {config:?}, seed {seed}", device.name());
+                    ahead
+                })
+                .collect();
+            // Other seeds, other tokens, where several are probable.
+            assert!(config.temperature < 1.0 || drawn[0] != drawn[1] || drawn[1] != drawn[2], "{config:?}");
+        }
     }
 }

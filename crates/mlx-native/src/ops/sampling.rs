@@ -10,12 +10,13 @@ use crate::{CommandEncoder, DType, MlxBuffer, Result};
 ///
 /// 1. repetition penalty: a positive logit of a token in the history is divided by it, any other multiplied, once however often
 ///    the token occurs; history ids that are no index of the logits count for nothing;
-/// 2. top-k: the k largest logits, of equal ones the smaller ids;
-/// 3. temperature and softmax: p ∝ e^(logit / temperature);
-/// 4. top-p: the fewest most probable tokens whose probabilities, summed, reach it; 5. min-p: of these, the tokens at least that many times
-///    as probable as the best;
-/// 6. the draw: with u = uniform(seed, step) in [0, 1), the first token, by falling probability, at which the running sum exceeds u times the sum of
-///    what is kept.
+/// 2. top-k: the k largest logits, of equal ones the smaller ids; their probabilities are p ∝ e^logit;
+/// 3. top-p: the fewest most probable tokens whose probabilities, summed, reach it;
+/// 4. min-p: of these, the tokens at least that many times as probable as the best;
+/// 5. the draw by weights e^(logit / temperature): with u = [`uniform`](Self::uniform), the first token, by falling weight, at which the running sum
+///    exceeds u times the sum of what is kept.
+///
+/// So what is cut off does not depend on the temperature, as in llama.cpp's default chain and in MLX's sampler.
 ///
 /// A largest logit that is infinite is chosen whatever the temperature.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -42,13 +43,20 @@ impl Default for SampleParams {
     }
 }
 
-/// The random number of a draw, in [0, 1) with 24 bits, the same on every device: output number `step` of the generator splitmix64
-/// that starts at `seed` (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014), its upper 24 bits.
-pub(crate) fn uniform(seed: u64, step: u64) -> f32 {
-    let state = seed.wrapping_add(step.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    ((mixed ^ (mixed >> 31)) >> 40) as f32 / (1 << 24) as f32
+impl SampleParams {
+    /// Whether tokens are cut off by their probabilities.
+    pub(crate) fn cuts(&self) -> bool {
+        self.top_p < 1.0 || self.min_p > 0.0
+    }
+
+    /// The random number of the draw, in [0, 1) with 24 bits, the same on every device: output number `step` of the generator splitmix64
+    /// that starts at `seed` (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014), its upper 24 bits.
+    pub fn uniform(&self) -> f32 {
+        let state = self.seed.wrapping_add(self.step.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((mixed ^ (mixed >> 31)) >> 40) as f32 / (1 << 24) as f32
+    }
 }
 
 /// `output[r]` = the smallest index of the largest `input[r]`; NaN never wins unless all are NaN, then 0.
@@ -138,12 +146,13 @@ impl CommandEncoder {
 
 #[cfg(test)]
 mod tests {
-    use super::uniform;
+    use super::SampleParams;
 
     #[test]
     fn draws_follow_splitmix64() {
         // First outputs of splitmix64 from state 0: e220a8397b1dcdaf, 6e789e6aa1b965f4, 06c45d188009454f.
         let of = |word: u64| (word >> 40) as f32 / 16_777_216.0;
+        let uniform = |seed, step| SampleParams { seed, step, ..Default::default() }.uniform();
         assert_eq!(uniform(0, 0), of(0xe220_a839_7b1d_cdaf));
         assert_eq!(uniform(0, 1), of(0x6e78_9e6a_a1b9_65f4));
         assert_eq!(uniform(0, 2), of(0x06c4_5d18_8009_454f));

@@ -6,7 +6,6 @@ use super::experts::descending;
 use super::operand::{f32s, store_u32s, u32s};
 use super::{faulted, rows};
 use crate::Result;
-use crate::ops::sampling::uniform;
 use crate::ops::{ArgMax, Sample, SampleParams, fault};
 
 /// The smallest index of the largest value
@@ -24,7 +23,7 @@ fn largest(row: &[f64]) -> usize {
 
 /// The stages of [`SampleParams`], one after the other.
 pub(super) fn sample(op: &Sample) -> Result<()> {
-    let SampleParams { temperature, top_k, top_p, min_p, repetition_penalty, seed, step } = op.params;
+    let SampleParams { temperature, top_k, top_p, min_p, repetition_penalty, .. } = op.params;
     let mut logits = f32s(&op.logits, op.dim)?;
     if let Some(i) = logits.iter().position(|logit| logit.is_nan()) {
         return faulted(Some(fault::nan_logit(i)));
@@ -45,11 +44,10 @@ pub(super) fn sample(op: &Sample) -> Result<()> {
     if top_k > 0 {
         ids.truncate(top_k);
     }
-    let scaled: Vec<f64> = ids.iter().map(|&id| logits[id] / f64::from(temperature)).collect();
-    let probabilities = rows::softmax_row(&scaled);
+    let kept_logits: Vec<f64> = ids.iter().map(|&id| logits[id]).collect();
+    let probabilities = rows::softmax_row(&kept_logits);
 
-    let mut kept = 0;
-    let mut sum = 0.0;
+    let (mut kept, mut sum) = (0, 0.0);
     for &probability in &probabilities {
         // The tokens stand by falling probability, so both cuts keep a front part, and always the first token.
         let enough = sum >= f64::from(top_p) || probability < f64::from(min_p) * probabilities[0];
@@ -60,10 +58,11 @@ pub(super) fn sample(op: &Sample) -> Result<()> {
         sum += probability;
     }
 
-    let target = f64::from(uniform(seed, step)) * sum;
+    let weights = kept_logits[..kept].iter().map(|logit| ((logit - kept_logits[0]) / f64::from(temperature)).exp());
+    let target = f64::from(op.params.uniform()) * weights.clone().sum::<f64>();
     let mut below = 0.0;
-    for (id, probability) in ids.iter().zip(&probabilities[..kept]) {
-        below += probability;
+    for (id, weight) in ids.iter().zip(weights) {
+        below += weight;
         if below > target {
             return store_u32s(&op.output, &[*id as u32]);
         }

@@ -10,7 +10,6 @@ use super::simd::Simd;
 use super::{GRAIN, Mem, Task, math};
 use crate::Result;
 use crate::backend::cpu::kernel::{Resolver, Share};
-use crate::ops::sampling::uniform;
 use crate::ops::{ArgMax, Sample, SampleParams, fault};
 
 /// Values whose largest is found before it is looked for: few enough to stay in the first-level cache.
@@ -204,7 +203,9 @@ impl SampleTask {
             return Ok(best as u32);
         }
         let limit = if self.params.top_k > 0 { self.params.top_k.min(self.dim) } else { self.dim };
-        let total = if limit < self.dim { 0.0 } else { sum_of_weights(s, &logits, max, self.params.temperature) };
+        let total =
+            |temperature: f32| if limit < self.dim { 0.0 } else { sum_of_weights(s, &logits, max, temperature) };
+        let total = total(if self.params.cuts() { 1.0 } else { self.params.temperature });
         // Only the front of the ranking is needed, mostly a short one.
         let mut count = if limit < self.dim { limit } else { limit.min(256) };
         loop {
@@ -216,29 +217,34 @@ impl SampleTask {
         }
     }
 
-    /// Draws among the front of a ranking, as keys, of `limit` tokens whose weights, relative to the first one's, add up to `total`, or to
-    /// their sum when they are all there; none when it takes more of them.
+    /// Draws among the front of a ranking, as keys, of `limit` tokens; none when it takes more of them. Their weights, relative to the first one's, add up to
+    /// `total`, or to their sum when they are all there: the weights at temperature 1 where something is cut by them, otherwise those of the draw.
     fn choose(&self, candidates: &[u64], total: f64, limit: usize) -> Option<u32> {
-        let SampleParams { temperature, top_p, min_p, seed, step, .. } = self.params;
+        let SampleParams { temperature, top_p, min_p, .. } = self.params;
         let complete = candidates.len() == limit;
         let logit = |&key: &u64| f64::from(unkey(key).1);
         let max = candidates.first().map_or(0.0, logit);
-        let weights: Vec<f64> =
-            candidates.iter().map(|key| ((logit(key) - max) / f64::from(temperature)).exp()).collect();
-        let total = if complete { weights.iter().sum() } else { total };
-        let (mut kept, mut sum) = (limit, total);
-        if top_p < 1.0 || min_p > 0.0 {
-            (kept, sum) = (0, 0.0);
+        let weights = |temperature: f32| -> Vec<f64> {
+            candidates.iter().map(|key| ((logit(key) - max) / f64::from(temperature)).exp()).collect()
+        };
+        let mut kept = limit;
+        if self.params.cuts() {
+            let weights = weights(1.0);
+            let total = if complete { weights.iter().sum() } else { total };
+            let (mut count, mut sum) = (0, 0.0);
             let enough = |sum: f64, weight: f64| sum >= f64::from(top_p) * total || weight < f64::from(min_p);
-            while kept < weights.len() && (kept == 0 || !enough(sum, weights[kept])) {
-                sum += weights[kept];
-                kept += 1;
+            while count < weights.len() && (count == 0 || !enough(sum, weights[count])) {
+                sum += weights[count];
+                count += 1;
             }
-            if kept == weights.len() && !complete {
+            if count == weights.len() && !complete {
                 return None;
             }
+            kept = count;
         }
-        let target = f64::from(uniform(seed, step)) * sum;
+        let weights = weights(temperature);
+        let sum = if kept <= weights.len() { weights[..kept].iter().sum() } else { total };
+        let target = f64::from(self.params.uniform()) * sum;
         let mut below = 0.0;
         for (weight, candidate) in weights.iter().zip(candidates).take(kept) {
             below += weight;
@@ -246,7 +252,7 @@ impl SampleTask {
                 return Some(unkey(*candidate).0 as u32);
             }
         }
-        candidates.get(kept.wrapping_sub(1)).map(|last| unkey(*last).0 as u32)
+        candidates.get(kept - 1).map(|last| unkey(*last).0 as u32)
     }
 }
 

@@ -1,7 +1,7 @@
 
 // One token from logits. Tokens stand by falling logit, of equal ones by rising index: their ranks are 64-bit numbers, a larger one for
 // a token that comes earlier. A token's weight e^((logit - max) / temperature) is a whole number of 2^-(3 bits), so that sums are exact
-// whatever the order of their terms, and the same on every run.
+// whatever the order of their terms, and the same on every run. Tokens are cut off by their weights at temperature 1.
 
 inline ulong rank_of(float logit, uint index) {
     // Adding 0 makes -0 and 0 equal. Of negative floats the bits fall as the value rises.
@@ -104,13 +104,13 @@ inline ulong first_beyond(device const float* x, constant SampleArgs& args, Meas
     return prefix;
 }
 
-// Sum of the weights of the tokens up to the one of rank `last` that are not below `least`.
-inline ulong sum_until(device const float* x, constant SampleArgs& args, Measure measure, ulong last, float least,
+// Sum of the measure of the tokens up to the one of rank `last` whose `cut` is not below `least`.
+inline ulong sum_until(device const float* x, constant SampleArgs& args, Measure measure, ulong last, Measure cut, float least,
                        threadgroup SampleShared& shared, uint thread_index, uint threads) {
     clear_bins(shared, thread_index, threads);
     for (uint i = thread_index; i < args.dim; i += threads) {
         const float logit = x[i];
-        if (rank_of(logit, i) >= last && measure.weight(logit) >= least) add_parts(shared, 0, measure.of(logit), args.bits);
+        if (rank_of(logit, i) >= last && cut.weight(logit) >= least) add_parts(shared, 0, measure.of(logit), args.bits);
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     const ulong sum = bin_sum(shared, 0, args.bits);
@@ -154,19 +154,20 @@ inline ulong sum_until(device const float* x, constant SampleArgs& args, Measure
         if (thread_index == 0) y[0] = best.index == NONE ? 0 : best.index;
         return;
     }
-    const Measure tokens{best.value, args.temperature, args.one, false}, weights{best.value, args.temperature, args.one, true};
+    const Measure tokens{best.value, 1.0f, args.one, false}, cut{best.value, 1.0f, args.one, true};
+    const Measure weights{best.value, args.temperature, args.one, true};
     ulong last = 0;
     if (args.top_k > 0 && args.top_k < args.dim) {
         last = first_beyond(x, args, tokens, args.top_k - 1, shared, thread_index, threads);
     }
     if (args.has_top_p) {
         // The first token at which the sum is no less than top_p of all, top_p in units of 2^-32.
-        const ulong total = sum_until(x, args, weights, last, 0.0f, shared, thread_index, threads);
+        const ulong total = sum_until(x, args, cut, last, cut, 0.0f, shared, thread_index, threads);
         const ulong low = (total & 0xffffffff) * args.top_p;
         const ulong enough = (total >> 32) * args.top_p + (low >> 32) + ((low & 0xffffffff) > 0 ? 1 : 0);
-        last = max(last, first_beyond(x, args, weights, enough - 1, shared, thread_index, threads));
+        last = max(last, first_beyond(x, args, cut, enough - 1, shared, thread_index, threads));
     }
-    const ulong sum = sum_until(x, args, weights, last, args.min_p, shared, thread_index, threads);
+    const ulong sum = sum_until(x, args, weights, last, cut, args.min_p, shared, thread_index, threads);
     // u = draw / 2^24
     const ulong target = (sum >> 24) * args.draw + (((sum & 0xffffff) * args.draw) >> 24);
     const ulong token = first_beyond(x, args, weights, target, shared, thread_index, threads);

@@ -3,7 +3,6 @@
 use super::args::{ExpertArgs, RowArgs, SampleArgs};
 use super::{Access, Bound, Fault, Launch, Library, PipelineKey, Plan, u32_of};
 use crate::Result;
-use crate::ops::sampling::uniform;
 use crate::ops::{ArgMax, ExpertGate, ExpertSum, Sample};
 
 fn launch(function: &str, bindings: Vec<Bound>, groups: usize, threads: u32) -> Result<Vec<Launch>> {
@@ -38,7 +37,7 @@ pub(super) fn sample(op: &Sample) -> Result<Plan> {
         top_k: u32::try_from(params.top_k).unwrap_or(0),
         has_top_p: u32::from(params.top_p < 1.0),
         greedy: u32::from(params.temperature == 0.0),
-        draw: (uniform(params.seed, params.step) * (1 << 24) as f32) as u32,
+        draw: (params.uniform() * (1 << 24) as f32) as u32,
         bits,
         one: (1u64 << (3 * bits)) as f32,
         temperature: params.temperature,
