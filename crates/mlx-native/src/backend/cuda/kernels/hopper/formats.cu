@@ -295,18 +295,18 @@ struct MXFP4 : Plain {
     static constexpr bool ROTATED = true;
     DI static constexpr int place(int i) { return (i & ~15) + nibble_place(i & 15, ((i >> 5) * 17 + 1) & 3); }
     DI static constexpr int unrotated(int i) { return (i & ~15) + nibble_place(i & 15, 0); }
-    // The larger exponent of two groups of 32, a lane's own of a unit, and that of a quad of lanes.
-    DI static int own_exponent(const u8* groups) { return max((int)groups[0], (int)groups[17]); }
-    DI static int largest_exponent(int e) {
+    // The exponents of two groups of 32, a lane's own of a unit, and the largest of a quad of lanes.
+    DI static void own_exponents(const u8* groups, int (&e)[2]) { e[0] = groups[0], e[1] = groups[17]; }
+    DI static int largest_exponent(const int (&own)[2]) {
+        int e = max(own[0], own[1]);
         e = max(e, __shfl_xor_sync(~0u, e, 1));
         return max(e, __shfl_xor_sync(~0u, e, 2));
     }
-    // What makes weights of the halves of `bits`, in both halves.
-    template <class R> DI static u32 ranged_scale(const R& row, int c, int group, int reference) {
+    // What makes weights of the halves of `bits`, for a lane's own groups.
+    DI static u32 ranged_scales(const int (&own)[2], int reference) {
         // 2^(e - reference - HEADROOM + 14), but not less than 2^-30, which is no half.
-        const int own = (int)row.byte((2 * c + group) * 17) << 23, bits = own + (127 + 14 - HEADROOM - reference) * 0x00800000;
-        const float s = __int_as_float(max(bits, (127 - 30) << 23));
-        return pack_halves(s, s);
+        auto scale = [&](int e) { return __int_as_float(max((e << 23) + (127 + 14 - HEADROOM - reference) * 0x00800000, (127 - 30) << 23)); };
+        return pack_halves(scale(own[0]), scale(own[1]));
     }
     // Undoes a reference: times 2^(HEADROOM + 1) this is its weights' power of two.
     DI static float of_reference(int reference) { return __int_as_float(max(reference * 0x00800000 - 0x00800000, reference * 0x00200000 + 0x00200000)); }

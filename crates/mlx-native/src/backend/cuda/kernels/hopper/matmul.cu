@@ -188,6 +188,8 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
         // The references of this lane's rows, for the sums and for the unit that is being dequantized, where a format has some.
         int references[MI][2] = {}, references_ahead[MI][2] = {};
         bool rescale = false;
+        // The scales of this lane's own groups of that unit, relative to them: lane c of four has those of chunk c.
+        u32 ranged[MI][2] = {};
         // What its chunks have in common; where four warpgroups share the registers they cannot keep it.
         typename F::Head heads[MI][2];
         // Where a row of the unit ahead starts, or would start if the stage had all of it, when it has the slice with chunk c. Units of whole 16 bytes start at the same place in all stages.
@@ -213,28 +215,36 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
         // sums are scaled down before the products that need it.
         auto look_ahead = [&](bool new_run) {
             if constexpr (F::RANGED) {
-                // Mostly no lane sees an exponent that matters.
-                int own[MI][2];
+                int own[MI][2][2];
                 bool matters = new_run;
 #pragma unroll
                 for (int i = 0; i < MI; i++)
 #pragma unroll
                     for (int which = 0; which < 2; which++) {
-                        own[i][which] = F::own_exponent(smem + row_of(i, which, 0) + F::UNIT / 4 * t);
-                        matters |= own[i][which] > references_ahead[i][which] + F::HEADROOM + F::MOST;
+                        int (&e)[2] = own[i][which];
+                        F::own_exponents(smem + row_of(i, which, 0) + F::UNIT / 4 * t, e);
+                        matters |= max(e[0], e[1]) > references_ahead[i][which] + F::HEADROOM + F::MOST;
                     }
-                if (!__any_sync(~0u, matters)) return;
+                // Mostly no lane sees an exponent that matters.
+                if (__any_sync(~0u, matters)) {
+#pragma unroll
+                    for (int i = 0; i < MI; i++)
+#pragma unroll
+                        for (int which = 0; which < 2; which++) {
+                            const int largest = F::largest_exponent(own[i][which]);
+                            if (new_run || largest > references_ahead[i][which] + F::HEADROOM + F::MOST) references_ahead[i][which] = largest, rescale = !new_run;
+                        }
+                    rescale = __any_sync(~0u, rescale);
+                }
 #pragma unroll
                 for (int i = 0; i < MI; i++)
 #pragma unroll
-                    for (int which = 0; which < 2; which++) {
-                        const int largest = F::largest_exponent(own[i][which]);
-                        if (new_run || largest > references_ahead[i][which] + F::HEADROOM + F::MOST) references_ahead[i][which] = largest, rescale = !new_run;
-                    }
-                rescale = __any_sync(~0u, rescale);
+                    for (int which = 0; which < 2; which++) ranged[i][which] = F::ranged_scales(own[i][which], references_ahead[i][which]);
             }
         };
-        auto dequantize_from = [&](int buffer, int c, int mi, u32 first, u32 second, const int (&reference)[2]) {
+        auto dequantize_from = [&](int buffer, int c, int mi, u32 first, u32 second, const u32 (&own)[2]) {
+            u32 scales[2] = {};
+            if constexpr (F::RANGED) scales[0] = __shfl_sync(~0u, own[0], c, 4), scales[1] = __shfl_sync(~0u, own[1], c, 4);
             auto run = [&](auto top, auto bottom) {
                 if constexpr (F::AFFINE) {
                     top.scales = smem + L::W + side * L::W_BYTES + L::SIDE + (top_row + 64 * mi) * L::SIDE_PITCH + ((u32)unit_ahead * F::SIDE & L::SIDE_PITCH - 1);
@@ -242,8 +252,8 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
                     top.biases = top.scales + L::SIDE_BYTES, bottom.biases = bottom.scales + L::SIDE_BYTES;
                 }
                 if (c == 0 || GROUPS == 4) heads[mi][0] = F::head(top), heads[mi][1] = F::head(bottom);
-                chunk_weights<F>(top, heads[mi][0], c, t, left[buffer], 0, reference[0]);
-                chunk_weights<F>(bottom, heads[mi][1], c, t, left[buffer], 1, reference[1]);
+                chunk_weights<F>(top, heads[mi][0], c, t, left[buffer], 0, scales[0]);
+                chunk_weights<F>(bottom, heads[mi][1], c, t, left[buffer], 1, scales[1]);
             };
             if constexpr (STARTS == ON_WORDS) run(Row<0>{smem + first}, Row<0>{smem + second});
             else if constexpr (STARTS == BY_TURNS) run(Row<0>{smem + first}, Row<16>{smem + second - 2}); // A lane's upper row is an even one of eight.
@@ -264,7 +274,7 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
                 else pair(Row<0>{smem + first});
             }
         };
-        auto dequantize = [&](int buffer, int c, int mi) { dequantize_from(buffer, c, mi, row_of(mi, 0, c), row_of(mi, 1, c), references_ahead[mi]); };
+        auto dequantize = [&](int buffer, int c, int mi) { dequantize_from(buffer, c, mi, row_of(mi, 0, c), row_of(mi, 1, c), ranged[mi]); };
         auto release = [&](int stage) {
             if (lane == 0) {
                 if (CLUSTER > 1) {
@@ -391,18 +401,22 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
                     u32 rows[2];
 #pragma unroll
                     for (int which = 0; which < 2; which++) rows[which] = L::TAIL + (top_row + which * other) * L::TAIL_PITCH + (a.units * F::UNIT + sorts[which] & 15);
+                    u32 scales[2] = {};
                     if constexpr (F::RANGED) {
                         // As between units.
 #pragma unroll
                         for (int which = 0; which < 2; which++) {
-                            const int largest = half ? smem[rows[which]] : F::own_exponent(smem + rows[which]), before = references[0][which];
+                            int own[2];
+                            F::own_exponents(smem + rows[which], own);
+                            const int largest = half ? own[0] : max(own[0], own[1]), before = references[0][which];
                             if (largest > before + F::HEADROOM + F::MOST) references[0][which] = largest;
                             const float down = __uint_as_float((u32)max(before - references[0][which] + 127, 0) << 23);
 #pragma unroll
                             for (int j = 0; j < NT / 8; j++) acc[0][4 * j + 2 * which] *= down, acc[0][4 * j + 2 * which + 1] *= down;
+                            scales[which] = F::ranged_scales(own, references[0][which]);
                         }
                     }
-                    dequantize_from(1, 0, 0, rows[0], rows[1], references[0]);
+                    dequantize_from(1, 0, 0, rows[0], rows[1], scales);
                     // Behind 32 values lies what belongs to others, or nothing.
 #pragma unroll
                     for (int i = 0; i < 8; i++)

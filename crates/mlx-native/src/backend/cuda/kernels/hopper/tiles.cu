@@ -69,9 +69,9 @@ template <class F> DI void clear_scales(u8* unit, int t, int valid) {
             if constexpr (F::MINIMUM) ((u16*)block)[1] = 0;
         }
 }
-// The left operand of a chunk: 64 values of a row as half-precision weights.
+// The left operand of a chunk: 64 values of a row as half-precision weights. Scales relative to a reference are in `ranged`.
 template <class F, class R>
-DI void chunk_weights(const R& row, const typename F::Head& head, int c, int t, u32 (&a)[4][4], int bottom, int reference) {
+DI void chunk_weights(const R& row, const typename F::Head& head, int c, int t, u32 (&a)[4][4], int bottom, u32 ranged) {
     u32 q[4][2];
     F::template bits<HALF_1024>(row, head, c, t, q);
     constexpr int STEPS = F::SUB / 16;
@@ -82,7 +82,7 @@ DI void chunk_weights(const R& row, const typename F::Head& head, int c, int t, 
 #pragma unroll
     for (int j = 0; j < 4 / STEPS; j++) {
         u32 scale;
-        if constexpr (F::RANGED) scale = F::ranged_scale(row, c, j, reference);
+        if constexpr (F::RANGED) scale = spread(ranged, j);
         else if constexpr (F::HALVES) scale = F::half_scale(row, head, c, j);
         else {
             const float s = F::scale(row, head, c, j) * unit;
