@@ -53,7 +53,7 @@ impl<'s, 'm> Decoder<'s, 'm> {
         steps_ahead: bool,
     ) -> Result<Decoder<'s, 'm>> {
         let sampler = Sampler::new(sampler)?;
-        let steps = (steps_ahead && sampler.params(0).is_some()).then(|| Steps::new(session)).transpose()?;
+        let steps = (steps_ahead && !sampler.looks_back()).then(|| Steps::new(session)).transpose()?;
         Ok(Decoder { session, sampler, left: most, last: None, steps })
     }
 
@@ -138,8 +138,7 @@ impl Steps {
         let most = left.min(session.context() - session.position()).min(AT_ONCE);
         while self.queued < most {
             let before = self.encoder.in_flight();
-            let params = sampler.params(self.queued as u64).unwrap_or_default();
-            session.queue_step(&mut self.encoder, self.queued, last, &params)?;
+            session.queue_step(&mut self.encoder, self.queued, last, &sampler.params(self.queued as u64))?;
             self.commits = self.encoder.in_flight() - before;
             self.queued += 1;
         }

@@ -143,12 +143,10 @@ impl Sampler {
         &self.config
     }
 
-    /// What a device needs to choose the token after `ahead` further ones; none where the choice depends on the tokens before.
-    pub(crate) fn params(&self, ahead: u64) -> Option<SampleParams> {
+    /// What a device needs to choose the token after `ahead` further ones, where the sampler does not [look back](Self::looks_back).
+    pub(crate) fn params(&self, ahead: u64) -> SampleParams {
         let SamplerConfig { temperature, top_k, top_p, min_p, seed, .. } = self.config;
-        let step = self.step + ahead;
-        let params = SampleParams { temperature, top_k, top_p, min_p, repetition_penalty: 1.0, seed, step };
-        (!self.looks_back()).then_some(params)
+        SampleParams { temperature, top_k, top_p, min_p, repetition_penalty: 1.0, seed, step: self.step + ahead }
     }
 
     /// Counts a token that a device has chosen.
@@ -156,7 +154,8 @@ impl Sampler {
         self.step += 1;
     }
 
-    fn looks_back(&self) -> bool {
+    /// Whether the choice depends on the tokens before.
+    pub(crate) fn looks_back(&self) -> bool {
         self.config.repetition_penalty != 1.0 && self.config.repetition_window > 0
     }
 
@@ -218,8 +217,8 @@ impl Sampler {
 
     /// Draws a token; `max` is the highest logit and finite.
     fn draw(&mut self, logits: &[f32], max: f32) -> u32 {
-        let SamplerConfig { temperature, top_k, top_p, min_p, seed, .. } = self.config;
-        let uniform = f64::from(SampleParams { seed, step: self.step, ..Default::default() }.uniform());
+        let SamplerConfig { temperature, top_k, top_p, min_p, .. } = self.config;
+        let uniform = f64::from(self.params(0).uniform());
         let weight = |logit: f32| weight(logit - max, temperature);
         if (1..logits.len()).contains(&top_k) || top_p < 1.0 || min_p > 0.0 {
             self.cut(logits, max);

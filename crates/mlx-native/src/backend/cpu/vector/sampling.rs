@@ -203,9 +203,8 @@ impl SampleTask {
             return Ok(best as u32);
         }
         let limit = if self.params.top_k > 0 { self.params.top_k.min(self.dim) } else { self.dim };
-        let total =
-            |temperature: f32| if limit < self.dim { 0.0 } else { sum_of_weights(s, &logits, max, temperature) };
-        let total = total(if self.params.cuts() { 1.0 } else { self.params.temperature });
+        let temperature = if self.params.cuts() { 1.0 } else { self.params.temperature };
+        let total = if limit < self.dim { 0.0 } else { sum_of_weights(s, &logits, max, temperature) };
         // Only the front of the ranking is needed, mostly a short one.
         let mut count = if limit < self.dim { limit } else { limit.min(256) };
         loop {
