@@ -146,24 +146,31 @@ def write_mlx():
             file.write(struct.pack("<I", len(scales)) + codes.tobytes() + scales.tobytes() + raw(values))
 
 
-SEARCHED = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4", "F16", "BF16"]
+COMPARED = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4", "F16", "BF16"]
+COMPARED += ["TQ1_0", "TQ2_0", "NVFP4", "Q1_0"]
 
 
-def llama_rmse(name, rows):
-    """Root mean square error of llama.cpp's quantizer without importance, decoded by the gguf package."""
+def llama_quantize(name, rows):
+    """The blocks that llama.cpp's quantizer makes of f32 rows without importance, a row each."""
     import gguf
 
     ty = gguf.GGMLQuantizationType[name]
     values, size = gguf.GGML_QUANT_SIZES[ty]
-    rows = np.ascontiguousarray(rows, np.float32)
-    blocks = np.empty((len(rows), rows.shape[1] // values * size), np.uint8)
+    blocks = np.empty((rows.size // values, size), np.uint8)
     base = ggml_base()
     base.ggml_quantize_chunk.restype = ctypes.c_size_t
     written = base.ggml_quantize_chunk(
         ctypes.c_int(ty.value), pointer(rows), pointer(blocks), ctypes.c_int64(0), ctypes.c_int64(len(rows)), ctypes.c_int64(rows.shape[1]), None
     )
     assert written == blocks.size, name
-    return float(np.sqrt(np.mean((gguf.quants.dequantize(blocks, ty).astype(np.float64) - rows) ** 2)))
+    return blocks
+
+
+def llama_rmse(name, rows):
+    """Root mean square error of what llama.cpp's quantizer makes of the rows."""
+    rows = np.ascontiguousarray(rows, np.float32)
+    values = dequantize(name, llama_quantize(name, rows)).reshape(rows.shape)
+    return float(np.sqrt(np.mean((values.astype(np.float64) - rows) ** 2)))
 
 
 def write_quantize():
@@ -171,7 +178,7 @@ def write_quantize():
     the error of llama.cpp (llama-cpp-python 0.3.36) on them.
 
     quantize_exact.bin: u32 values, the values as f32; then, for each format whose rounding is fixed, u32 type id and the bytes that
-    the gguf package writes.
+    the gguf package writes, or llama.cpp where that does not.
     """
     import gguf
 
@@ -188,17 +195,19 @@ def write_quantize():
         for distribution, rows in inputs.items():
             rows = rows.astype(np.float16)
             file.write(rows.tobytes())
-            for name in SEARCHED:
+            for name in COMPARED:
                 text.write(f"{distribution} {name} {llama_rmse(name, rows):.9e}\n")
 
     values = np.concatenate([mlx_inputs(rng)[:4].ravel(), np.float32([-1, 1] * 16), np.float32([0] * 32)])
-    values = np.resize(values, 1024 + 128)
+    values = np.resize(values, 1024 + 256)
     with open(OUT / "quantize_exact.bin", "wb") as file:
         file.write(struct.pack("<I", values.size) + values.tobytes())
         for name in ("F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "MXFP4"):
             ty = gguf.GGMLQuantizationType[name]
             with np.errstate(all="ignore"):
                 file.write(struct.pack("<I", ty.value) + gguf.quants.quantize(values, ty).tobytes())
+        for name in ("TQ1_0", "TQ2_0", "NVFP4", "Q1_0"):
+            file.write(struct.pack("<I", gguf.GGMLQuantizationType[name].value) + llama_quantize(name, values[np.newaxis]).tobytes())
 
 
 def main():

@@ -49,13 +49,15 @@ fn errors_are_at_most_two_percent_above_llama_cpp() {
 }
 
 #[test]
-fn formats_with_fixed_rounding_are_written_as_the_gguf_package_does() {
+fn formats_with_fixed_rounding_are_written_as_by_others() {
     let data = include_bytes!("golden/quantize_exact.bin");
     let (count, data) = data.split_at(4);
     let count = u32::from_le_bytes(count.try_into().unwrap()) as usize;
     let (values, mut data) = data.split_at(4 * count);
     let values: Vec<f32> = values.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
-    for name in ["F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "MXFP4"] {
+    let from_llama_cpp = ["TQ1_0", "TQ2_0", "NVFP4", "Q1_0"];
+    let mut compared = 0;
+    for name in ["F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "MXFP4"].into_iter().chain(from_llama_cpp) {
         let ty = GgmlType::from_id(u32::from_le_bytes(data[..4].try_into().unwrap())).unwrap();
         assert_eq!(ty.name(), name);
         let (expected, rest) = data[4..].split_at(ty.row_bytes(count).unwrap());
@@ -64,11 +66,18 @@ fn formats_with_fixed_rounding_are_written_as_the_gguf_package_does() {
         let size = ty.block_bytes() as usize;
         for (i, (found, expected)) in found.chunks(size).zip(expected.chunks(size)).enumerate() {
             let first = i * ty.block_values() as usize;
+            // llama.cpp makes zeros where the scale would be below 2^-10, and of 256 to 447 it makes 448.
+            if ty == GgmlType::NVFP4 && expected[..4].iter().any(|scale| [0, 0x7e].contains(scale)) {
+                continue;
+            }
+            compared += 1;
             assert_eq!(found, expected, "{name} block {i} {:?}", &values[first..][..ty.block_values() as usize]);
         }
         data = rest;
     }
     assert!(data.is_empty());
+    println!("{compared} blocks");
+    assert!(compared > 2 * count);
 }
 
 #[test]
@@ -81,6 +90,8 @@ fn importance_lowers_the_weighted_error() {
         let weighted = mean_square_error(&values, &round_trip(ty, &values, Some(&importance)), &importance);
         match ty {
             GgmlType::Q8_0 | GgmlType::MXFP4 => assert_eq!(plain, weighted, "{ty}"),
+            // One number for 128 values is all that can be chosen.
+            GgmlType::Q1_0 => assert!(weighted < 0.99 * plain, "{ty}: {weighted:e} with importance, {plain:e} without"),
             _ => assert!(weighted < 0.97 * plain, "{ty}: {weighted:e} with importance, {plain:e} without"),
         }
     }
@@ -89,7 +100,8 @@ fn importance_lowers_the_weighted_error() {
 #[test]
 fn extreme_inputs_are_errors_or_blocks_and_zeros_stay_zero() {
     for ty in GgmlType::all().filter(|ty| can_quantize(*ty)) {
-        for value in [0.0, -0.0, 1e-30, -1e-30, 1e-45, 65504.0, -65504.0] {
+        let largest = ty.block_format().largest_input().min(65504.0);
+        for value in [0.0, -0.0, 1e-30, -1e-30, 1e-45, largest, -largest] {
             let mut values = vec![value; 512];
             round_trip(ty, &values, None);
             if value == 0.0 {
@@ -112,8 +124,12 @@ fn constant_rows_keep_their_value() {
     for ty in GgmlType::all().filter(|ty| can_quantize(*ty)) {
         for value in [1.0f32, -0.25, 0.003] {
             for x in round_trip(ty, &[value; 256], None) {
-                // MXFP4 has one bit after the leading one, the others hold a constant up to the rounding of their scales.
-                let tolerance = if ty == GgmlType::MXFP4 { 0.25 } else { 0.01 };
+                // MXFP4 has one bit after the leading one, the others hold a constant up to the rounding of their scales, which have three of them in NVFP4.
+                let tolerance = match ty {
+                    GgmlType::MXFP4 => 0.25,
+                    GgmlType::NVFP4 => 0.0625,
+                    _ => 0.01,
+                };
                 assert!((x - value).abs() <= tolerance * value.abs(), "{ty}: {value} became {x}");
             }
         }
@@ -134,7 +150,7 @@ fn quantizing_again_changes_nothing_where_the_extreme_is_kept() {
     use GgmlType::*;
     for distribution in DISTRIBUTIONS {
         let values = input(distribution);
-        for ty in [F32, F16, BF16, Q4_0, Q5_0, Q8_0, MXFP4] {
+        for ty in [F32, F16, BF16, Q4_0, Q5_0, Q8_0, MXFP4, TQ1_0, TQ2_0, Q1_0] {
             let once = round_trip(ty, &values, None);
             assert_eq!(round_trip(ty, &once, None), once, "{distribution} {ty}");
         }

@@ -183,7 +183,7 @@ fn e8m0_at_least(x: f32) -> u8 {
 }
 
 /// The nearest E4M3 number, ties to even, saturating at ±448.
-fn e4m3_from_f32(x: f32) -> u8 {
+pub(super) fn e4m3_from_f32(x: f32) -> u8 {
     let sign = if x.is_sign_negative() { 0x80 } else { 0 };
     if x.is_nan() {
         return sign | 0x7f;

@@ -3,6 +3,7 @@
 use bytemuck::Pod;
 use half::{bf16, f16};
 
+use super::fp4::NVFP4_LARGEST;
 use crate::GgmlType;
 
 /// A format of GGML blocks: everything that the rest of the library derives from.
@@ -30,11 +31,12 @@ pub struct BlockFormat {
 
 impl BlockFormat {
     /// The largest magnitude that a block can be made from. Plain types take everything, blocks no value that would make
-    /// their scale infinite.
+    /// their scale infinite or is beyond its reach.
     pub fn largest_input(&self) -> f32 {
         match self.values {
             1 => f32::INFINITY,
             _ if self.fields.iter().any(|field| field.scalar == Scalar::F16) => f16::MAX.to_f32(),
+            _ if self.ggml_type == GgmlType::NVFP4 => NVFP4_LARGEST,
             _ => f32::MAX,
         }
     }

@@ -3,6 +3,8 @@
 use super::block::{Block, Quantize, block};
 use super::codebooks::E2M1_DOUBLED;
 use super::q4::{extreme, nibbles};
+use super::search::Weighted;
+use crate::format::fp::e4m3_from_f32;
 
 block! {
     /// 32 values `E2M1 · 2^(e − 127)`.
@@ -43,6 +45,27 @@ pub fn ue4m3_half(x: u8) -> f32 {
     0.5 * value
 }
 
+const E2M1_LARGEST: f32 = 6.0;
+/// The largest magnitude that NVFP4 has: that of E2M1 times that of E4M3.
+pub(super) const NVFP4_LARGEST: f32 = E2M1_LARGEST * 448.0;
+
+/// The code of the E2M1 value nearest to `x / (2 · half_scale)`, of two the first in the codebook.
+fn nearest(x: f32, half_scale: f32) -> u8 {
+    let distance = |code: u8| (half_scale * E2M1_DOUBLED[code as usize] as f32 - x).abs();
+    (1..16).fold(0, |best, code| if distance(code) < distance(best) { code } else { best })
+}
+
+/// The scale with the least weighted squared error, from half of `first` to somewhat more than it.
+fn fit_ue4m3(values: Weighted<'_>, first: u8) -> u8 {
+    let error = |scale: u8| {
+        let half = ue4m3_half(scale);
+        let squared = |x: f32| (half * E2M1_DOUBLED[nearest(x, half) as usize] as f32 - x).powi(2);
+        values.x.iter().zip(values.w).map(|(&x, w)| w * squared(x)).sum::<f32>()
+    };
+    let candidates = first.saturating_sub(8)..=(first + 2).min(0x7e);
+    candidates.min_by(|a, b| error(*a).total_cmp(&error(*b))).unwrap_or(first)
+}
+
 impl Block<32> for BlockMXFP4 {
     fn dequantize(&self, out: &mut [f32; 32]) {
         let d = e8m0_half(self.e);
@@ -73,10 +96,27 @@ impl Quantize<32> for BlockMXFP4 {
         // Exponent field − 2, the exponent of the largest E2M1 value; subnormals have the field 0.
         let e = ((largest.to_bits() >> 23) as u8).saturating_sub(2);
         let d = e8m0_half(e);
-        let code = |x: f32| {
-            let distance = |code: u8| (d * E2M1_DOUBLED[code as usize] as f32 - x).abs();
-            (1..16).fold(0, |best, code| if distance(code) < distance(best) { code } else { best })
-        };
-        BlockMXFP4 { e, qs: nibbles(values.map(code)) }
+        BlockMXFP4 { e, qs: nibbles(values.map(|x| nearest(x, d))) }
+    }
+}
+
+impl Quantize<64> for BlockNVFP4 {
+    /// The scale of 16 values brings their largest magnitude nearest to 6; with importance, those somewhat below and above it are tried too.
+    /// Bytes are llama.cpp's but for the smallest and largest scales, which it makes 0 and 448.
+    fn quantize(values: &[f32; 64], importance: Option<&[f32; 64]>) -> Self {
+        let (mut d, mut qs) = ([0; 4], [0; 32]);
+        let parts = values.as_chunks::<16>().0.iter().zip(&mut d).zip(qs.as_chunks_mut::<8>().0).enumerate();
+        for (j, ((values, d), qs)) in parts {
+            let largest = values.iter().fold(0.0, |largest: f32, x| largest.max(x.abs()));
+            *d = e4m3_from_f32(largest / E2M1_LARGEST).max(u8::from(largest > 0.0));
+            if let Some(importance) = importance {
+                let weighted = Weighted::new(values, Some(&importance.as_chunks::<16>().0[j]));
+                *d = fit_ue4m3(weighted, *d);
+            }
+            let half = ue4m3_half(*d);
+            let codes = values.map(|x| nearest(x, half));
+            *qs = std::array::from_fn(|i| codes[i] | codes[i + 8] << 4);
+        }
+        BlockNVFP4 { d, qs }
     }
 }

@@ -96,11 +96,11 @@ pub static FORMATS: [BlockFormat; 34] = [
     row!(F64, BlockF64, 1, copied),
     row!(IQ1_M, BlockIQ1_M, 256, read, "IQ1_GRID", "IQ1_DELTA"),
     row!(BF16, BlockBF16, 1, read_write),
-    row!(TQ1_0, BlockTQ1_0, 256, read),
-    row!(TQ2_0, BlockTQ2_0, 256, read),
+    row!(TQ1_0, BlockTQ1_0, 256, read_write),
+    row!(TQ2_0, BlockTQ2_0, 256, read_write),
     row!(MXFP4, BlockMXFP4, 32, read_write, "E2M1_DOUBLED"),
-    row!(NVFP4, BlockNVFP4, 64, read, "E2M1_DOUBLED"),
-    row!(Q1_0, BlockQ1_0, 128, read),
+    row!(NVFP4, BlockNVFP4, 64, read_write, "E2M1_DOUBLED"),
+    row!(Q1_0, BlockQ1_0, 128, read_write),
 ];
 
 /// Decodes a row: `out.len()` values from exactly their blocks' bytes, which may lie at any address.
