@@ -33,6 +33,7 @@ impl Simd for Avx2 {
     type Bytes = __m256i;
     type Ints = __m256i;
     type Floats = __m256;
+    type ByRow = super::Nowhere;
     half_bytes_as_words!();
     levels_as_bytes!();
 

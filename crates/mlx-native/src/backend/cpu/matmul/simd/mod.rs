@@ -23,6 +23,7 @@ mod ask;
 pub(super) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx512;
+mod by_row;
 #[cfg(target_arch = "aarch64")]
 pub(super) mod neon;
 pub(super) mod portable;
@@ -37,6 +38,7 @@ fn by_lane(rows: [u64; 4], shift: u32) -> [u64; MAX_LANES] {
     })
 }
 
+pub(super) use by_row::{ByRow, Nowhere};
 pub(super) use unroll::{array, both_halves, every_set, four, initialized, unrolled};
 
 /// Widest vector's lanes: bounds arrays that have one entry a lane.
@@ -74,6 +76,8 @@ pub(super) trait Simd: Copy + 'static {
     type HalfBytes: Copy;
     /// Level indices of 256 values.
     type Levels: Copy;
+    /// What adds up one row of x weight row by weight row.
+    type ByRow: ByRow<Self>;
 
     /// Asks for the cache line at `p`.
     #[inline(always)]
@@ -166,62 +170,6 @@ pub(super) trait Simd: Copy + 'static {
         unsafe { Self::spread(four!(|i| (bits >> (16 * i)) as u16), value) }
     }
 
-    /// Brings four spread records, `stride` bytes from one to the next, into the form that [`bit_sums`](Simd::bit_sums) and
-    /// [`block_notes`](Simd::block_notes) read; each has room for a vector behind its notes. With `TWICE` scales are halved. This and what follows is for four
-    /// lanes, and no other set calls it.
-    #[inline(always)]
-    unsafe fn arrange_bits<const TWICE: bool>(_x: *mut u8, _stride: usize) {}
-    /// For each of four rows, place i: of block i of sixteen, twice the sum of the activations whose bits are set, and the start. `p` is four blocks of a row,
-    /// each STRIDE bytes with 128 bits at OFFSET; `x` four arranged records, whose sums are the start with `START`.
-    #[inline(always)]
-    unsafe fn bit_sums<const STRIDE: usize, const OFFSET: usize, const START: bool>(
-        _p: [*const u8; 4],
-        _x: *const u8,
-        _stride: usize,
-    ) -> [Self::Ints; 4] {
-        // SAFETY: the caller runs on this instruction set.
-        unsafe { [Self::zero_ints(); 4] }
-    }
-    /// Sums of sixteen blocks for each row by step: lane i, place r of result s is place 4s + i of `v[r]`.
-    #[inline(always)]
-    unsafe fn by_step(v: [Self::Ints; 4]) -> [Self::Ints; 4] {
-        v
-    }
-    /// Of the sixteen blocks of four arranged records, the scales (0) or the sums (1).
-    #[inline(always)]
-    unsafe fn block_notes(_x: *const u8, _stride: usize, _place: usize) -> Self::Floats {
-        // SAFETY: the caller runs on this instruction set.
-        unsafe { Self::splat(0.0) }
-    }
-    /// Result r, all places of lane s: the f16 at `p[r] + s·STRIDE`, in a block of STRIDE bytes.
-    #[inline(always)]
-    unsafe fn row_f16_steps<const STRIDE: usize>(_p: [*const u8; 4]) -> [Self::Floats; 4] {
-        // SAFETY: the caller runs on this instruction set.
-        unsafe { [Self::splat(0.0); 4] }
-    }
-    /// Place i: number i / 2 of the f16 or bf16 at `p`.
-    #[inline(always)]
-    unsafe fn row_groups_of_64(_p: *const u8, _f16: bool) -> Self::Floats {
-        // SAFETY: the caller runs on this instruction set.
-        unsafe { Self::splat(0.0) }
-    }
-    /// In each lane, place r: the sum of the four floats of `v[r]`.
-    #[inline(always)]
-    unsafe fn sum_each_float(_v: [Self::Floats; 4]) -> Self::Floats {
-        // SAFETY: the caller runs on this instruction set.
-        unsafe { Self::splat(0.0) }
-    }
-    /// Result s, place r of every lane: the f16 at `p[r] + s·STRIDE`, in a block of STRIDE bytes. For four lanes.
-    #[inline(always)]
-    unsafe fn f16_steps<const STRIDE: usize>(p: [*const u8; 4]) -> [Self::Floats; 4] {
-        // SAFETY: the caller's promise.
-        unsafe {
-            four!(|s| {
-                let [a, b, c, d] = four!(|r| p[r].add(s * STRIDE).cast::<u16>().read_unaligned() as u64);
-                Self::f16_lanes([a | (b << 16) | (c << 32) | (d << 48); MAX_LANES])
-            })
-        }
-    }
     /// Adds to each i32 the products of its four codes with its four activations. `wide` says that codes use all
     /// 256 values (signed + [`WIDE_OFFSET`](Simd::WIDE_OFFSET)), otherwise they are 0..=127. Activations are −127..=127.
     unsafe fn dot(wide: bool, sum: Self::Ints, codes: Self::Bytes, x: Self::Bytes) -> Self::Ints;

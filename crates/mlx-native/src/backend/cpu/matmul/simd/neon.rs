@@ -55,6 +55,7 @@ impl Simd for Neon {
     type Bytes = uint8x16_t;
     type Ints = int32x4_t;
     type Floats = float32x4_t;
+    type ByRow = super::Nowhere;
     half_bytes_as_words!();
     levels_as_bytes!();
 

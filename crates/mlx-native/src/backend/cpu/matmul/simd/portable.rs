@@ -30,6 +30,7 @@ impl Simd for Portable {
     type Bytes = [u8; 16];
     type Ints = [i32; 4];
     type Floats = [f32; 4];
+    type ByRow = super::Nowhere;
     half_bytes_as_words!();
     levels_as_bytes!();
 

@@ -2,7 +2,7 @@
 #![allow(non_camel_case_types)]
 
 use super::super::Weight;
-use super::super::simd::{MAX_LANES, Simd, four};
+use super::super::simd::{ByRow, MAX_LANES, Simd, four};
 use super::{Scales, Source};
 use crate::format::ggml::codebooks::{E2M1_DOUBLED, IQ4_VALUES};
 
@@ -433,7 +433,7 @@ impl<S: Simd> Source<S> for NVFP4 {
 impl<S: Simd> Source<S> for Q1_0 {
     const OFFSET: i32 = 1;
     const SPREAD: bool = true;
-    const TOGETHER: usize = if S::LANES == 4 { 4 } else { 0 };
+    const TOGETHER: usize = if S::ByRow::THERE { 4 } else { 0 };
     block_source!(Q1_0, 18, 4);
 
     #[inline(always)]
@@ -445,13 +445,14 @@ impl<S: Simd> Source<S> for Q1_0 {
     #[inline(always)]
     unsafe fn arrange(x: *mut u8, stride: usize) {
         // SAFETY: the caller's promise.
-        unsafe { S::arrange_bits::<false>(x, stride) }
+        unsafe { S::ByRow::arrange_bits::<false>(x, stride) }
     }
     #[inline(always)]
     unsafe fn sums(&self, rows: &Self::Rows, step: usize, x: *const u8, stride: usize) -> [[S::Ints; 2]; 4] {
         // SAFETY: four blocks are four steps there.
         unsafe {
-            let sums = S::by_step(S::bit_sums::<18, 2, true>(four!(|r| rows[r].add(18 * step)), x, stride));
+            let sums =
+                S::ByRow::by_step(S::ByRow::bit_sums::<18, 2, true>(four!(|r| rows[r].add(18 * step)), x, stride));
             four!(|s| [sums[s]; 2])
         }
     }
@@ -471,8 +472,8 @@ impl<S: Simd> Source<S> for Q1_0 {
         // SAFETY: four blocks are four steps there.
         unsafe {
             let blocks = four!(|r| rows[r].add(18 * step));
-            let sums = S::bit_sums::<18, 2, true>(blocks, x, stride);
-            let (scales, x_scales) = (S::row_f16_steps::<18>(blocks), S::block_notes(x, stride, 0));
+            let sums = S::ByRow::bit_sums::<18, 2, true>(blocks, x, stride);
+            let (scales, x_scales) = (S::ByRow::row_f16_steps::<18>(blocks), S::ByRow::block_notes(x, stride, 0));
             four!(|r| S::mul_add(S::mul(S::unbiased(sums[r]), scales[r]), x_scales, totals[r]))
         }
     }
@@ -480,7 +481,7 @@ impl<S: Simd> Source<S> for Q1_0 {
     unsafe fn four_scales<const SIDES: usize>(&self, rows: &Self::Rows, step: usize) -> [Scales<S>; 4] {
         // SAFETY: four blocks are four steps there.
         unsafe {
-            let scales = S::f16_steps::<18>(four!(|r| rows[r].add(18 * step)));
+            let scales = S::ByRow::f16_steps::<18>(four!(|r| rows[r].add(18 * step)));
             four!(|s| Scales::plain(scales[s]))
         }
     }

@@ -1,7 +1,7 @@
 //! MLX formats: rows of packed bits, with scales (and biases) of groups in buffers of their own.
 
 use super::super::Weight;
-use super::super::simd::{MAX_LANES, Simd, four};
+use super::super::simd::{ByRow, MAX_LANES, Simd, four};
 use super::super::tiles::AHEAD_BYTES_ONE;
 use super::blocks::{MXFP4_CODES, joined, nibbles, prefetch};
 use super::{ANY_SIDES, Scales, Source};
@@ -223,7 +223,7 @@ impl<S: Simd, const BITS: usize> Source<S> for Affine<BITS> {
     const OFFSET: i32 = 0;
     const BY_SIDES: bool = true;
     const SPREAD: bool = BITS == 1;
-    const TOGETHER: usize = if BITS == 1 && S::TILED && S::LANES == 4 { 4 } else { 0 };
+    const TOGETHER: usize = if BITS == 1 && S::ByRow::THERE { 4 } else { 0 };
     type Rows = Rows;
     type Stage = Stage;
 
@@ -308,13 +308,17 @@ impl<S: Simd, const BITS: usize> Source<S> for Affine<BITS> {
     #[inline(always)]
     unsafe fn arrange(x: *mut u8, stride: usize) {
         // SAFETY: the caller's promise.
-        unsafe { S::arrange_bits::<true>(x, stride) }
+        unsafe { S::ByRow::arrange_bits::<true>(x, stride) }
     }
     #[inline(always)]
     unsafe fn sums(&self, rows: &Rows, step: usize, x: *const u8, stride: usize) -> [[S::Ints; 2]; 4] {
         // SAFETY: four steps of single bits are 64 bytes of each row.
         unsafe {
-            let sums = S::by_step(S::bit_sums::<16, 0, false>(four!(|r| rows.packed[r].add(16 * step)), x, stride));
+            let sums = S::ByRow::by_step(S::ByRow::bit_sums::<16, 0, false>(
+                four!(|r| rows.packed[r].add(16 * step)),
+                x,
+                stride,
+            ));
             four!(|s| [sums[s]; 2])
         }
     }
@@ -333,11 +337,12 @@ impl<S: Simd, const BITS: usize> Source<S> for Affine<BITS> {
     ) -> [S::Floats; 4] {
         // SAFETY: four steps of single bits are 64 bytes of each row, and eight groups.
         unsafe {
-            let sums = S::bit_sums::<16, 0, false>(four!(|r| rows.packed[r].add(16 * step)), x, stride);
-            let (x_scales, x_sums) = (S::block_notes(x, stride, 0), S::block_notes(x, stride, 1));
+            let sums = S::ByRow::bit_sums::<16, 0, false>(four!(|r| rows.packed[r].add(16 * step)), x, stride);
+            let (x_scales, x_sums) = (S::ByRow::block_notes(x, stride, 0), S::ByRow::block_notes(x, stride, 1));
             four!(|r| {
-                let of =
-                    |values: *const u8| S::row_groups_of_64(values.add(step * S::LANES + rows.side[r]), SIDES == 1);
+                let of = |values: *const u8| {
+                    S::ByRow::row_groups_of_64(values.add(step * S::LANES + rows.side[r]), SIDES == 1)
+                };
                 let v = S::mul(S::to_floats(sums[r]), of(self.scales));
                 S::mul_add(x_sums, of(self.biases), S::mul_add(v, x_scales, totals[r]))
             })

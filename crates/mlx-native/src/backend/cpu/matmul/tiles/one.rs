@@ -2,7 +2,7 @@
 
 use super::super::ahead::Distances;
 use super::super::prepare::Layout;
-use super::super::simd::{MAX_LANES, Simd, four, unrolled};
+use super::super::simd::{ByRow, MAX_LANES, Simd, four, unrolled};
 use super::super::source::{ANY_SIDES, Scales, Source};
 use super::super::{Job, Part, STREAMS};
 use super::{OfSource, SPREAD, STORED, added, ahead, aligned, int_note, note, scaled};
@@ -174,7 +174,7 @@ unsafe fn bands<S: Simd, F: Source<S>, const SIDES: usize, const HOW: u8>(job: &
                             totals = source.add_together::<SIDES>(&rows, step, record, record_bytes, totals);
                             record = record.add(4 * record_bytes);
                         }
-                        total = S::sum_each_float(totals);
+                        total = S::ByRow::sum_each_float(totals);
                     }
                     let mut from = by_rows;
                     for time in 0..times {

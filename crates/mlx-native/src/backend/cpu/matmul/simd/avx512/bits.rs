@@ -1,4 +1,4 @@
-//! Single bits times a column: [`Simd::bit_sums`].
+//! Single bits times a column: [`ByRow::bit_sums`].
 //!
 //! A dword of bits is a block of 32 values. Bit j of its four bytes meets four activations in one dot, so that eight dots of a vector are the sums of sixteen
 //! blocks, with nothing to add up across places.
@@ -20,7 +20,7 @@ const NOTES: [usize; 2] = [128, 192];
 /// Behind them. The first record has the scales of all sixteen blocks there, the second one their sums or starts.
 const FREE: usize = 256;
 
-/// See [`Simd::arrange_bits`]: of the eight vectors of codes, number j has the values 8b + j of block i in dword i.
+/// See [`ByRow::arrange_bits`]: of the eight vectors of codes, number j has the values 8b + j of block i in dword i.
 #[inline(always)]
 pub(super) unsafe fn arrange<const TWICE: bool>(x: *mut u8, stride: usize) {
     let order = _mm512_broadcast_i32x4(_mm_loadu_si128(BY_BIT.as_ptr().cast()));
@@ -49,7 +49,7 @@ pub(super) unsafe fn arrange<const TWICE: bool>(x: *mut u8, stride: usize) {
     }
 }
 
-/// See [`Simd::block_notes`].
+/// See [`ByRow::block_notes`].
 #[inline(always)]
 pub(super) unsafe fn notes(x: *const u8, stride: usize, place: usize) -> __m512i {
     Avx512::load(x.add(place * stride + FREE))
@@ -61,7 +61,7 @@ fn place(j: usize, stride: usize) -> usize {
     j / 2 * stride + j % 2 * 64
 }
 
-/// See [`Simd::bit_sums`].
+/// See [`ByRow::bit_sums`].
 #[inline(always)]
 pub(super) unsafe fn sums<const STRIDE: usize, const OFFSET: usize, const START: bool>(
     p: [*const u8; 4],

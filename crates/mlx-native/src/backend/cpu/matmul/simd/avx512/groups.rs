@@ -46,7 +46,7 @@ const TWICE_UPPER: [u8; 64] = {
     index
 };
 
-/// See [`Simd::row_groups_of_64`].
+/// See [`ByRow::row_groups_of_64`].
 #[inline(always)]
 pub(super) unsafe fn of_row(p: *const u8, f16: bool) -> __m512 {
     if f16 {
