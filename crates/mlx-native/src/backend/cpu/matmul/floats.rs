@@ -30,15 +30,15 @@ pub(super) fn scratch_bytes(m: usize) -> usize {
 
 /// The f32 kernel of an instruction set.
 pub(super) fn choose(config: Config, k: usize) -> Choice {
-    let (layout, rows_in_one) = (Layout::floats(k), 1);
+    let (layout, rows_in_one, rowwise) = (Layout::floats(k), 1, None);
     match config.isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => Choice { kernel: avx512, layout, rows_in_one, name: "avx512 f32" },
+        Isa::Avx512 => Choice { kernel: avx512, layout, rows_in_one, rowwise, name: "avx512 f32" },
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => Choice { kernel: avx2, layout, rows_in_one, name: "avx2 f32" },
+        Isa::Avx2 => Choice { kernel: avx2, layout, rows_in_one, rowwise, name: "avx2 f32" },
         #[cfg(target_arch = "aarch64")]
-        Isa::Neon => Choice { kernel: neon, layout, rows_in_one, name: "neon f32" },
-        Isa::Portable => Choice { kernel: portable, layout, rows_in_one, name: "portable f32" },
+        Isa::Neon => Choice { kernel: neon, layout, rows_in_one, rowwise, name: "neon f32" },
+        Isa::Portable => Choice { kernel: portable, layout, rows_in_one, rowwise, name: "portable f32" },
     }
 }
 

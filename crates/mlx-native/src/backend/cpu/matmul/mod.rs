@@ -10,12 +10,14 @@
 //! [`Precision::Q8`]. All other weights go through f32 ([`floats`]).
 //!
 //! A sum over 16 or 32 values is exact in i32, and the f32 operations on these sums come in one of two orders: that of few columns, which
-//! batch-invariant products keep for every m, so that a row's bits depend on that row alone, and that of [`panels`], which has fewer sums to keep.
+//! batch-invariant products keep for every m, so that a row's bits depend on that row alone, and that of [`panels`], which has fewer sums to keep. One row of x
+//! has a third one for some formats, with scales for other groups of at most 20 values: [`rowwise`].
 
 mod ahead;
 mod floats;
 mod panels;
 mod prepare;
+mod rowwise;
 mod simd;
 mod source;
 #[cfg(test)]
@@ -24,6 +26,8 @@ mod tiles;
 mod vendor;
 
 use std::ops::Range;
+
+use rowwise::Rowwise;
 
 use crate::DType;
 use crate::backend::cpu::isa::Isa;
@@ -34,7 +38,7 @@ use crate::format::{AffineFormat, FpMode, GgmlType, WeightFormat};
 pub(crate) enum Precision {
     /// As exact as f32: NMSE ≤ 1e-10.
     Exact,
-    /// 8-bit integers with a scale for each 32 values: NMSE ≤ 1e-4. 16 bits for weights so small that 8 might miss that.
+    /// 8-bit integers with a scale for each 32 values at most: NMSE ≤ 1e-4. 16 bits for weights so small that 8 might miss that.
     Q8,
 }
 
@@ -206,6 +210,8 @@ pub(crate) struct Plan {
     name: &'static str,
     /// How many weight rows a single row of x can meet as one.
     rows_in_one: usize,
+    /// How a single row of x can be prepared.
+    rowwise: Option<Rowwise>,
 }
 
 impl Plan {
@@ -229,13 +235,16 @@ impl Plan {
             kernel: choice.kernel,
             name: choice.name,
             rows_in_one: if whole_groups { choice.rows_in_one } else { 1 },
+            rowwise: choice.rowwise,
         }
     }
 
     /// The plan for m rows that all meet the same weight, not each one of several: a single row has a layout of its own, and may meet several features
     /// as [one](Self::features_in_one).
     pub(crate) fn of_one_weight(self) -> Plan {
-        Plan { layout: self.layout.of_rows(self.m, self.rows_in_one), ..self }
+        // In an order of its own, which the products of several rows do not have.
+        let rowwise = self.rowwise.filter(|_| !self.batch_invariant);
+        Plan { layout: self.layout.of_rows(self.m, self.rows_in_one, rowwise), ..self }
     }
 
     /// How many output features are one to [`run`](Self::run), whose parts count these.

@@ -11,7 +11,8 @@ use std::mem::MaybeUninit;
 use half::{bf16, f16};
 
 use super::XRows;
-use super::simd::{self, BIAS_BITS, MAX_LANES, Simd};
+use super::rowwise::{self, Rowwise};
+use super::simd::{self, BIAS_BITS, ByRow, MAX_LANES, Simd};
 use crate::DType;
 use crate::backend::cpu::isa::Isa;
 
@@ -68,6 +69,13 @@ pub(super) enum Layout {
         /// A column is the row so many times, end to end: so many weight rows are read as one. See [`rows_in_one`].
         times: usize,
     },
+    /// One row as blocks of 256 values need it.
+    Rowwise {
+        /// Elements of the row.
+        k: usize,
+        /// In which form.
+        form: Rowwise,
+    },
 }
 
 /// Values of weight rows that are read as one: x, so many times, has to stay in the first-level cache, and longer rows gain little.
@@ -94,20 +102,21 @@ impl Layout {
         Layout::Floats { k, row: row.next_multiple_of(8 * FLOAT_PAD) + FLOAT_PAD }
     }
 
-    /// The layout for products of `m` rows with one weight, of which as many as `times` says can be read as one.
-    pub(super) fn of_rows(self, m: usize, times: usize) -> Layout {
-        match self {
-            Layout::Codes { k, lanes, halves, sums, order, planes, .. } if m * planes == 1 => {
+    /// The layout for products of `m` rows with one weight, of which as many as `times` says can be read as one; `rowwise` is what one row may have instead.
+    pub(super) fn of_rows(self, m: usize, times: usize, rowwise: Option<Rowwise>) -> Layout {
+        match (self, rowwise) {
+            (Layout::Codes { k, planes, .. }, Some(form)) if m * planes == 1 => Layout::Rowwise { k, form },
+            (Layout::Codes { k, lanes, halves, sums, order, planes, .. }, None) if m * planes == 1 => {
                 Layout::Codes { k, lanes, halves, sums, order: Order { by_dword: false, ..order }, planes, times }
             }
-            layout => layout,
+            (layout, _) => layout,
         }
     }
 
     /// How often a column repeats its row.
     pub(super) fn times(&self) -> usize {
         match *self {
-            Layout::Floats { .. } => 1,
+            Layout::Floats { .. } | Layout::Rowwise { .. } => 1,
             Layout::Codes { times, .. } => times,
         }
     }
@@ -120,24 +129,26 @@ impl Layout {
     /// Columns of a row of x.
     pub(super) fn planes(&self) -> usize {
         match *self {
-            Layout::Floats { .. } => 1,
+            Layout::Floats { .. } | Layout::Rowwise { .. } => 1,
             Layout::Codes { planes, .. } => planes,
         }
     }
 
-    /// Records of a column.
+    /// Records of a column, or blocks of one row.
     pub(super) fn steps(&self) -> usize {
         match *self {
             Layout::Floats { .. } => 0,
             Layout::Codes { k, lanes, times, .. } => (times * k).div_ceil(32 * lanes),
+            Layout::Rowwise { k, .. } => k / rowwise::VALUES,
         }
     }
 
-    /// Bytes of a record.
+    /// Bytes of a record, or of x for a block.
     pub(super) fn record_bytes(&self) -> usize {
         match *self {
             Layout::Floats { .. } => 0,
             Layout::Codes { lanes, halves, .. } => record_bytes(lanes, halves),
+            Layout::Rowwise { .. } => Rowwise::BYTES,
         }
     }
 
@@ -150,6 +161,7 @@ impl Layout {
                 let bytes = (self.steps() * self.record_bytes()).next_multiple_of(256);
                 bytes + if bytes.is_multiple_of(512) { 256 } else { 0 }
             }
+            Layout::Rowwise { .. } => self.steps() * self.record_bytes(),
         }
     }
 
@@ -224,7 +236,7 @@ unsafe fn avx512(work: &Work) {
 unsafe fn generic<S: Simd>(work: &Work) {
     let units = match work.layout {
         Layout::Floats { row, .. } => row.div_ceil(UNIT),
-        Layout::Codes { .. } => work.layout.steps(),
+        Layout::Codes { .. } | Layout::Rowwise { .. } => work.layout.steps(),
     };
     let all = work.m * units;
     let share = |part: usize| (all / work.parts) * part + (all % work.parts).min(part);
@@ -236,6 +248,7 @@ unsafe fn generic<S: Simd>(work: &Work) {
             match work.layout {
                 Layout::Floats { k, row: stride } => widen(work, row, unit * UNIT, k, stride),
                 Layout::Codes { .. } => quantize::<S>(work, row, unit),
+                Layout::Rowwise { k, form } => block::<S>(work, k, form, unit),
             }
         }
         unit += 1;
@@ -296,6 +309,20 @@ unsafe fn read<const N: usize>(x: &XRows, i: usize, first: usize, k: usize, valu
             }
         }
         done += run;
+    }
+}
+
+/// Brings block `i` of the row into its form.
+#[inline(always)]
+unsafe fn block<S: Simd>(work: &Work, k: usize, form: Rowwise, i: usize) {
+    let mut x = [0.0; rowwise::VALUES];
+    // SAFETY: the block lies within the row, and its form in the prepared buffer. The layout is that of a set with these functions, which the caller runs on.
+    unsafe {
+        read(&work.x, 0, i * x.len(), k, &mut x);
+        let to = work.prepared.add(i * Rowwise::BYTES);
+        match form {
+            Rowwise::Ternary => S::ByRow::digits_of_x(x.as_ptr(), to.cast()),
+        }
     }
 }
 

@@ -237,10 +237,15 @@ fn every_format_equals_the_formula() {
             for (m, batch_invariant) in [(1, false), (2, false), (5, false), (8, false), (17, false), (17, true)] {
                 for config in configs(batch_invariant) {
                     let x = &x[..m * k];
-                    let y = multiply(config, &w, m, n, k, x, &[1, 3, 31]);
-                    let error = nmse(&y, &dequantized, x, n, k);
                     let bound = if config.activations == Precision::Exact { 1e-10 } else { 1e-4 };
-                    assert!(error <= bound, "{format} k={k} m={m} {config:?}: NMSE {error:e}");
+                    let plan = Plan::new(config, format, m, n, k);
+                    // One row may have a way of its own.
+                    let plans = [plan, plan.of_one_weight()];
+                    for plan in &plans[..if m == 1 { 2 } else { 1 }] {
+                        let y = multiply_as(*plan, &w, [m, n, k], x, &[1, 3, 31]);
+                        let error = nmse(&y, &dequantized, x, n, k);
+                        assert!(error <= bound, "{format} k={k} m={m} {config:?}: NMSE {error:e}");
+                    }
                 }
             }
         }
@@ -292,6 +297,44 @@ fn rows_read_as_one_have_the_same_bits() {
     }
     // Steps of one block end with every row.
     assert_eq!(most > 1, Isa::available().any(|isa| isa.name().starts_with("avx")));
+}
+
+/// One row of these formats has scales for other groups of values than several rows have.
+#[test]
+fn blocks_added_up_by_row_are_as_exact_as_others() {
+    let mut random = Random::new(7);
+    let (n, k, count) = (71, 2048, 8);
+    for ty in [GgmlType::TQ1_0] {
+        let w = Owned::random(ty.into(), n, k, &mut random);
+        let dequantized = w.dequantized(n, k);
+        let normal: Vec<f32> = (0..count * k).map(|_| random.normal()).collect();
+        // The ratio of a normal value and one that may be near zero.
+        let heavy: Vec<f32> = (0..count * k).map(|_| random.normal() / random.range(0.05, 1.0)).collect();
+        for config in configs(false) {
+            let plan = Plan::new(config, w.format, 1, n, k);
+            for x in [&normal, &heavy] {
+                let [other, by_row] = [plan, plan.of_one_weight()].map(|plan| {
+                    let y = x.chunks(k).flat_map(|x| multiply_as(plan, &w, [1, n, k], x, &[]));
+                    nmse(&y.collect::<Vec<f32>>(), &dequantized, x, n, k)
+                });
+                assert!(by_row <= 1.3 * other, "{ty} {config:?}: NMSE {by_row:e}, {other:e} of several rows");
+            }
+            let plan = plan.of_one_weight();
+            for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let mut x = normal[..k].to_vec();
+                x[k - 77] = bad;
+                let y = multiply_as(plan, &w, [1, n, k], &x, &[]);
+                assert!(y.iter().all(|y| !y.is_finite()), "{ty} {config:?} {bad}");
+            }
+            for factor in [1e34, 1e-34, 0.0] {
+                let x: Vec<f32> = normal[..k].iter().map(|x| x * factor).collect();
+                let y = multiply_as(plan, &w, [1, n, k], &x, &[]);
+                assert!(y.iter().all(|y| y.is_finite() && (factor > 0.0 || *y == 0.0)), "{ty} {config:?} {factor}");
+                let error = nmse(&y, &dequantized, &x, n, k);
+                assert!(factor == 0.0 || error < 1e-4, "{ty} {config:?} {factor}: NMSE {error:e}");
+            }
+        }
+    }
 }
 
 #[test]

@@ -6,16 +6,19 @@
 //!
 //! - [`one`](one::one): one column. Weights are read once, so their codes stay in stored order (two dots a row and step), and the sums
 //!   of four rows are merged into one vector. The four rows come from four far-apart bands, each a contiguous stream.
+//! - [`rowwise`](rowwise::rowwise): one row of x for some formats, whose blocks are added up for each weight row by itself.
 //! - [`few`]: up to [`COLUMN_BLOCK`] columns. The codes of 4·T rows are transposed in registers so that a dot yields (lane, row) places at
 //!   once, and all columns run over them.
 //! - [`panels`]: more columns.
 
 mod one;
+mod rowwise;
 
 use std::mem::MaybeUninit;
 
 use super::panels::{Entering, Kind, OfSource, of_kind};
-use super::simd::{MAX_LANES, Simd, array, four, unrolled};
+use super::prepare::Layout;
+use super::simd::{ByRow, MAX_LANES, Simd, array, four, unrolled};
 use super::source::{Scales, Source};
 use super::vendor::is_intel;
 use super::{Job, panels};
@@ -47,7 +50,9 @@ pub(super) unsafe fn run<S: Simd, F: Source<S>, const T: usize, const R: usize>(
     // SAFETY: the caller's promise (that of `Plan::run`, and the instruction set) is the callees'.
     unsafe {
         let columns = job.rows.len() * job.layout.planes();
-        if columns == 1 || !S::TILED {
+        if S::ByRow::THERE && F::ROWWISE.is_some() && matches!(job.layout, Layout::Rowwise { .. }) {
+            rowwise::rowwise::<S, F>(job);
+        } else if columns == 1 || !S::TILED {
             one::one::<S, F>(job);
         } else if columns <= COLUMN_BLOCK {
             few::<S, F, T>(job);

@@ -9,6 +9,7 @@ mod halves;
 mod lanes;
 mod levels;
 mod record;
+mod rowwise;
 mod strided;
 mod unpack;
 

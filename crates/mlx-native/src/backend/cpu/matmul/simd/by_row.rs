@@ -1,5 +1,6 @@
 //! What one row of x is multiplied with weight row by weight row, where that is faster than with four weight rows in the places of a vector.
 
+use super::super::rowwise::Digits;
 use super::Simd;
 
 /// Sums of a row of weights in vectors of their own. Only sets of four lanes have it.
@@ -30,6 +31,11 @@ pub(in super::super) trait ByRow<S: Simd> {
     unsafe fn row_groups_of_64(p: *const u8, f16: bool) -> S::Floats;
     /// Result s, place r of every lane: the f16 at `p[r] + s·STRIDE`, in a block of STRIDE bytes.
     unsafe fn f16_steps<const STRIDE: usize>(p: [*const u8; 4]) -> [S::Floats; 4];
+
+    /// Brings 256 values of x into the form that [`add_tq1_0`](Self::add_tq1_0) reads.
+    unsafe fn digits_of_x(x: *const f32, to: *mut Digits);
+    /// Adds the products of a block of TQ1_0 at each `p[r]` with x to `totals`, of each row the sum of all places.
+    unsafe fn add_tq1_0(p: [*const u8; 4], x: *const Digits, totals: [S::Floats; 4]) -> [S::Floats; 4];
 }
 
 /// For sets without.
@@ -58,5 +64,7 @@ impl<S: Simd> ByRow<S> for Nowhere {
         fn row_f16_steps<const STRIDE: usize>([*const u8; 4]) -> [S::Floats; 4];
         fn row_groups_of_64(*const u8, bool) -> S::Floats;
         fn f16_steps<const STRIDE: usize>([*const u8; 4]) -> [S::Floats; 4];
+        fn digits_of_x(*const f32, *mut Digits);
+        fn add_tq1_0([*const u8; 4], *const Digits, [S::Floats; 4]) -> [S::Floats; 4];
     }
 }

@@ -6,7 +6,8 @@
 #![allow(non_camel_case_types)]
 
 use super::super::Weight;
-use super::super::simd::{MAX_LANES, Simd, both_halves, four};
+use super::super::rowwise::Rowwise;
+use super::super::simd::{ByRow, MAX_LANES, Simd, both_halves, four};
 use super::blocks::{Rows, joined, nibble_bytes, prefetch, widened};
 use super::{Scales, Source};
 use crate::format::ggml::grids;
@@ -140,6 +141,8 @@ impl<S: Simd, B: Decode> Source<S> for Blocks<B> {
     const TAILS: bool = false;
     // Grids wait for other things.
     const SPREAD: bool = matches!(B::LEVELS, Levels::Digits);
+    const ROWWISE: Option<Rowwise> =
+        if S::ByRow::THERE && matches!(B::LEVELS, Levels::Digits) { Some(Rowwise::Ternary) } else { None };
     type Rows = [*const u8; 4];
     type Stage = Decoded<S>;
 
@@ -162,6 +165,17 @@ impl<S: Simd, B: Decode> Source<S> for Blocks<B> {
         let block = step / (8 / S::LANES);
         // SAFETY: the block lies within the rows. Digits need few registers, and nothing but the loop around them.
         unsafe { if B::LEVELS == Levels::Digits { decode::<S, B>(rows, block) } else { S::decode::<B>(rows, block) } }
+    }
+    #[inline(always)]
+    unsafe fn add_block(
+        &self,
+        rows: &Self::Rows,
+        block: usize,
+        x: *const u8,
+        totals: [S::Floats; 4],
+    ) -> [S::Floats; 4] {
+        // SAFETY: the block lies within the rows, and TQ1_0 is the only format of digits.
+        unsafe { S::ByRow::add_tq1_0(four!(|r| rows[r].add(block * size_of::<B>())), x.cast(), totals) }
     }
     #[inline(always)]
     unsafe fn scales(&self, stage: &Self::Stage, s: usize) -> Scales<S> {

@@ -6,6 +6,7 @@ mod groups;
 mod k_quants;
 
 use super::prepare::{Layout, Order, Sums, rows_in_one};
+use super::rowwise::Rowwise;
 use super::simd::{Simd, four, unrolled};
 use super::tiles::AHEAD_BYTES_ONE;
 use super::{Config, Kernel, Precision, Weight, floats, tiles};
@@ -155,6 +156,19 @@ pub(super) trait Source<S: Simd>: Sized {
         // SAFETY: the caller runs on S's instruction set.
         unsafe { [[S::zero_ints(); 2]; 4] }
     }
+    /// How one row of x is prepared for [`add_block`](Self::add_block), where that is faster than codes and dots. Blocks have 256 values, and a row begins with one.
+    const ROWWISE: Option<Rowwise> = None;
+    /// Adds the products of this block of four rows with x, as [`ROWWISE`](Self::ROWWISE) says, to `totals`, of each row the sum of all places.
+    #[inline(always)]
+    unsafe fn add_block(
+        &self,
+        _rows: &Self::Rows,
+        _block: usize,
+        _x: *const u8,
+        _totals: [S::Floats; 4],
+    ) -> [S::Floats; 4] {
+        unreachable!("only with ROWWISE")
+    }
     /// [`codes`](Self::codes) for one column, which may be multiples of them.
     #[inline(always)]
     unsafe fn multiples(&self, stage: &Self::Stage, r: usize, s: usize) -> [S::Bytes; 2] {
@@ -199,6 +213,8 @@ pub(super) struct Choice {
     pub layout: Layout,
     /// See [`rows_in_one`].
     pub rows_in_one: usize,
+    /// See [`Source::ROWWISE`].
+    pub rowwise: Option<Rowwise>,
     /// Its name.
     pub name: &'static str,
 }
@@ -237,6 +253,7 @@ macro_rules! codes {
                 kernel: isa::avx512::<$source>,
                 layout: codes_layout::<super::simd::avx512::Avx512, $source>($config, $n, $k),
                 rows_in_one: in_one::<super::simd::avx512::Avx512, $source>($n, $k),
+                rowwise: <$source as Source<super::simd::avx512::Avx512>>::ROWWISE,
                 name: "avx512 int8",
             },
             #[cfg(target_arch = "x86_64")]
@@ -244,6 +261,7 @@ macro_rules! codes {
                 kernel: isa::avx2::<$source>,
                 layout: codes_layout::<super::simd::avx2::Avx2, $source>($config, $n, $k),
                 rows_in_one: in_one::<super::simd::avx2::Avx2, $source>($n, $k),
+                rowwise: <$source as Source<super::simd::avx2::Avx2>>::ROWWISE,
                 name: "avx2 int8",
             },
             #[cfg(target_arch = "aarch64")]
@@ -251,12 +269,14 @@ macro_rules! codes {
                 kernel: isa::neon::<$source>,
                 layout: codes_layout::<super::simd::neon::Neon, $source>($config, $n, $k),
                 rows_in_one: in_one::<super::simd::neon::Neon, $source>($n, $k),
+                rowwise: <$source as Source<super::simd::neon::Neon>>::ROWWISE,
                 name: "neon int8",
             },
             Isa::Portable => Choice {
                 kernel: isa::portable::<$source>,
                 layout: codes_layout::<super::simd::portable::Portable, $source>($config, $n, $k),
                 rows_in_one: in_one::<super::simd::portable::Portable, $source>($n, $k),
+                rowwise: <$source as Source<super::simd::portable::Portable>>::ROWWISE,
                 name: "portable int8",
             },
         }

@@ -245,7 +245,7 @@ unsafe fn bands<S: Simd, F: Source<S>, const SIDES: usize, const HOW: u8>(job: &
 
 /// Writes the sums of the rows that are present, so many places behind their outputs.
 #[inline(always)]
-unsafe fn write<S: Simd>(sums: S::Floats, outputs: &[*mut f32; 4], present: &[bool; 4], place: usize) {
+pub(super) unsafe fn write<S: Simd>(sums: S::Floats, outputs: &[*mut f32; 4], present: &[bool; 4], place: usize) {
     // SAFETY: present rows have the places; the caller runs on S's instruction set.
     unsafe {
         for (r, v) in S::fold(sums).into_iter().enumerate() {

@@ -3,8 +3,9 @@
 
 use std::arch::x86_64::*;
 
+use super::super::super::rowwise::Digits;
 use super::super::{ByRow, Simd, four};
-use super::{Avx512, bits, groups};
+use super::{Avx512, bits, groups, rowwise};
 
 impl ByRow<Avx512> for Avx512 {
     const THERE: bool = true;
@@ -57,5 +58,13 @@ impl ByRow<Avx512> for Avx512 {
             _mm512_shuffle_f32x4::<0xAA>(v, v),
             _mm512_shuffle_f32x4::<0xFF>(v, v),
         ]
+    }
+    #[inline(always)]
+    unsafe fn digits_of_x(x: *const f32, to: *mut Digits) {
+        rowwise::digits_of_x(x, to)
+    }
+    #[inline(always)]
+    unsafe fn add_tq1_0(p: [*const u8; 4], x: *const Digits, totals: [__m512; 4]) -> [__m512; 4] {
+        rowwise::add_tq1_0(p, x, totals)
     }
 }

@@ -63,3 +63,10 @@ pub(super) unsafe fn by_lane(rows: [u64; 4], shift: u32, mask: u32) -> __m512i {
     let index = _mm512_loadu_si512(GROUPS[(shift as usize).min(2)].as_ptr().cast());
     _mm512_maskz_permutexvar_epi16(mask, index, _mm512_castsi256_si512(_mm256_set_epi64x(d, c, b, a)))
 }
+
+/// The first dword of each lane.
+#[inline(always)]
+pub(super) unsafe fn one_each(v: __m512i) -> __m128i {
+    let first = _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 12, 8, 4, 0);
+    _mm512_castsi512_si128(_mm512_permutexvar_epi32(first, v))
+}

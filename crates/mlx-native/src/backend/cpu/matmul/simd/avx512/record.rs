@@ -6,6 +6,7 @@ use std::arch::x86_64::*;
 use super::super::super::prepare::{INVERSE_MAX, Order, Sums};
 use super::super::{BIAS_BITS, Simd, four};
 use super::Avx512;
+use super::lanes::one_each;
 
 /// See [`Simd::quantize`].
 #[inline(always)]
@@ -64,13 +65,6 @@ pub(super) unsafe fn quantize(x: *const f32, record: *mut u8, halves: bool, sums
         note(record.add(144), four!(|b| _mm512_add_epi32(codes[b][0], codes[b][1])), sums, scales);
     }
     true
-}
-
-/// The first dword of each lane.
-#[inline(always)]
-unsafe fn one_each(v: __m512i) -> __m128i {
-    let first = _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 12, 8, 4, 0);
-    _mm512_castsi512_si128(_mm512_permutexvar_epi32(first, v))
 }
 
 /// Writes what a record says about the sums of its codes: `codes[b]` and lane b of the scales belong to block b.

@@ -1,0 +1,40 @@
+//! One row of x as blocks of 256 values need it that are added up weight row by weight row: see [`ByRow`](super::simd::ByRow).
+//!
+//! A block is 64 bytes that hold some values each, its *digits*. Number n of all bytes is multiplied with vector n of x, so that each of the sixteen
+//! dwords adds up in integers what its four bytes hold. These values of x have one scale, and they are fewer than 32: 8 bits are at least as exact as elsewhere.
+
+/// Values of a block.
+pub(super) const VALUES: usize = 256;
+
+/// How one row of x is prepared for a format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Rowwise {
+    /// [`Digits`], for TQ1_0.
+    Ternary,
+}
+
+impl Rowwise {
+    /// Bytes of x for a block.
+    pub(super) const BYTES: usize = size_of::<Digits>();
+}
+
+/// x for a block of TQ1_0.
+///
+/// Digit n of a byte r₀ is what 3·rₙ carries beyond the rest rₙ₊₁ = 3·rₙ mod 256, dₙ = (3·rₙ − rₙ₊₁) / 256. So with whole *factors* cₙ, n < 6, and
+/// yₙ = (cₙ + yₙ₋₁) / 3, y₋₁ = 0, the sum Σ cₙ·rₙ is exactly 256·Σ yₙ·dₙ + (y₄ + c₅)·r₅: rests are multiplied, which two additions make of each other, and no
+/// digit is ever needed. cₙ = 3·xₙ − yₙ₋₁, rounded, makes yₙ the value xₙ but for a third of cₙ's rounding error, and c₅ is −y₄, rounded.
+#[repr(C)]
+pub(crate) struct Digits {
+    /// Number n is multiplied with the rests rₙ.
+    pub factors: [[i8; 64]; 6],
+    /// What sums start with: −256·Σ yₙ, as a weight is a digit − 1, and minus what the mean of r₅ adds.
+    pub start: [i32; 16],
+    /// x's scale / 256.
+    pub scale: [f32; 16],
+}
+
+impl Digits {
+    /// The mean of r₅.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only AVX-512 adds up by row"))]
+    pub const REST: f32 = 121.5;
+}

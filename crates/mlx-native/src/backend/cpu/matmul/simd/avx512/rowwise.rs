@@ -1,0 +1,125 @@
+//! Blocks of 256 values of four weight rows times one row of x, each added up by itself: [`ByRow`].
+//!
+//! A vector is 64 bytes of a block as they are stored. Every dword of it is a place of its own until the end: what is dotted with it, and added up in integers,
+//! belongs to the same values of x for each weight row, and these have one scale. So nothing moves, and what needs no moving takes few instructions.
+#![allow(unsafe_op_in_unsafe_fn)] // The contract stands at `simd`.
+
+use std::arch::x86_64::*;
+
+use super::super::super::prepare::INVERSE_MAX;
+use super::super::super::rowwise::Digits;
+use super::super::{Simd, four};
+use super::Avx512;
+use super::lanes::one_each;
+
+/// In all places of a lane the sum of its four.
+#[inline(always)]
+unsafe fn lane_sums(v: __m512) -> __m512 {
+    let v = _mm512_add_ps(v, _mm512_permute_ps::<0b01_00_11_10>(v));
+    _mm512_add_ps(v, _mm512_permute_ps::<0b10_11_00_01>(v))
+}
+
+/// |v| as an integer, which compares like it; infinity and NaN are above all others.
+#[inline(always)]
+unsafe fn magnitude(v: __m512) -> __m512i {
+    _mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi32(0x7FFF_FFFF))
+}
+
+/// For magnitudes, (the largest of a lane / most, most / the largest) in its places; NaN for the first where that is not finite.
+#[inline(always)]
+unsafe fn lane_scales(v: __m512i, most: f32) -> [__m512; 2] {
+    let v = _mm512_max_epu32(v, _mm512_shuffle_epi32::<0b01_00_11_10>(v));
+    scales(_mm512_max_epu32(v, _mm512_shuffle_epi32::<0b10_11_00_01>(v)), most)
+}
+
+/// [`lane_scales`] of each place.
+#[inline(always)]
+unsafe fn scales(largest: __m512i, most: f32) -> [__m512; 2] {
+    let infinite = _mm512_cmpge_epu32_mask(largest, _mm512_set1_epi32(0x7F80_0000));
+    let largest = _mm512_max_ps(_mm512_castsi512_ps(largest), _mm512_set1_ps(most / INVERSE_MAX));
+    let scale = _mm512_mul_ps(largest, _mm512_set1_ps(1.0 / most));
+    [_mm512_mask_mov_ps(scale, infinite, _mm512_set1_ps(f32::NAN)), _mm512_div_ps(_mm512_set1_ps(most), largest)]
+}
+
+/// See [`ByRow::digits_of_x`].
+#[inline(always)]
+pub(super) unsafe fn digits_of_x(x: *const f32, to: *mut Digits) {
+    let factors = (&raw mut (*to).factors).cast::<u8>();
+    for quarter in 0..4 {
+        let x = |n: usize| match quarter {
+            0 | 1 => _mm512_loadu_ps(x.add(32 * n + 16 * quarter)),
+            2 => _mm512_loadu_ps(x.add(160 + 16 * n)),
+            _ if n < 4 => _mm512_maskz_loadu_ps(15, x.add(240 + 4 * n)),
+            _ => _mm512_setzero_ps(),
+        };
+        let (three, one) = (_mm512_set1_ps(0.75), _mm512_set1_ps(0.25));
+        let mut largest = magnitude(_mm512_mul_ps(x(0), three));
+        for n in 1..5 {
+            let factor = _mm512_fmsub_ps(x(n), three, _mm512_mul_ps(x(n - 1), one));
+            largest = _mm512_max_epu32(largest, magnitude(factor));
+        }
+        // A factor differs from this by a third of a rounding error, a sixth at most, before it is rounded itself.
+        let [scale, inverse] = lane_scales(largest, 126.8);
+        let inverse = _mm512_mul_ps(inverse, three);
+        let mut stands_for = _mm512_setzero_ps();
+        let mut sum = _mm512_setzero_ps();
+        for n in 0..5 {
+            let factor = _mm512_cvtps_epi32(_mm512_fmsub_ps(x(n), inverse, stands_for));
+            _mm_storeu_si128(factors.add(64 * n + 16 * quarter).cast(), _mm512_cvtepi32_epi8(factor));
+            stands_for =
+                _mm512_mul_ps(_mm512_add_ps(_mm512_cvtepi32_ps(factor), stands_for), _mm512_set1_ps(1.0 / 3.0));
+            sum = _mm512_add_ps(sum, stands_for);
+        }
+        let last = _mm512_cvtps_epi32(_mm512_sub_ps(_mm512_setzero_ps(), stands_for));
+        _mm_storeu_si128(factors.add(64 * 5 + 16 * quarter).cast(), _mm512_cvtepi32_epi8(last));
+        let left = _mm512_add_ps(stands_for, _mm512_cvtepi32_ps(last));
+        let less = _mm512_fmadd_ps(sum, _mm512_set1_ps(256.0), _mm512_mul_ps(left, _mm512_set1_ps(Digits::REST)));
+        let start = _mm512_cvtps_epi32(_mm512_sub_ps(_mm512_setzero_ps(), lane_sums(less)));
+        _mm_storeu_si128((&raw mut (*to).start[4 * quarter]).cast(), one_each(start));
+        let scale = _mm512_mul_ps(scale, _mm512_set1_ps(4.0 / 256.0));
+        _mm_storeu_si128((&raw mut (*to).scale[4 * quarter]).cast(), one_each(_mm512_castps_si512(scale)));
+    }
+}
+
+/// The f16 at these places as f32, in memory: a load puts one to all places of a vector.
+#[inline(always)]
+unsafe fn f16(p: [*const u8; 4]) -> [f32; 4] {
+    let [a, b, c, d] = four!(|r| p[r].cast::<u16>().read_unaligned() as u64);
+    let words = a | (b << 16) | (c << 32) | (d << 48);
+    let mut floats = [0.0; 4];
+    _mm_storeu_ps(floats.as_mut_ptr(), _mm_cvtph_ps(_mm_cvtsi64_si128(words as i64)));
+    std::hint::black_box(floats)
+}
+
+/// `sums · scale · x_scale + total`.
+#[inline(always)]
+unsafe fn added(sums: __m512i, scale: f32, x_scale: __m512, total: __m512) -> __m512 {
+    _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sums), _mm512_set1_ps(scale)), x_scale, total)
+}
+
+/// `v`, of which the compiler knows nothing: out of additions it would make multiplications of bytes, which take four instructions.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn kept(mut v: __m512i) -> __m512i {
+    std::arch::asm!("/* {0} */", inout(zmm_reg) v, options(pure, nomem, nostack, preserves_flags));
+    v
+}
+
+/// See [`ByRow::add_tq1_0`].
+#[inline(always)]
+pub(super) unsafe fn add_tq1_0(p: [*const u8; 4], x: *const Digits, mut totals: [__m512; 4]) -> [__m512; 4] {
+    let d = f16(four!(|r| p[r].add(52)));
+    let factors = |n: usize| Avx512::load((&raw const (*x).factors[n]).cast());
+    let start = Avx512::load((&raw const (*x).start).cast());
+    let scale = _mm512_loadu_ps((&raw const (*x).scale).cast());
+    for r in 0..4 {
+        let mut rest = _mm512_maskz_loadu_epi32((1 << 13) - 1, p[r].cast());
+        let mut sums = _mm512_dpbusd_epi32(start, rest, factors(0));
+        for n in 1..6 {
+            rest = kept(_mm512_add_epi8(_mm512_add_epi8(rest, rest), rest));
+            sums = _mm512_dpbusd_epi32(sums, rest, factors(n));
+        }
+        totals[r] = added(sums, d[r], scale, totals[r]);
+    }
+    totals
+}
