@@ -322,6 +322,7 @@ unsafe fn block<S: Simd>(work: &Work, k: usize, form: Rowwise, i: usize) {
         let to = work.prepared.add(i * Rowwise::BYTES);
         match form {
             Rowwise::Ternary => S::ByRow::digits_of_x(x.as_ptr(), to.cast()),
+            Rowwise::TwoBits => S::ByRow::fields_of_x(x.as_ptr(), to.cast(), rowwise::Sums::TWO_BITS),
         }
     }
 }

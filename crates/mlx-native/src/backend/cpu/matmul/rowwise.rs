@@ -1,6 +1,6 @@
 //! One row of x as blocks of 256 values need it that are added up weight row by weight row: see [`ByRow`](super::simd::ByRow).
 //!
-//! A block is 64 bytes that hold some values each, its *digits*. Number n of all bytes is multiplied with vector n of x, so that each of the sixteen
+//! A block is 64 bytes that hold some values each, its *digits* or *fields*. Number n of all bytes is multiplied with vector n of x, so that each of the sixteen
 //! dwords adds up in integers what its four bytes hold. These values of x have one scale, and they are fewer than 32: 8 bits are at least as exact as elsewhere.
 
 /// Values of a block.
@@ -11,11 +11,16 @@ pub(super) const VALUES: usize = 256;
 pub(super) enum Rowwise {
     /// [`Digits`], for TQ1_0.
     Ternary,
+    /// [`Fields`] with [`Sums::TWO_BITS`], for Q2_K.
+    TwoBits,
 }
 
 impl Rowwise {
     /// Bytes of x for a block.
-    pub(super) const BYTES: usize = size_of::<Digits>();
+    pub(super) const BYTES: usize = {
+        assert!(size_of::<Digits>() == size_of::<Fields>());
+        size_of::<Digits>()
+    };
 }
 
 /// x for a block of TQ1_0.
@@ -37,4 +42,36 @@ impl Digits {
     /// The mean of r₅.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only AVX-512 adds up by row"))]
     pub const REST: f32 = 121.5;
+}
+
+/// x for a block of 64 bytes of four two-bit fields: bytes 0 to 31 hold values 0 to 127, 32 of them in each field.
+#[repr(C)]
+pub(crate) struct Fields {
+    /// Number n is multiplied with field n of the bytes.
+    pub codes: [[i8; 64]; 4],
+    /// x's scale, and what a format's kernel has to be multiplied with.
+    pub scale: [f32; 16],
+    /// Sums of x for each sixteen values, in the order of their scales: lane i has the i-th eight bits of all.
+    pub sums: [i8; 64],
+    /// What sums of these sums start with.
+    pub sums_start: [i32; 16],
+    /// The scales of the sums.
+    pub sums_scale: [f32; 16],
+}
+
+/// What kernels for fields leave to the scales of x.
+#[derive(Clone, Copy)]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only AVX-512 adds up by row"))]
+pub(crate) struct Sums {
+    /// What sums of codes have to be multiplied with.
+    pub code_factor: f32,
+    /// What sums of sums have to be multiplied with.
+    pub factor: f32,
+    /// What has to be subtracted from the integers that sums are multiplied with.
+    pub offset: f32,
+}
+
+impl Sums {
+    /// Codes come four times as large, minimums sixteen times; they are subtracted.
+    pub const TWO_BITS: Sums = Sums { code_factor: 1.0 / 4.0, factor: -1.0 / 16.0, offset: 0.0 };
 }

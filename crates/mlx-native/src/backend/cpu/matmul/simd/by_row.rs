@@ -1,6 +1,6 @@
 //! What one row of x is multiplied with weight row by weight row, where that is faster than with four weight rows in the places of a vector.
 
-use super::super::rowwise::Digits;
+use super::super::rowwise::{Digits, Fields, Sums};
 use super::Simd;
 
 /// Sums of a row of weights in vectors of their own. Only sets of four lanes have it.
@@ -36,6 +36,10 @@ pub(in super::super) trait ByRow<S: Simd> {
     unsafe fn digits_of_x(x: *const f32, to: *mut Digits);
     /// Adds the products of a block of TQ1_0 at each `p[r]` with x to `totals`, of each row the sum of all places.
     unsafe fn add_tq1_0(p: [*const u8; 4], x: *const Digits, totals: [S::Floats; 4]) -> [S::Floats; 4];
+    /// Brings 256 values of x into the form that the following functions read.
+    unsafe fn fields_of_x(x: *const f32, to: *mut Fields, sums: Sums);
+    /// [`add_tq1_0`](Self::add_tq1_0) of Q2_K.
+    unsafe fn add_q2_k(p: [*const u8; 4], x: *const Fields, totals: [S::Floats; 4]) -> [S::Floats; 4];
 }
 
 /// For sets without.
@@ -66,5 +70,7 @@ impl<S: Simd> ByRow<S> for Nowhere {
         fn f16_steps<const STRIDE: usize>([*const u8; 4]) -> [S::Floats; 4];
         fn digits_of_x(*const f32, *mut Digits);
         fn add_tq1_0([*const u8; 4], *const Digits, [S::Floats; 4]) -> [S::Floats; 4];
+        fn fields_of_x(*const f32, *mut Fields, Sums);
+        fn add_q2_k([*const u8; 4], *const Fields, [S::Floats; 4]) -> [S::Floats; 4];
     }
 }

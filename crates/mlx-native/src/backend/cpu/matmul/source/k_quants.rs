@@ -3,7 +3,8 @@
 #![allow(non_camel_case_types)]
 
 use super::super::Weight;
-use super::super::simd::{MAX_LANES, Simd, both_halves, four};
+use super::super::rowwise::Rowwise;
+use super::super::simd::{ByRow, MAX_LANES, Simd, both_halves, four};
 use super::blocks::{Rows, iq4_codes, joined, nibble_bytes, prefetch};
 use super::{FOLDED_START, Scales, Source};
 
@@ -164,8 +165,20 @@ impl<S: Simd> Source<S> for Q2_K {
     const HALVES: bool = true;
     const MINS: bool = true;
     const FOLDED: bool = true;
+    const ROWWISE: Option<Rowwise> = if S::ByRow::THERE { Some(Rowwise::TwoBits) } else { None };
     block_source!(Q2_K, 84, S::HalfBytes, |p| half_bytes::<S>(&p, 0));
 
+    #[inline(always)]
+    unsafe fn add_block(
+        &self,
+        rows: &Self::Rows,
+        block: usize,
+        x: *const u8,
+        totals: [S::Floats; 4],
+    ) -> [S::Floats; 4] {
+        // SAFETY: the block lies within the rows.
+        unsafe { S::ByRow::add_q2_k(four!(|r| rows[r].add(block * 84)), x.cast(), totals) }
+    }
     #[inline(always)]
     unsafe fn scales(&self, stage: &Self::Stage, s: usize) -> Scales<S> {
         // SAFETY: the staged blocks exist.

@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::*;
 
-use super::super::super::rowwise::Digits;
+use super::super::super::rowwise::{Digits, Fields, Sums};
 use super::super::{ByRow, Simd, four};
 use super::{Avx512, bits, groups, rowwise};
 
@@ -66,5 +66,13 @@ impl ByRow<Avx512> for Avx512 {
     #[inline(always)]
     unsafe fn add_tq1_0(p: [*const u8; 4], x: *const Digits, totals: [__m512; 4]) -> [__m512; 4] {
         rowwise::add_tq1_0(p, x, totals)
+    }
+    #[inline(always)]
+    unsafe fn fields_of_x(x: *const f32, to: *mut Fields, sums: Sums) {
+        rowwise::fields_of_x(x, to, sums)
+    }
+    #[inline(always)]
+    unsafe fn add_q2_k(p: [*const u8; 4], x: *const Fields, totals: [__m512; 4]) -> [__m512; 4] {
+        rowwise::add_q2_k(p, x, totals)
     }
 }

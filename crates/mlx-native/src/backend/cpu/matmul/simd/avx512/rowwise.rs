@@ -7,7 +7,7 @@
 use std::arch::x86_64::*;
 
 use super::super::super::prepare::INVERSE_MAX;
-use super::super::super::rowwise::Digits;
+use super::super::super::rowwise::{Digits, Fields, Sums};
 use super::super::{Simd, four};
 use super::Avx512;
 use super::lanes::one_each;
@@ -120,6 +120,92 @@ pub(super) unsafe fn add_tq1_0(p: [*const u8; 4], x: *const Digits, mut totals: 
             sums = _mm512_dpbusd_epi32(sums, rest, factors(n));
         }
         totals[r] = added(sums, d[r], scale, totals[r]);
+    }
+    totals
+}
+
+/// See [`ByRow::fields_of_x`].
+#[inline(always)]
+pub(super) unsafe fn fields_of_x(x: *const f32, to: *mut Fields, sums: Sums) {
+    let mut of_sixteen = [0.0; 16];
+    for quarter in 0..4 {
+        let at = |n: usize| 128 * (quarter / 2) + 32 * n + 16 * (quarter % 2);
+        let x = four!(|n| _mm512_loadu_ps(x.add(at(n))));
+        let [a, b, c, d] = four!(|n| magnitude(x[n]));
+        let largest = _mm512_max_epu32(_mm512_max_epu32(a, b), _mm512_max_epu32(c, d));
+        let [scale, inverse] = lane_scales(largest, 127.0);
+        for (n, x) in x.into_iter().enumerate() {
+            let codes = _mm512_cvtps_epi32(_mm512_mul_ps(x, inverse));
+            _mm_storeu_si128((&raw mut (*to).codes[n][16 * quarter]).cast(), _mm512_cvtepi32_epi8(codes));
+            of_sixteen[at(n) / 16] = _mm512_reduce_add_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(codes), scale));
+        }
+        let scale = _mm512_mul_ps(scale, _mm512_set1_ps(sums.code_factor));
+        _mm_storeu_si128((&raw mut (*to).scale[4 * quarter]).cast(), one_each(_mm512_castps_si512(scale)));
+    }
+    // 24 bits of the sums, eight at a time: each of what the ones before leave over.
+    let v = _mm512_loadu_ps(of_sixteen.as_ptr());
+    let largest = _mm512_set1_epi32(_mm512_reduce_max_epu32(magnitude(v)) as i32);
+    let [scale, inverse] = scales(largest, 127.0);
+    let mut scale = _mm512_mul_ps(scale, _mm512_set1_ps(sums.factor));
+    let mut rest = _mm512_mul_ps(v, inverse);
+    for part in 0..4 {
+        let codes = _mm512_cvtps_epi32(rest);
+        _mm_storeu_si128((&raw mut (*to).sums[16 * part]).cast(), _mm512_cvtepi32_epi8(codes));
+        let start = _mm512_mul_ps(lane_sums(_mm512_cvtepi32_ps(codes)), _mm512_set1_ps(-sums.offset));
+        _mm_storeu_si128((&raw mut (*to).sums_start[4 * part]).cast(), one_each(_mm512_cvtps_epi32(start)));
+        _mm_storeu_ps((&raw mut (*to).sums_scale[4 * part]).cast(), _mm512_castps512_ps128(scale));
+        rest = _mm512_mul_ps(_mm512_sub_ps(rest, _mm512_cvtepi32_ps(codes)), _mm512_set1_ps(254.0));
+        scale = _mm512_mul_ps(scale, _mm512_set1_ps(1.0 / 254.0));
+    }
+}
+
+/// For each of the four fields of a byte, where the scale of each lane's sixteen values is, as the low byte of words.
+static SCALE_WORDS: [[u8; 64]; 4] = {
+    let mut places = [[0x80; 64]; 4];
+    let mut t = 0;
+    while t < 128 {
+        let (field, lane, word) = (t / 32, t % 32 / 8, t % 8);
+        places[field][16 * lane + 2 * word] = (8 * (lane / 2) + 2 * field + lane % 2) as u8;
+        t += 1;
+    }
+    places
+};
+
+/// The scales of a field as words.
+#[inline(always)]
+unsafe fn scale_words(scales: __m512i, field: usize) -> __m512i {
+    _mm512_shuffle_epi8(scales, Avx512::load(SCALE_WORDS[field].as_ptr()))
+}
+
+/// `codes · x · scales + sums`: unsigned and signed bytes, then words.
+#[inline(always)]
+unsafe fn scaled_dot(sums: __m512i, codes: __m512i, x: __m512i, scales: __m512i) -> __m512i {
+    _mm512_dpwssd_epi32(sums, _mm512_maddubs_epi16(codes, x), scales)
+}
+
+/// See [`ByRow::add_q2_k`].
+#[inline(always)]
+pub(super) unsafe fn add_q2_k(p: [*const u8; 4], x: *const Fields, mut totals: [__m512; 4]) -> [__m512; 4] {
+    let (d, min) = (f16(four!(|r| p[r].add(80))), f16(four!(|r| p[r].add(82))));
+    let codes = |n: usize| Avx512::load((&raw const (*x).codes[n]).cast());
+    let of_sums = Avx512::load((&raw const (*x).sums).cast());
+    let scale = _mm512_loadu_ps((&raw const (*x).scale).cast());
+    let sums_scale = _mm512_loadu_ps((&raw const (*x).sums_scale).cast());
+    for r in 0..4 {
+        let notes = Avx512::repeat(p[r]);
+        // The first and the third field are codes, the second and the fourth four times as much.
+        let scales = Avx512::and(notes, 15);
+        let four_scales = _mm512_slli_epi16::<2>(scales);
+        let fields = Avx512::load(p[r].add(16));
+        let upper = _mm512_srli_epi16::<4>(fields);
+        let sums = _mm512_setzero_si512();
+        let sums = scaled_dot(sums, Avx512::and(fields, 3), codes(0), scale_words(four_scales, 0));
+        let sums = scaled_dot(sums, Avx512::and(fields, 12), codes(1), scale_words(scales, 1));
+        let sums = scaled_dot(sums, Avx512::and(upper, 3), codes(2), scale_words(four_scales, 2));
+        let sums = scaled_dot(sums, Avx512::and(upper, 12), codes(3), scale_words(scales, 3));
+        totals[r] = added(sums, d[r], scale, totals[r]);
+        let mins = _mm512_dpbusd_epi32(_mm512_setzero_si512(), Avx512::and(notes, 0xF0), of_sums);
+        totals[r] = added(mins, min[r], sums_scale, totals[r]);
     }
     totals
 }
