@@ -323,6 +323,7 @@ unsafe fn block<S: Simd>(work: &Work, k: usize, form: Rowwise, i: usize) {
         match form {
             Rowwise::Ternary => S::ByRow::digits_of_x(x.as_ptr(), to.cast()),
             Rowwise::TwoBits => S::ByRow::fields_of_x(x.as_ptr(), to.cast(), rowwise::Sums::TWO_BITS),
+            Rowwise::ThreeBits => S::ByRow::fields_of_x(x.as_ptr(), to.cast(), rowwise::Sums::THREE_BITS),
         }
     }
 }

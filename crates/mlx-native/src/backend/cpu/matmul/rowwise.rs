@@ -13,6 +13,8 @@ pub(super) enum Rowwise {
     Ternary,
     /// [`Fields`] with [`Sums::TWO_BITS`], for Q2_K.
     TwoBits,
+    /// [`Fields`] with [`Sums::THREE_BITS`], for Q3_K.
+    ThreeBits,
 }
 
 impl Rowwise {
@@ -74,4 +76,6 @@ pub(crate) struct Sums {
 impl Sums {
     /// Codes come four times as large, minimums sixteen times; they are subtracted.
     pub const TWO_BITS: Sums = Sums { code_factor: 1.0 / 4.0, factor: -1.0 / 16.0, offset: 0.0 };
+    /// Codes come sixteen times as large, and scales 256 times; every code is four too large, and scales are stored with 32 more.
+    pub const THREE_BITS: Sums = Sums { code_factor: 1.0 / 4096.0, factor: -4.0, offset: 32.0 };
 }

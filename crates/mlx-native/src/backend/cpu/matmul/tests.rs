@@ -304,7 +304,7 @@ fn rows_read_as_one_have_the_same_bits() {
 fn blocks_added_up_by_row_are_as_exact_as_others() {
     let mut random = Random::new(7);
     let (n, k, count) = (71, 2048, 8);
-    for ty in [GgmlType::TQ1_0, GgmlType::Q2_K] {
+    for ty in [GgmlType::TQ1_0, GgmlType::Q2_K, GgmlType::Q3_K] {
         let w = Owned::random(ty.into(), n, k, &mut random);
         let dequantized = w.dequantized(n, k);
         let normal: Vec<f32> = (0..count * k).map(|_| random.normal()).collect();

@@ -40,6 +40,8 @@ pub(in super::super) trait ByRow<S: Simd> {
     unsafe fn fields_of_x(x: *const f32, to: *mut Fields, sums: Sums);
     /// [`add_tq1_0`](Self::add_tq1_0) of Q2_K.
     unsafe fn add_q2_k(p: [*const u8; 4], x: *const Fields, totals: [S::Floats; 4]) -> [S::Floats; 4];
+    /// [`add_tq1_0`](Self::add_tq1_0) of Q3_K.
+    unsafe fn add_q3_k(p: [*const u8; 4], x: *const Fields, totals: [S::Floats; 4]) -> [S::Floats; 4];
 }
 
 /// For sets without.
@@ -72,5 +74,6 @@ impl<S: Simd> ByRow<S> for Nowhere {
         fn add_tq1_0([*const u8; 4], *const Digits, [S::Floats; 4]) -> [S::Floats; 4];
         fn fields_of_x(*const f32, *mut Fields, Sums);
         fn add_q2_k([*const u8; 4], *const Fields, [S::Floats; 4]) -> [S::Floats; 4];
+        fn add_q3_k([*const u8; 4], *const Fields, [S::Floats; 4]) -> [S::Floats; 4];
     }
 }

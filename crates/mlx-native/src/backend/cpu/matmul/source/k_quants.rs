@@ -248,8 +248,20 @@ impl<S: Simd> Source<S> for Q3_K {
     const OFFSET: i32 = 4;
     // Where wide codes are as fast as others.
     const FOLDED: bool = S::WIDE_OFFSET as i32 == 4 << FOLDED_START;
+    const ROWWISE: Option<Rowwise> = if S::ByRow::THERE { Some(Rowwise::ThreeBits) } else { None };
     block_source!(Q3_K, 110, S::HalfBytes, |p| S::q3_k_scales(four!(|r| p[r].add(94))));
 
+    #[inline(always)]
+    unsafe fn add_block(
+        &self,
+        rows: &Self::Rows,
+        block: usize,
+        x: *const u8,
+        totals: [S::Floats; 4],
+    ) -> [S::Floats; 4] {
+        // SAFETY: the block lies within the rows.
+        unsafe { S::ByRow::add_q3_k(four!(|r| rows[r].add(block * 110)), x.cast(), totals) }
+    }
     #[inline(always)]
     unsafe fn scales(&self, stage: &Self::Stage, s: usize) -> Scales<S> {
         // SAFETY: the staged blocks exist.

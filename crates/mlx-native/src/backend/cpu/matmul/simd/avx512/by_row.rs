@@ -75,4 +75,8 @@ impl ByRow<Avx512> for Avx512 {
     unsafe fn add_q2_k(p: [*const u8; 4], x: *const Fields, totals: [__m512; 4]) -> [__m512; 4] {
         rowwise::add_q2_k(p, x, totals)
     }
+    #[inline(always)]
+    unsafe fn add_q3_k(p: [*const u8; 4], x: *const Fields, totals: [__m512; 4]) -> [__m512; 4] {
+        rowwise::add_q3_k(p, x, totals)
+    }
 }

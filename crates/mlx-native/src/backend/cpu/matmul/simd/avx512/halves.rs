@@ -46,6 +46,12 @@ pub(super) unsafe fn signed(v: __m512i, s: usize, half: usize) -> __m512 {
 /// See [`Simd::q3_k_scales`].
 #[inline(always)]
 pub(super) unsafe fn q3_k_scales(p: [*const u8; 4]) -> __m512i {
+    _mm512_sub_epi8(q3_k_scales_and_32(p), _mm512_set1_epi8(32))
+}
+
+/// As they are stored, 32 more than they are.
+#[inline(always)]
+pub(super) unsafe fn q3_k_scales_and_32(p: [*const u8; 4]) -> __m512i {
     let rows = Avx512::gather(p);
     // Sixteen nibbles, and above each the byte that has its two high bits.
     let low = _mm_set_epi64x(0x0908_0706_0504_0302, 0x0908_0706_0504_0302);
@@ -54,8 +60,7 @@ pub(super) unsafe fn q3_k_scales(p: [*const u8; 4]) -> __m512i {
     let high = _mm512_shuffle_epi8(rows, _mm512_set1_epi32(0x0D0C_0B0A));
     let high = _mm512_rolv_epi32(high, _mm512_broadcast_i32x4(_mm_set_epi32(30, 0, 2, 4)));
     // (low & 15) | (high & 48)
-    let six = Avx512::and(_mm512_ternarylogic_epi64::<0xCA>(_mm512_set1_epi8(15), low, high), 63);
-    _mm512_sub_epi8(six, _mm512_set1_epi8(32))
+    Avx512::and(_mm512_ternarylogic_epi64::<0xCA>(_mm512_set1_epi8(15), low, high), 63)
 }
 
 /// See [`Simd::f16_pairs`].

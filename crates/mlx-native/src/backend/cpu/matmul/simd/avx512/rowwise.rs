@@ -9,8 +9,8 @@ use std::arch::x86_64::*;
 use super::super::super::prepare::INVERSE_MAX;
 use super::super::super::rowwise::{Digits, Fields, Sums};
 use super::super::{Simd, four};
-use super::Avx512;
 use super::lanes::one_each;
+use super::{Avx512, halves};
 
 /// In all places of a lane the sum of its four.
 #[inline(always)]
@@ -159,22 +159,24 @@ pub(super) unsafe fn fields_of_x(x: *const f32, to: *mut Fields, sums: Sums) {
     }
 }
 
-/// For each of the four fields of a byte, where the scale of each lane's sixteen values is, as the low byte of words.
-static SCALE_WORDS: [[u8; 64]; 4] = {
-    let mut places = [[0x80; 64]; 4];
+/// For each of the four fields of a byte, where the scale of each lane's sixteen values is, as the low or the high byte of words.
+static SCALE_WORDS: [[[u8; 64]; 4]; 2] = {
+    let mut places = [[[0x80; 64]; 4]; 2];
     let mut t = 0;
     while t < 128 {
         let (field, lane, word) = (t / 32, t % 32 / 8, t % 8);
-        places[field][16 * lane + 2 * word] = (8 * (lane / 2) + 2 * field + lane % 2) as u8;
+        let scale = (8 * (lane / 2) + 2 * field + lane % 2) as u8;
+        places[0][field][16 * lane + 2 * word] = scale;
+        places[1][field][16 * lane + 2 * word + 1] = scale;
         t += 1;
     }
     places
 };
 
-/// The scales of a field as words.
+/// The scales of a field as the low (0) or the high (1) bytes of words.
 #[inline(always)]
-unsafe fn scale_words(scales: __m512i, field: usize) -> __m512i {
-    _mm512_shuffle_epi8(scales, Avx512::load(SCALE_WORDS[field].as_ptr()))
+unsafe fn scale_words(scales: __m512i, byte: usize, field: usize) -> __m512i {
+    _mm512_shuffle_epi8(scales, Avx512::load(SCALE_WORDS[byte][field].as_ptr()))
 }
 
 /// `codes · x · scales + sums`: unsigned and signed bytes, then words.
@@ -199,13 +201,61 @@ pub(super) unsafe fn add_q2_k(p: [*const u8; 4], x: *const Fields, mut totals: [
         let fields = Avx512::load(p[r].add(16));
         let upper = _mm512_srli_epi16::<4>(fields);
         let sums = _mm512_setzero_si512();
-        let sums = scaled_dot(sums, Avx512::and(fields, 3), codes(0), scale_words(four_scales, 0));
-        let sums = scaled_dot(sums, Avx512::and(fields, 12), codes(1), scale_words(scales, 1));
-        let sums = scaled_dot(sums, Avx512::and(upper, 3), codes(2), scale_words(four_scales, 2));
-        let sums = scaled_dot(sums, Avx512::and(upper, 12), codes(3), scale_words(scales, 3));
+        let sums = scaled_dot(sums, Avx512::and(fields, 3), codes(0), scale_words(four_scales, 0, 0));
+        let sums = scaled_dot(sums, Avx512::and(fields, 12), codes(1), scale_words(scales, 0, 1));
+        let sums = scaled_dot(sums, Avx512::and(upper, 3), codes(2), scale_words(four_scales, 0, 2));
+        let sums = scaled_dot(sums, Avx512::and(upper, 12), codes(3), scale_words(scales, 0, 3));
         totals[r] = added(sums, d[r], scale, totals[r]);
         let mins = _mm512_dpbusd_epi32(_mm512_setzero_si512(), Avx512::and(notes, 0xF0), of_sums);
         totals[r] = added(mins, min[r], sums_scale, totals[r]);
+    }
+    totals
+}
+
+/// Matrices that move two bits of a byte to its bits 2 and 6: bit `first` and the second one after it, for the upper half of a vector four bits further up.
+#[inline(always)]
+unsafe fn third_bits(first: u32) -> __m512i {
+    let matrix = |bit: u32| (1 << (8 * 5 + bit)) | (1 << (8 + bit + 2));
+    let (low, high): (i64, i64) = (matrix(first), matrix(first + 4));
+    _mm512_set_epi64(high, high, high, high, low, low, low, low)
+}
+
+/// See [`ByRow::add_q3_k`].
+#[inline(always)]
+pub(super) unsafe fn add_q3_k(p: [*const u8; 4], x: *const Fields, mut totals: [__m512; 4]) -> [__m512; 4] {
+    let d = f16(four!(|r| p[r].add(108)));
+    let codes = |n: usize| Avx512::load((&raw const (*x).codes[n]).cast());
+    let of_sums = Avx512::load((&raw const (*x).sums).cast());
+    let sums_start = Avx512::load((&raw const (*x).sums_start).cast());
+    let scale = _mm512_loadu_ps((&raw const (*x).scale).cast());
+    let sums_scale = _mm512_loadu_ps((&raw const (*x).sums_scale).cast());
+    let all = halves::q3_k_scales_and_32(four!(|r| p[r].add(94)));
+    let scales_and_32 = [
+        _mm512_shuffle_i32x4::<0x00>(all, all),
+        _mm512_shuffle_i32x4::<0x55>(all, all),
+        _mm512_shuffle_i32x4::<0xAA>(all, all),
+        _mm512_shuffle_i32x4::<0xFF>(all, all),
+    ];
+    for r in 0..4 {
+        let scales = _mm512_sub_epi8(scales_and_32[r], _mm512_set1_epi8(32));
+        let high = _mm512_broadcast_i64x4(_mm256_loadu_si256(p[r].cast()));
+        let low = Avx512::load(p[r].add(32));
+        // Nibbles: of the first and third fields, and of the second and fourth.
+        let two_bits = _mm512_set1_epi8(0x33);
+        let even = _mm512_gf2p8affine_epi64_epi8::<0>(high, third_bits(0));
+        let even = _mm512_ternarylogic_epi64::<0xEA>(low, two_bits, even);
+        let odd = _mm512_gf2p8affine_epi64_epi8::<0>(high, third_bits(1));
+        let odd = _mm512_ternarylogic_epi64::<0xEA>(_mm512_srli_epi16::<2>(low), two_bits, odd);
+        let sums = _mm512_setzero_si512();
+        let sums = scaled_dot(sums, Avx512::and(even, 15), codes(0), scale_words(scales, 1, 0));
+        let sums = scaled_dot(sums, Avx512::and(odd, 15), codes(1), scale_words(scales, 1, 1));
+        // What stands in upper nibbles is sixteen times as much.
+        let sums = _mm512_slli_epi32::<4>(sums);
+        let sums = scaled_dot(sums, Avx512::and(even, 0xF0), codes(2), scale_words(scales, 1, 2));
+        let sums = scaled_dot(sums, Avx512::and(odd, 0xF0), codes(3), scale_words(scales, 1, 3));
+        totals[r] = added(sums, d[r], scale, totals[r]);
+        let fours = _mm512_dpbusd_epi32(sums_start, scales_and_32[r], of_sums);
+        totals[r] = added(fours, d[r], sums_scale, totals[r]);
     }
     totals
 }
