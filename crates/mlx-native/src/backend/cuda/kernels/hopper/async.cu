@@ -11,9 +11,9 @@ DI void barrier_wait(u32 bar, u32 parity) {
         "{\n.reg .pred p;\nAGAIN_%=:\n mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n @p bra DONE_%=;\n bra AGAIN_%=;\nDONE_%=:\n}" ::"r"(bar), "r"(parity)
         : "memory");
 }
-// Every thread of the cluster arrives; initialised barriers, but not other memory, are seen by who has waited for all.
-DI void cluster_arrive() { asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory"); }
-DI void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
+// Every thread of the cluster arrives, a warp's together; initialised barriers, but not other memory, are seen by who has waited for all.
+DI void cluster_arrive() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
+DI void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 // Makes initialised barriers visible to the cluster and to the copy engine.
 DI void barriers_ready() {
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");

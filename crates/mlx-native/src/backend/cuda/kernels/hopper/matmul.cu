@@ -54,7 +54,7 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
     if (threadIdx.x < 128) {
         // What these leave is what the others take: 168 x 384, 128 x 512 or 96 x 640 registers are all that a block has.
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(GROUPS == 2 ? 40 : 32));
-        if (CLUSTER > 1 && threadIdx.x != 32) cluster_wait();
+        if (CLUSTER > 1 && threadIdx.x >> 5 != 1) cluster_wait();
         if (threadIdx.x == 0) {
             int slot = 0, phase = 1, begun = 0;
             wait_for_predecessor();
@@ -160,7 +160,6 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
                     if (++slot == L::W_STAGES) slot = 0, phase ^= 1;
                 }
             }
-            if (CLUSTER > 1) cluster_wait();
         } else if (STAGED && threadIdx.x >= 64) {
             if constexpr (STAGED) send_sums<L, MI, NT, CLUSTER>(work, output, sums, part_of, tile_of, a.staged);
         } else if (!STAGED && threadIdx.x == 64 && work.begins_with_part()) {
@@ -172,6 +171,8 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
                 raise_flag(held_flags + part_of(blockIdx.x, group, false));
             }
         }
+        __syncwarp();
+        if (CLUSTER > 1 && threadIdx.x >> 5 == 1) cluster_wait();
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(GROUPS == 2 ? 232 : GROUPS == 3 ? 160 : 112));
         const int group = (threadIdx.x >> 7) - 1, lane = threadIdx.x & 31, warp = threadIdx.x >> 5 & 3, g = lane >> 2, t = lane & 3;
