@@ -147,20 +147,22 @@ def write_mlx():
 
 
 COMPARED = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4", "F16", "BF16"]
-COMPARED += ["TQ1_0", "TQ2_0", "NVFP4", "Q1_0"]
+COMPARED += ["TQ1_0", "TQ2_0", "NVFP4", "Q1_0", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"]
 
 
 def llama_quantize(name, rows):
-    """The blocks that llama.cpp's quantizer makes of f32 rows without importance, a row each."""
+    """The blocks that llama.cpp's quantizer makes of f32 rows without importance, a row each; for grids, which ask for one, with the same for all."""
     import gguf
 
     ty = gguf.GGMLQuantizationType[name]
     values, size = gguf.GGML_QUANT_SIZES[ty]
     blocks = np.empty((rows.size // values, size), np.uint8)
+    importance = np.ones(rows.shape[1], np.float32) if name[:3] in ("IQ1", "IQ2", "IQ3") else None
     base = ggml_base()
     base.ggml_quantize_chunk.restype = ctypes.c_size_t
     written = base.ggml_quantize_chunk(
-        ctypes.c_int(ty.value), pointer(rows), pointer(blocks), ctypes.c_int64(0), ctypes.c_int64(len(rows)), ctypes.c_int64(rows.shape[1]), None
+        ctypes.c_int(ty.value), pointer(rows), pointer(blocks), ctypes.c_int64(0), ctypes.c_int64(len(rows)), ctypes.c_int64(rows.shape[1]),
+        None if importance is None else pointer(importance),
     )
     assert written == blocks.size, name
     return blocks

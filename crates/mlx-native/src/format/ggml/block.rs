@@ -35,7 +35,10 @@ impl BlockFormat {
     pub fn largest_input(&self) -> f32 {
         match self.values {
             1 => f32::INFINITY,
-            _ if self.fields.iter().any(|field| field.scalar == Scalar::F16) => f16::MAX.to_f32(),
+            // IQ1_M's scale is an f16 too, in four places.
+            _ if self.fields.iter().any(|field| field.scalar == Scalar::F16) || self.ggml_type == GgmlType::IQ1_M => {
+                f16::MAX.to_f32()
+            }
             _ if self.ggml_type == GgmlType::NVFP4 => NVFP4_LARGEST,
             _ => f32::MAX,
         }

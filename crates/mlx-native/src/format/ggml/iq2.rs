@@ -1,9 +1,13 @@
 //! IQ2_XXS, IQ2_XS and IQ2_S: eight magnitudes by an index into a grid, with eight signs.
 
+use std::sync::LazyLock;
+
 use half::f16;
 
-use super::block::{Block, block};
+use super::block::{Block, Quantize, block};
 use super::codebooks::{EVEN_SIGNS, IQ2_S_GRID, IQ2_XS_GRID, IQ2_XXS_GRID};
+use super::grid_search::{Fit, Points, Signs};
+use super::search::Weighted;
 
 block! {
     /// 256 values `d/4 · (scale + 1/2) · ±point`, scale by 32 values.
@@ -88,5 +92,58 @@ impl Block<256> for BlockIQ2_S {
             let index = self.qs[i] as usize | ((high as usize) << 8);
             *out = signed(sub_scale(self.d, scale), &IQ2_S_GRID[index], self.signs[i]);
         }
+    }
+}
+
+static XXS_POINTS: LazyLock<Points<8>> = LazyLock::new(|| Points::of_grid(&IQ2_XXS_GRID, Signs::Even));
+static XS_POINTS: LazyLock<Points<8>> = LazyLock::new(|| Points::of_grid(&IQ2_XS_GRID, Signs::Even));
+static S_POINTS: LazyLock<Points<8>> = LazyLock::new(|| Points::of_grid(&IQ2_S_GRID, Signs::Free));
+/// `d/4 · (scale + 1/2)` is as many times `d` as this times `2 · scale + 1`.
+const UNIT: f32 = 0.125;
+const LARGEST_SCALE: u8 = 15;
+
+/// Sixteen scales, low nibble first.
+fn scale_nibbles(scales: [u8; 16]) -> [u8; 8] {
+    std::array::from_fn(|i| scales[2 * i] | scales[2 * i + 1] << 4)
+}
+
+impl Quantize<256> for BlockIQ2_XXS {
+    fn quantize(values: &[f32; 256], importance: Option<&[f32; 256]>) -> Self {
+        let Fit { d, scales, points, signs, .. } =
+            XXS_POINTS.fit::<8>(Weighted::new(values, importance), UNIT, LARGEST_SCALE);
+        let mut qs = [0; 32];
+        for (j, words) in qs.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+            let codes = (0..4).fold(0, |codes, i| codes | u32::from(signs[4 * j + i] & 127) << (7 * i));
+            let signs_and_scale = codes | u32::from(scales[j]) << 28;
+            let index = |i: usize| points[4 * j + i] as u16;
+            *words = [
+                index(0) | index(1) << 8,
+                index(2) | index(3) << 8,
+                signs_and_scale as u16,
+                (signs_and_scale >> 16) as u16,
+            ];
+        }
+        BlockIQ2_XXS { d, qs }
+    }
+}
+
+impl Quantize<256> for BlockIQ2_XS {
+    fn quantize(values: &[f32; 256], importance: Option<&[f32; 256]>) -> Self {
+        let Fit { d, scales, points, signs, .. } =
+            XS_POINTS.fit::<16>(Weighted::new(values, importance), UNIT, LARGEST_SCALE);
+        let qs = std::array::from_fn(|i| points[i] as u16 | u16::from(signs[i] & 127) << 9);
+        BlockIQ2_XS { d, qs, scales: scale_nibbles(scales) }
+    }
+}
+
+impl Quantize<256> for BlockIQ2_S {
+    fn quantize(values: &[f32; 256], importance: Option<&[f32; 256]>) -> Self {
+        let Fit { d, scales, points, signs, .. } =
+            S_POINTS.fit::<16>(Weighted::new(values, importance), UNIT, LARGEST_SCALE);
+        let qs = std::array::from_fn(|i| points[i] as u8);
+        let qh = std::array::from_fn(|i| {
+            (0..4).fold(0, |high, part| high | ((points[4 * i + part] >> 8) as u8) << (2 * part))
+        });
+        BlockIQ2_S { d, qs, signs, qh, scales: scale_nibbles(scales) }
     }
 }

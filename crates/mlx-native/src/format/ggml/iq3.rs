@@ -1,10 +1,14 @@
 //! IQ3_XXS and IQ3_S: four magnitudes by an index into a grid, with a sign each.
 
+use std::sync::LazyLock;
+
 use half::f16;
 
-use super::block::{Block, block};
+use super::block::{Block, Quantize, block};
 use super::codebooks::{EVEN_SIGNS, IQ3_S_GRID, IQ3_XXS_GRID};
+use super::grid_search::{Fit, Points, Signs};
 use super::iq2::signed;
+use super::search::Weighted;
 
 block! {
     /// 256 values `d/2 · (scale + 1/2) · ±point`, scale by 32 values.
@@ -57,5 +61,35 @@ impl Block<256> for BlockIQ3_S {
             let signs = self.signs[i / 2] >> (4 * (i % 2));
             *out = signed(d * (1 + 2 * scale) as f32, &IQ3_S_GRID[index], signs);
         }
+    }
+}
+
+static XXS_POINTS: LazyLock<Points<4>> = LazyLock::new(|| Points::of_grid(&IQ3_XXS_GRID, Signs::Even));
+static S_POINTS: LazyLock<Points<4>> = LazyLock::new(|| Points::of_grid(&IQ3_S_GRID, Signs::Free));
+/// `d/2 · (scale + 1/2)` of IQ3_XXS is as many times `d` as this times `2 · scale + 1`; of IQ3_S it is once.
+const XXS_UNIT: f32 = 0.25;
+const LARGEST_SCALE: u8 = 15;
+
+impl Quantize<256> for BlockIQ3_XXS {
+    fn quantize(values: &[f32; 256], importance: Option<&[f32; 256]>) -> Self {
+        let Fit { d, scales, points, signs, .. } =
+            XXS_POINTS.fit::<8>(Weighted::new(values, importance), XXS_UNIT, LARGEST_SCALE);
+        let mut scales_and_signs = [0; 32];
+        for (j, word) in scales_and_signs.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+            let codes = (0..4).fold(0, |codes, i| codes | u32::from(signs[4 * j + i] & 127) << (7 * i));
+            *word = (codes | u32::from(scales[j]) << 28).to_le_bytes();
+        }
+        BlockIQ3_XXS { d, qs: std::array::from_fn(|i| points[i] as u8), scales_and_signs }
+    }
+}
+
+impl Quantize<256> for BlockIQ3_S {
+    fn quantize(values: &[f32; 256], importance: Option<&[f32; 256]>) -> Self {
+        let Fit { d, scales, points, signs, .. } =
+            S_POINTS.fit::<8>(Weighted::new(values, importance), 1.0, LARGEST_SCALE);
+        let qs = std::array::from_fn(|i| points[i] as u8);
+        let qh =
+            std::array::from_fn(|i| (0..8).fold(0, |high, part| high | ((points[8 * i + part] >> 8) as u8) << part));
+        BlockIQ3_S { d, qs, qh, signs, scales: std::array::from_fn(|i| scales[2 * i] | scales[2 * i + 1] << 4) }
     }
 }

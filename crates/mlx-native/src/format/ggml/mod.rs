@@ -9,6 +9,7 @@ mod block;
 pub mod codebooks;
 pub mod fp4;
 
+mod grid_search;
 pub(crate) mod grids;
 pub mod iq1;
 pub mod iq2;
@@ -81,20 +82,20 @@ pub static FORMATS: [BlockFormat; 34] = [
     row!(Q5_K, BlockQ5_K, 256, read_write),
     row!(Q6_K, BlockQ6_K, 256, read_write),
     row!(Q8_K, BlockQ8_K, 256, read),
-    row!(IQ2_XXS, BlockIQ2_XXS, 256, read, "IQ2_XXS_GRID", "EVEN_SIGNS"),
-    row!(IQ2_XS, BlockIQ2_XS, 256, read, "IQ2_XS_GRID", "EVEN_SIGNS"),
-    row!(IQ3_XXS, BlockIQ3_XXS, 256, read, "IQ3_XXS_GRID", "EVEN_SIGNS"),
-    row!(IQ1_S, BlockIQ1_S, 256, read, "IQ1_GRID", "IQ1_DELTA"),
+    row!(IQ2_XXS, BlockIQ2_XXS, 256, read_write, "IQ2_XXS_GRID", "EVEN_SIGNS"),
+    row!(IQ2_XS, BlockIQ2_XS, 256, read_write, "IQ2_XS_GRID", "EVEN_SIGNS"),
+    row!(IQ3_XXS, BlockIQ3_XXS, 256, read_write, "IQ3_XXS_GRID", "EVEN_SIGNS"),
+    row!(IQ1_S, BlockIQ1_S, 256, read_write, "IQ1_GRID", "IQ1_DELTA"),
     row!(IQ4_NL, BlockIQ4_NL, 32, read_write, "IQ4_VALUES"),
-    row!(IQ3_S, BlockIQ3_S, 256, read, "IQ3_S_GRID"),
-    row!(IQ2_S, BlockIQ2_S, 256, read, "IQ2_S_GRID"),
+    row!(IQ3_S, BlockIQ3_S, 256, read_write, "IQ3_S_GRID"),
+    row!(IQ2_S, BlockIQ2_S, 256, read_write, "IQ2_S_GRID"),
     row!(IQ4_XS, BlockIQ4_XS, 256, read_write, "IQ4_VALUES"),
     row!(I8, BlockI8, 1, copied),
     row!(I16, BlockI16, 1, copied),
     row!(I32, BlockI32, 1, copied),
     row!(I64, BlockI64, 1, copied),
     row!(F64, BlockF64, 1, copied),
-    row!(IQ1_M, BlockIQ1_M, 256, read, "IQ1_GRID", "IQ1_DELTA"),
+    row!(IQ1_M, BlockIQ1_M, 256, read_write, "IQ1_GRID", "IQ1_DELTA"),
     row!(BF16, BlockBF16, 1, read_write),
     row!(TQ1_0, BlockTQ1_0, 256, read_write),
     row!(TQ2_0, BlockTQ2_0, 256, read_write),

@@ -101,7 +101,7 @@ impl<'a> Weighted<'a> {
     }
 
     /// The `j`-th of `count` equal parts.
-    fn part(self, j: usize, count: usize) -> Weighted<'a> {
+    pub fn part(self, j: usize, count: usize) -> Weighted<'a> {
         let len = self.x.len() / count;
         Weighted { x: &self.x[j * len..][..len], w: &self.w[j * len..][..len] }.or_negligible()
     }
@@ -143,9 +143,9 @@ impl<'a> Weighted<'a> {
 
 /// Σ w x q and Σ w q²: all that the least-squares scale needs.
 #[derive(Clone, Copy, Default)]
-struct Moments {
-    xq: f64,
-    qq: f64,
+pub(super) struct Moments {
+    pub xq: f64,
+    pub qq: f64,
 }
 
 impl Moments {
@@ -157,13 +157,19 @@ impl Moments {
         Moments { xq, qq }
     }
 
-    fn scale(self) -> f64 {
+    pub fn scale(self) -> f64 {
         if self.qq > 0.0 { self.xq / self.qq } else { 0.0 }
     }
 
     /// By how much the scale lowers the error of an all-zero block.
-    fn gain(self) -> f64 {
+    pub fn gain(self) -> f64 {
         self.scale() * self.xq
+    }
+
+    /// Σ w (x − scale · q)², less Σ w x².
+    pub fn error(self, scale: f32) -> f64 {
+        let scale = scale as f64;
+        scale * (scale * self.qq - 2.0 * self.xq)
     }
 }
 
@@ -388,6 +394,6 @@ fn solve_units<const PARTS: usize>(data: Weighted<'_>, fit: &SubAffine<PARTS>, h
 }
 
 /// The candidate with the least error; `fallback` when no error is a number.
-fn least<T>(candidates: impl Iterator<Item = (f64, T)>, fallback: T) -> (f64, T) {
+pub(super) fn least<T>(candidates: impl Iterator<Item = (f64, T)>, fallback: T) -> (f64, T) {
     candidates.fold((f64::INFINITY, fallback), |best, next| if next.0 < best.0 { next } else { best })
 }
