@@ -125,18 +125,21 @@ fn every_row_of_a_tall_matrix_is_computed() {
 #[test]
 fn tiles_that_blocks_share_are_summed() {
     let Some(device) = device(DeviceOptions::default()) else { return };
-    let (m, n, k) = (512, 71_936, 2048);
-    let mut rng = rng(1, "shared tiles");
-    let x: Vec<f32> = (0..m * k).map(|_| normal(&mut rng)).collect();
-    let format = WeightFormat::Ggml(GgmlType::Q4_0);
-    let weight = WeightData::random(format, 1, n, k, Scales::Ordinary, &mut rng).unwrap();
-    // Twice, as what says that a part is there must be taken back.
-    for found in products(&device, &x, &[&weight, &weight]) {
-        let some =
-            |values: &[f32], width: usize| [0, 255, 511].map(|row| values[row * width..][..width].to_vec()).concat();
-        assert!(found.iter().all(|value| value.is_finite()));
-        let share = error_share(&some(&found, n), &some(&x, k), &weight);
-        assert!(share < 1e-6, "{share}");
+    let (m, n) = (512, 71_936);
+    // Whole rows, and ragged ones of eight and of sixteen sorts.
+    for (ty, k) in [(GgmlType::Q4_0, 2048), (GgmlType::Q8_0, 2080), (GgmlType::MXFP4, 2080)] {
+        let mut rng = rng(1, "shared tiles");
+        let x: Vec<f32> = (0..m * k).map(|_| normal(&mut rng)).collect();
+        let weight = WeightData::random(WeightFormat::Ggml(ty), 1, n, k, Scales::Ordinary, &mut rng).unwrap();
+        // Twice, as what says that a part is there must be taken back.
+        for found in products(&device, &x, &[&weight, &weight]) {
+            let some = |values: &[f32], width: usize| {
+                [0, 255, 511].map(|row| values[row * width..][..width].to_vec()).concat()
+            };
+            assert!(found.iter().all(|value| value.is_finite()));
+            let share = error_share(&some(&found, n), &some(&x, k), &weight);
+            assert!(share < 1e-6, "{ty:?}, k {k}: {share}");
+        }
     }
 }
 
@@ -193,8 +196,10 @@ fn rows_that_start_anywhere_are_multiplied() {
     let short = [Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL];
     let short = short.map(|ty| [(ty, 544), (ty, 96), (ty, 928), (ty, 1056), (ty, 1088)]).concat();
     let even = [(MXFP4, 576), (MXFP4, 192), (MXFP4, 1088), (Q2_K, 768), (Q3_K, 768), (Q6_K, 768)];
-    for (ty, k) in short.into_iter().chain(even) {
-        for (m, n) in [(40, 328), (100, 72), (260, 648)] {
+    let odd = [(MXFP4, 544), (MXFP4, 96), (MXFP4, 1056), (MXFP4, 1120)];
+    for (ty, k) in short.into_iter().chain(even).chain(odd) {
+        // Eights of rows and sixteens; outputs that leave from registers and by copies.
+        for (m, n) in [(40, 328), (40, 336), (100, 72), (100, 80), (260, 648), (270, 672)] {
             let mut rng = rng(1, &format!("{ty:?} {m} {n} {k}"));
             let x: Vec<f32> = (0..m * k).map(|_| normal(&mut rng)).collect();
             let format = WeightFormat::Ggml(ty);

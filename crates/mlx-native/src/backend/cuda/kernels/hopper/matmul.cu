@@ -8,10 +8,18 @@
 // order: the same bits every time. Where sums leave by copies and whole tiles follow, nobody waits for such parts: all are stored, and the warps
 // that send sums off add them up under the products of the whole tiles, each cluster a share of those tiles that it has a part of.
 
+// So many steps of a chunk.
+template <int N> struct Steps { static constexpr int COUNT = N; };
 template <class F, int GROUPS, int MI, int NT, int CLUSTER, bool ROUTED, TileRows STARTS>
 DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const TensorMap* scales, const TensorMap* biases, const TensorMap* output, const float* inverse, float* y, float4* sums,
                        const HopperTileArgs& a, const Routing& routing) {
     constexpr bool RAGGED = STARTS != ON_16, STAGED = !ROUTED && NT == 256, EARLY = ROUTED && NT <= 64;
+    // Sums of ragged rows lie eight features apart in a warp: with the rows of x in another order they fall into the same banks two at a time as they leave, not four.
+    constexpr bool TURNED = STAGED && RAGGED;
+    // A warpgroup has eight of sixteen sorts of rows: two share 128 weight rows then, eight of every sixteen for each, and the pieces of what leaves.
+    constexpr int SORTS = sorts_of(STARTS);
+    constexpr bool WOVEN = SORTS == 16;
+    static_assert(!WOVEN || (MI == 1 && GROUPS % 2 == 0), "rows of sixteen sorts");
     using L = MatMulLayout<F, GROUPS, MI, NT, STAGED, RAGGED>;
     const u32 shared = shared_address(0);
     const u32 x_full = shared + L::X_FULL, x_empty = shared + L::X_EMPTY, w_full = shared + L::W_FULL, w_empty = shared + L::W_EMPTY;
@@ -21,7 +29,7 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
     if (threadIdx.x == 0) {
         for (int i = 0; i < L::X_STAGES; i++) barrier_init(x_full + 8 * i, 1), barrier_init(x_empty + 8 * i, 4 * GROUPS * CLUSTER);
         for (int i = 0; i < L::W_STAGES; i++) barrier_init(w_full + 8 * i, 1), barrier_init(w_empty + 8 * i, 4 * GROUPS);
-        for (int i = 0; i < GROUPS * L::PIECES; i++) barrier_init(store_full + 8 * i, 4), barrier_init(store_empty + 8 * i, 1);
+        for (int i = 0; i < GROUPS * L::PIECES; i++) barrier_init(store_full + 8 * i, WOVEN ? 4 * GROUPS : 4), barrier_init(store_empty + 8 * i, 1);
         for (int i = 0; i < GROUPS; i++) barrier_init(shared + L::PARTS_FULL + 8 * i, STAGED ? 1 : 4);
         barriers_ready();
     }
@@ -138,13 +146,13 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
                         if (ends)
 #pragma unroll 1
                             for (int i = 0; i < L::ROWS / 8; i++)
-                                tile_copy(shared + L::TAIL + 8 * i * L::TAIL_PITCH, scales, ((i & 7) * a.w_row + at + F::UNIT & ~15) / 2, row / 8 + (i & ~7), w_full + 8 * slot);
+                                tile_copy(shared + L::TAIL + 8 * i * L::TAIL_PITCH, scales, (i % SORTS * a.w_row + at + F::UNIT & ~15) / 2, row / SORTS + i / SORTS * 8, w_full + 8 * slot);
                     }
                     if constexpr (RAGGED) {
-                        // Eight rows are a multiple of 16 bytes, and one row of the map: a copy takes every eighth row of 64.
+                        // SORTS rows are a multiple of 16 bytes, and one row of the map: a copy takes every eighth row of 64, or every sixteenth of 128.
 #pragma unroll 1
                         for (int i = 0; i < L::ROWS / 8; i++)
-                            tile_copy(to + 8 * i * L::PITCH, weights, ((i & 7) * a.w_row + at & ~15) / 2, row / 8 + (i & ~7), w_full + 8 * slot);
+                            tile_copy(to + 8 * i * L::PITCH, weights, (i % SORTS * a.w_row + at & ~15) / 2, row / SORTS + i / SORTS * 8, w_full + 8 * slot);
                     } else {
 #pragma unroll
                         for (int i = 0; i < L::LINES; i++) copy(to + i * L::ROWS * L::PITCH, weights, (at & ~15) / 2 + 64 * i, w_full + 8 * slot);
@@ -177,10 +185,13 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(GROUPS == 2 ? 232 : GROUPS == 3 ? 160 : 112));
         const int group = (threadIdx.x >> 7) - 1, lane = threadIdx.x & 31, warp = threadIdx.x >> 5 & 3, g = lane >> 2, t = lane & 3;
         // This lane's two weight rows of every 64 are neighbours, so that their sums are stored together: 2 g + (0 or 1) for the operand's row g and 2 g + (1 or 0) for its
-        // row g + 8. Swapping them in the upper half makes eight lanes' rows fall into different banks. Ragged rows lie eight apart, and a warp has two of the eight sorts.
-        const int swapped = RAGGED ? 0 : g >> 2, within_64 = RAGGED ? 8 * g + 2 * warp : warp * 16 + 2 * g, mine = group * 64 * MI + within_64;
+        // row g + 8. Swapping them in the upper half makes eight lanes' rows fall into different banks. Ragged rows lie SORTS apart, and a warp has two of the sorts.
+        const int swapped = RAGGED ? 0 : g >> 2, first_sort = WOVEN ? 8 * (group & 1) + 2 * warp : 2 * warp;
+        const int within_64 = RAGGED ? (SORTS * g & 63) + first_sort : warp * 16 + 2 * g, mine = WOVEN ? (group >> 1) * 128 + 16 * g + first_sort : group * 64 * MI + within_64;
         // Where they lie in a stage.
         const int top_row = group * 64 * MI + (RAGGED ? warp * 16 + g : warp * 16 + 2 * g + swapped), other = RAGGED ? 8 : swapped ? -1 : 1;
+        // The rows of x, of every eight, whose sums a lane has.
+        auto row_of_eight = [&](int e) { return TURNED ? t + 4 * e : 2 * t + e; };
         float acc[MI][NT / 2];
         u32 left[2][4][4];
         int xs = 0, x_phase = 0, ws = 0, w_phase = 0, side = 0, used = -1;
@@ -194,7 +205,7 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
         // What its chunks have in common; where four warpgroups share the registers they cannot keep it.
         typename F::Head heads[MI][2];
         // Where a row of the unit ahead starts, or would start if the stage had all of it, when it has the slice with chunk c. Units of whole 16 bytes start at the same place in all stages.
-        const u32 sorts[2] = {RAGGED ? 2 * warp * a.w_row : 0, RAGGED ? (2 * warp + 1) * a.w_row : 0};
+        const u32 sorts[2] = {RAGGED ? first_sort * a.w_row : 0, RAGGED ? (first_sort + 1) * a.w_row : 0};
         auto row_of = [&](int mi, int which, int c) {
             const u32 before = c * L::SLICES / 4 * L::SLICE, row = top_row + 64 * mi + which * other, within = (F::UNIT % 16 ? (u32)unit_ahead * F::UNIT + before : before) + sorts[which];
             const u32 start = L::W + ws * L::W_BYTES + (row * L::PITCH + (L::SWIZZLED ? row % 8 * 16 : L::PAST ? within & 15 : 0));
@@ -258,6 +269,7 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
             };
             if constexpr (STARTS == ON_WORDS) run(Row<0>{smem + first}, Row<0>{smem + second});
             else if constexpr (STARTS == BY_TURNS) run(Row<0>{smem + first}, Row<16>{smem + second - 2}); // A lane's upper row is an even one of eight.
+            else if constexpr (STARTS == ON_BYTES) run(Row<-1>{smem + (first & ~3u), 8 * (first & 3)}, Row<-1>{smem + (second & ~3u), 8 * (second & 3)});
             else if constexpr (STARTS == ON_EVEN) {
                 auto with = [&](auto top) {
                     if (second & 2) run(top, Row<16>{smem + second - 2});
@@ -287,12 +299,16 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
         int piece = 0, piece_phase = 1;
         auto put = [&](auto fill) {
             if constexpr (STAGED) {
-                const int slot = group * L::PIECES + piece;
-                barrier_wait(store_empty + 8 * slot, piece_phase);
-                fill(L::STORE + slot * L::PIECE_BYTES);
+                auto slot_of = [&](int of) { return of * L::PIECES + piece; };
+                // Woven warpgroups fill each other's pieces too.
+#pragma unroll
+                for (int i = 0; i < (WOVEN ? GROUPS : 1); i++) barrier_wait(store_empty + 8 * slot_of(WOVEN ? i : group), piece_phase);
+                fill([&](int of) { return L::STORE + slot_of(of) * L::PIECE_BYTES; });
                 proxy_fence();
                 __syncwarp();
-                if (lane == 0) barrier_arrive(store_full + 8 * slot);
+#pragma unroll
+                for (int i = 0; i < (WOVEN ? GROUPS : 1); i++)
+                    if (lane == 0) barrier_arrive(store_full + 8 * slot_of(WOVEN ? i : group));
                 if (++piece == L::PIECES) piece = 0, piece_phase ^= 1;
             }
         };
@@ -318,13 +334,14 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
             u32 slots[SHARE][2];
             auto look_up = [&]() {
                 here = tile_of(tile);
+                const int columns = min(TURNED ? here.tokens + 7 & ~7 : here.tokens, NT);
 #pragma unroll
                 for (int q = 0; q < SHARE; q++)
 #pragma unroll
                     for (int e = 0; e < 2; e++) {
                         const int within = 64 * q + 2 * lane + e;
-                        back[q][e] = within < min(here.tokens, NT) ? inverse[here.token + within] : 0.f;
-                        slots[q][e] = ROUTED && within < min(here.tokens, NT) ? routing.lists[here.token + within] : 0;
+                        back[q][e] = within < columns ? inverse[here.token + within] : 0.f;
+                        slots[q][e] = ROUTED && within < columns ? routing.lists[here.token + within] : 0;
                     }
             };
 #pragma unroll
@@ -418,16 +435,17 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
                         }
                     }
                     dequantize_from(1, 0, 0, rows[0], rows[1], scales);
-                    // Behind 32 values lies what belongs to others, or nothing.
-#pragma unroll
-                    for (int i = 0; i < 8; i++)
-                        if (half) left[1][2 + i / 4][i % 4] = 0;
                     barrier_wait(x_full + 8 * xs, x_phase);
-                    warpgroup_fence();
+                    auto multiply = [&](auto steps) {
+                        warpgroup_fence();
 #pragma unroll
-                    for (int s = 0; s < 4; s++) warpgroup_mma<NT>(acc[0], left[1][s], operand_of(shared + L::X + xs * L::X_BYTES) + 2 * s);
-                    warpgroup_commit();
-                    warpgroup_wait<0>();
+                        for (int s = 0; s < decltype(steps)::COUNT; s++) warpgroup_mma<NT>(acc[0], left[1][s], operand_of(shared + L::X + xs * L::X_BYTES) + 2 * s);
+                        warpgroup_commit();
+                        warpgroup_wait<0>();
+                    };
+                    // Behind 32 values lies what belongs to others, or nothing.
+                    if (half) multiply(Steps<2>{});
+                    else multiply(Steps<4>{});
                     release(xs);
                     if (++xs == L::X_STAGES) xs = 0, x_phase ^= 1;
                 }
@@ -456,7 +474,8 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
                     constexpr int EACH = L::PIECE / 8;
 #pragma unroll
                     for (int q = 0; q < QUADS; q += EACH)
-                        put([&](u32 at) {
+                        put([&](auto piece_of) {
+                            const u32 at = piece_of(group);
 #pragma unroll
                             for (int e = 0; e < EACH; e++) *(float4*)(smem + at + e * 2048 + (threadIdx.x & 127) * 16) = quad(q + e);
                         });
@@ -498,14 +517,15 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
                 for (int i = 0; i < MI; i++)
 #pragma unroll
                     for (int p = 0; p < NT / L::PIECE; p++)
-                        put([&](u32 at) {
+                        put([&](auto piece_of) {
+                            const u32 at = piece_of(WOVEN ? g >> 2 : group);
                             // Rows of 128 bytes, 32 features of a row of x each; 16 bytes are where the copy's swizzle expects them.
                             const u32 chunk = within_64 >> 2 & 7, in_chunk = (within_64 & 3) * 4, half = within_64 >> 5;
 #pragma unroll
                             for (int q = 0; q < L::PIECE / 8; q++)
 #pragma unroll
                                 for (int e = 0; e < 2; e++) {
-                                    const int j = p * (L::PIECE / 8) + q, row = 8 * q + 2 * t + e;
+                                    const int j = p * (L::PIECE / 8) + q, row = 8 * q + row_of_eight(e);
                                     const float factor = __shfl_sync(~0u, back[j >> 3][e], (4 * j + t) & 31);
                                     const float first = acc[i][4 * j + e] * factor, second = acc[i][4 * j + 2 + e] * factor;
                                     *(float2*)(smem + at + (half * L::PIECE + row) * 128 + (chunk ^ row & 7) * 16 + in_chunk) = swapped ? make_float2(second, first) : make_float2(first, second);
@@ -518,7 +538,7 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
             for (int j = 0; j < NT / 8; j++)
 #pragma unroll
                 for (int e = 0; e < 2; e++) {
-                    const int within = 8 * j + 2 * t + e, from = (4 * j + t) & 31;
+                    const int within = 8 * j + row_of_eight(e), from = (4 * j + t) & 31;
                     const float factor = __shfl_sync(~0u, back[j >> 3][e], from);
                     const u32 slot = ROUTED ? __shfl_sync(~0u, slots[j >> 3][e], from) : here.token + within;
                     if (within >= here.tokens) continue;

@@ -20,6 +20,9 @@ template <int = 0> __global__ void __launch_bounds__(128) hopper_align(const u8*
     }
 }
 
+// Where a row of x is a column of tiles whose rows are TURNED: lane t of four then has the rows t and 4 + t of eight instead of 2 t and 2 t + 1.
+DI u32 turned_column(u32 row) { return row & ~7u | row << 1 & 6 | row >> 2 & 1; }
+
 // x f32 [m, k] -> halves in the order of F::place, scaled by a power of two per row, zero from k up to 256 units. One block a row, with 512 bytes of
 // shared memory for each unit. With `places`, the row of a token goes to the places of its top_k slots; a slot that is nowhere has none.
 template <class F> DI void prepare(const float* x, u16* to, float* inverse, const HopperTileArgs& a, const u32* places, u32 top_k) {
@@ -28,7 +31,7 @@ template <class F> DI void prepare(const float* x, u16* to, float* inverse, cons
     launch_dependents();
     wait_for_predecessor();
     const float4* row = (const float4*)(x + (u64)blockIdx.x * a.x_row);
-    auto place = [&](u32 i) { return places ? places[blockIdx.x * top_k + i] : blockIdx.x; };
+    auto place = [&](u32 i) { return places ? places[blockIdx.x * top_k + i] : a.turned ? turned_column(blockIdx.x) : blockIdx.x; };
     float4 v[HELD];
     auto load = [&](u32 base) {
 #pragma unroll

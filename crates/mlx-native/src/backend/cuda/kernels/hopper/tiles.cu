@@ -4,8 +4,10 @@ constexpr int MOST_BLOCKS = 256, MOST_GROUPS = 4;
 // Raised when a part's sums lie in the held memory, for each warpgroup; zero before and after a launch.
 __device__ u32 held_flags[2 * MOST_GROUPS * MOST_BLOCKS];
 
-// Where weight rows start: at multiples of 16 bytes; on words; every other row on a word and those between two bytes past one; on even bytes. All but the first are RAGGED.
-enum TileRows { ON_16, ON_WORDS, BY_TURNS, ON_EVEN };
+// Where weight rows start: at multiples of 16 bytes; on words; every other row on a word and those between two bytes past one; on even bytes; anywhere. All but the first are RAGGED.
+enum TileRows { ON_16, ON_WORDS, BY_TURNS, ON_EVEN, ON_BYTES };
+// Ragged rows that are one row of the map, a multiple of 16 bytes: so many start in different places.
+DI constexpr int sorts_of(TileRows starts) { return starts == ON_BYTES ? 16 : 8; }
 
 // STAGED: sums go to the output through shared memory.
 template <class F, int GROUPS, int MI, int NT, bool STAGED, bool RAGGED> struct MatMulLayout {

@@ -41,6 +41,11 @@ impl Tile {
         }
     }
 
+    /// `TURNED` in matmul.cu.
+    fn turned(self) -> bool {
+        self.staged && self.ragged
+    }
+
     /// Weight rows.
     pub(super) fn features(self) -> usize {
         64 * self.groups * self.sets
@@ -59,11 +64,15 @@ impl Tile {
 
 /// Features in a row of a copy to the output.
 const STORED: usize = 32;
-/// Ragged rows that are a row of the weight's map: a multiple of 16 bytes.
-const SORTS: usize = 8;
+/// Ragged rows that are a row of the weight's map, a multiple of 16 bytes: where a row has an even number of bytes, and where it has any.
+const SORTS: [usize; 2] = [8, 16];
+/// Rows of a copy.
+const COPIED: usize = 8;
 /// How far past a multiple of 16 bytes they start at most, and values that may lie beside a unit.
-const MOST_PAST: usize = 14;
+const MOST_PAST: usize = 15;
 const TAIL_VALUES: usize = 64;
+/// Rows of the input that change places where tiles are turned.
+const TURNED: usize = 8;
 /// Bytes of a swizzled row of a copy.
 const LINE: usize = 128;
 
@@ -137,10 +146,28 @@ impl Product<'_> {
         self.n >= 64
     }
 
-    /// Whether rows that are no multiple of 16 bytes can be copied as they lie: the map has rows of eight of them.
-    fn ragged(&self) -> bool {
-        let whole = (SORTS * self.w_row).is_multiple_of(16) && self.n.is_multiple_of(SORTS);
-        !self.aligned() && whole && self.weight.data.offset.is_multiple_of(16) && self.format.side == 0
+    /// How many rows that are no multiple of 16 bytes are a row of the map if they can be copied as they lie.
+    fn sorts(&self) -> Option<usize> {
+        let whole = |sorts: usize| (sorts * self.w_row).is_multiple_of(16) && self.n.is_multiple_of(sorts);
+        let apart = self.aligned() || !self.weight.data.offset.is_multiple_of(16) || self.format.side > 0;
+        if apart { None } else { SORTS.into_iter().find(|&sorts| whole(sorts)) }
+    }
+
+    /// Whether rows of all sixteen sorts start in different places.
+    fn anywhere(&self) -> bool {
+        self.sorts() == Some(SORTS[1])
+    }
+
+    /// The format in the names of kernels: rows that start anywhere are read as they lie.
+    fn format_name(&self) -> String {
+        let name = self.format.name;
+        if self.anywhere() { format!("Unrotated<{name}>") } else { name.into() }
+    }
+
+    /// The tile, which is not of an odd number of warpgroups where two share rows of all sorts.
+    fn tile(&self) -> Tile {
+        let tile = Tile { ragged: self.sorts().is_some(), ..Tile::choose(self.m, self.format) };
+        Tile { groups: if self.anywhere() { tile.groups & !1 } else { tile.groups }, ..tile }
     }
 
     /// Whether the last values of ragged rows are copied beside the unit before instead of in one of their own: where they fit, and rows are so long that a block has long been done with
@@ -151,15 +178,18 @@ impl Product<'_> {
         tile.staged && tile.ragged && whole >= 4 && (1..=TAIL_VALUES).contains(&tail) && fits
     }
 
-    /// The map of those values of eight rows.
+    /// The map of those values of a copy's rows.
     fn tail_map(&self) -> Bound {
-        let rows = [SORTS * self.w_row, self.n / SORTS];
-        Bound::Tensor(TensorMap::rows(2, rows, [self.format.tail, SORTS]), Box::new(Bound::view(&self.weight.data)))
+        let sorts = self.sorts().unwrap_or(1);
+        let map = TensorMap::rows(2, [sorts * self.w_row, self.n / sorts], [self.format.tail, COPIED]);
+        Bound::Tensor(map, Box::new(Bound::view(&self.weight.data)))
     }
 
-    /// Where ragged rows start, which are an even number of bytes: `TileRows` of tiles.cu.
+    /// Where rows start: `TileRows` of tiles.cu.
     fn starts(&self) -> &'static str {
         match (self.format.unit % 4, self.w_row % 4) {
+            _ if self.sorts().is_none() => "ON_16",
+            _ if self.anywhere() => "ON_BYTES",
             (0, 0) => "ON_WORDS",
             (0, _) => "BY_TURNS",
             _ => "ON_EVEN",
@@ -168,7 +198,7 @@ impl Product<'_> {
 
     /// The weight as tensor copies take it: where it lies, and bytes of a row. Other rows that are no multiple of 16 bytes are moved apart first.
     fn aligned_weight(&self, plan: &mut Plan) -> Result<(Bound, usize)> {
-        if self.aligned() || self.ragged() {
+        if self.aligned() || self.sorts().is_some() {
             return Ok((Bound::view(&self.weight.data), self.w_row));
         }
         let pitch = self.w_row.next_multiple_of(16);
@@ -192,7 +222,8 @@ impl Product<'_> {
         [0, 1, 2].map(|i| {
             let side = sides[i].filter(|_| self.format.side > 0);
             let (row, box_bytes) = if side.is_none() { (w_row, pitch) } else { (self.side_row, side_pitch) };
-            let (together, box_rows) = if tile.ragged { (SORTS, SORTS) } else { (1, tile.features()) };
+            let (together, box_rows) =
+                self.sorts().filter(|_| tile.ragged).map_or((1, tile.features()), |sorts| (sorts, COPIED));
             let mut map = TensorMap::rows(2, [together * row, self.n / together], [box_bytes, box_rows]);
             map.swizzled = swizzled && i == 0;
             if let Some((count, strides)) = matrices {
@@ -231,10 +262,12 @@ impl Product<'_> {
             n: u32_of("n", self.n)?,
             k: u32_of("k", self.k)?,
             units: u32_of("units", self.units())?,
-            moved: u32::from(!self.aligned() && !self.ragged()),
-            w_row: u32_of("8 weight rows", SORTS * self.w_row)? / SORTS as u32,
+            moved: u32::from(!self.aligned() && self.sorts().is_none()),
+            w_row: u32_of("16 weight rows", SORTS[1] * self.w_row)? / SORTS[1] as u32,
             staged: 0,
             tail: 0,
+            turned: 0,
+            pad: 0,
         })
     }
 
@@ -262,8 +295,11 @@ pub(in crate::backend::cuda) fn matmuls(
     }
     let products: Option<Vec<Product<'_>>> = ops.iter().map(|op| Product::of(op, planner)).collect();
     let Some(products) = products else { return Ok(None) };
-    // Weights that are moved take memory, each its own.
-    let moved = |product: &Product<'_>| !product.aligned() && !product.ragged();
+    // Weights that are moved take memory, each its own. Ragged rows may want the input in another order.
+    let moved = |product: &Product<'_>| !product.aligned() && product.sorts().is_none();
+    if !rows && products.iter().any(|product| product.sorts() != products[0].sorts()) {
+        return Ok(None);
+    }
     if products.iter().any(|product| product.format.name != products[0].format.name)
         || products.len() > MATRICES && products.iter().any(moved)
     {
@@ -299,23 +335,23 @@ fn tiles(
     plan: &mut Plan,
 ) -> Result<()> {
     let product = &products[0];
-    let (m, name) = (product.m, product.format.name);
-    let tile = Tile::choose(m, product.format);
-    let prepared = plan.scratch(product.prepared_bytes(m));
-    let inverse = plan.scratch(m * 4);
+    let (m, name, tile) = (product.m, product.format_name(), product.tile());
+    let rows = if tile.turned() { m.next_multiple_of(TURNED) } else { m };
+    let prepared = plan.scratch(product.prepared_bytes(rows));
+    let inverse = plan.scratch(rows * 4);
     let blocks = planner.info.processors as usize / tile.cluster * tile.cluster;
     // A block has two parts of tiles at most.
     let held = plan.scratch(2 * blocks * tile.features() * tile.rows * 4);
-    let args = product.tile_args(input)?;
+    let args = HopperTileArgs { m: u32_of("m", rows)?, turned: u32::from(tile.turned()), ..product.tile_args(input)? };
     let bindings = vec![input.at.clone(), prepared.clone(), inverse.clone(), Bound::value(&args)];
-    let prepare = Launch::new(key(format!("hopper_prepare<{name}>")), bindings, [args.m, 1, 1], PREPARE_THREADS);
+    let prepare =
+        Launch::new(key(format!("hopper_prepare<{name}>")), bindings, [u32_of("m", m)?, 1, 1], PREPARE_THREADS);
     plan.launches.push(Launch { shared_bytes: product.units() * UNIT * 2, ..prepare });
     for (product, output) in products.iter().zip(outputs) {
-        let tile = Tile { ragged: product.ragged(), ..tile };
         let shared_bytes = Layout::new(product.format, tile).shared_bytes;
         let data = product.aligned_weight(plan)?;
         let [w, mut scales, biases] = product.weight_maps(tile, data, None);
-        let x = product.input_map(m, tile, prepared.clone());
+        let x = product.input_map(rows, tile, prepared.clone());
         let y = product.output_map(tile, output);
         let mut args = HopperTileArgs { staged: u32::from(y.is_some()), ..product.tile_args(input)? };
         if product.has_tail(tile) {
@@ -325,8 +361,7 @@ fn tiles(
         let y = y.unwrap_or_else(|| w.clone());
         let bindings =
             vec![w, x, scales, biases, y, inverse.clone(), Bound::view(output), held.clone(), Bound::value(&args)];
-        let starts = if tile.ragged { product.starts() } else { "ON_16" };
-        let function = format!("hopper_mm<{name}, {}, {}, {starts}>", tile.arguments(), tile.cluster);
+        let function = format!("hopper_mm<{name}, {}, {}, {}>", tile.arguments(), tile.cluster, product.starts());
         let launch = Launch::new(key(function), bindings, [blocks as u32, 1, 1], tile.threads());
         plan.launches.push(Launch { cluster: tile.cluster as u32, shared_bytes, ..launch });
     }

@@ -92,6 +92,9 @@ args! {
         staged: u32,
         /// Whether rows have a few values more than `units` units, which are copied beside the last one.
         tail: u32,
+        /// Whether rows of the prepared input are in the order of tiles that are `TURNED`, and whole eights of them.
+        turned: u32,
+        pad: u32,
     }
 }
 
@@ -422,6 +425,13 @@ pub(crate) fn pipelines() -> Vec<PipelineKey> {
         };
         for tile in ["2, 1, 256, 2, ON_16", "3, 1, 128, 1, ON_16", "4, 1, 64, 2, ON_16"].iter().chain(ragged) {
             keys.push(key(format!("hopper_mm<{name}, {tile}>")));
+        }
+        // Blocks of an odd number of bytes.
+        if format.unit % 16 == 8 && format.short_tails {
+            for tile in ["2, 1, 256, 2", "2, 1, 128, 1", "4, 1, 64, 2"] {
+                keys.push(key(format!("hopper_mm<Unrotated<{name}>, {tile}, ON_BYTES>")));
+            }
+            keys.push(key(format!("hopper_prepare<Unrotated<{name}>>")));
         }
         for rows in [32, 48, 64] {
             keys.push(key(format!("hopper_mm_id<{name}, 2, 2, {rows}>")));
