@@ -19,8 +19,9 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
     // A warpgroup has eight of sixteen sorts of rows: two share 128 weight rows then, eight of every sixteen for each, and the pieces of what leaves.
     constexpr int SORTS = sorts_of(STARTS);
     constexpr bool WOVEN = SORTS == 16;
-    static_assert(!WOVEN || (MI == 1 && GROUPS % 2 == 0), "rows of sixteen sorts");
     using L = MatMulLayout<F, GROUPS, MI, NT, STAGED, RAGGED>;
+    constexpr int OF_SORT = L::ROWS / SORTS;
+    static_assert(!RAGGED || (MI == 1 && OF_SORT % 8 == 0), "rows of a sort");
     const u32 shared = shared_address(0);
     const u32 x_full = shared + L::X_FULL, x_empty = shared + L::X_EMPTY, w_full = shared + L::W_FULL, w_empty = shared + L::W_EMPTY;
     const u32 store_full = shared + L::STORE_FULL, store_empty = shared + L::STORE_EMPTY;
@@ -145,14 +146,12 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
                         // Who multiplies has long been done with the tail before: it has released units since.
                         if (ends)
 #pragma unroll 1
-                            for (int i = 0; i < L::ROWS / 8; i++)
-                                tile_copy(shared + L::TAIL + 8 * i * L::TAIL_PITCH, scales, (i % SORTS * a.w_row + at + F::UNIT & ~15) / 2, row / SORTS + i / SORTS * 8, w_full + 8 * slot);
+                            for (int i = 0; i < SORTS; i++) tile_copy(shared + L::TAIL + OF_SORT * i * L::TAIL_PITCH, scales, (i * a.w_row + at + F::UNIT & ~15) / 2, row / SORTS, w_full + 8 * slot);
                     }
                     if constexpr (RAGGED) {
-                        // SORTS rows are a multiple of 16 bytes, and one row of the map: a copy takes every eighth row of 64, or every sixteenth of 128.
+                        // SORTS rows are a multiple of 16 bytes, and one row of the map: a copy takes all rows of a sort that a tile has.
 #pragma unroll 1
-                        for (int i = 0; i < L::ROWS / 8; i++)
-                            tile_copy(to + 8 * i * L::PITCH, weights, (i % SORTS * a.w_row + at & ~15) / 2, row / SORTS + i / SORTS * 8, w_full + 8 * slot);
+                        for (int i = 0; i < SORTS; i++) tile_copy(to + OF_SORT * i * L::PITCH, weights, (i * a.w_row + at & ~15) / 2, row / SORTS, w_full + 8 * slot);
                     } else {
 #pragma unroll
                         for (int i = 0; i < L::LINES; i++) copy(to + i * L::ROWS * L::PITCH, weights, (at & ~15) / 2 + 64 * i, w_full + 8 * slot);
@@ -189,7 +188,7 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
         const int swapped = RAGGED ? 0 : g >> 2, first_sort = WOVEN ? 8 * (group & 1) + 2 * warp : 2 * warp;
         const int within_64 = RAGGED ? (SORTS * g & 63) + first_sort : warp * 16 + 2 * g, mine = WOVEN ? (group >> 1) * 128 + 16 * g + first_sort : group * 64 * MI + within_64;
         // Where they lie in a stage.
-        const int top_row = group * 64 * MI + (RAGGED ? warp * 16 + g : warp * 16 + 2 * g + swapped), other = RAGGED ? 8 : swapped ? -1 : 1;
+        const int top_row = RAGGED ? first_sort * OF_SORT + 8 * (WOVEN ? group >> 1 : group) + g : group * 64 * MI + warp * 16 + 2 * g + swapped, other = RAGGED ? OF_SORT : swapped ? -1 : 1;
         // The rows of x, of every eight, whose sums a lane has.
         auto row_of_eight = [&](int e) { return TURNED ? t + 4 * e : 2 * t + e; };
         float acc[MI][NT / 2];

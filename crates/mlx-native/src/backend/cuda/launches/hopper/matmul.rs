@@ -66,8 +66,6 @@ impl Tile {
 const STORED: usize = 32;
 /// Ragged rows that are a row of the weight's map, a multiple of 16 bytes: where a row has an even number of bytes, and where it has any.
 const SORTS: [usize; 2] = [8, 16];
-/// Rows of a copy.
-const COPIED: usize = 8;
 /// How far past a multiple of 16 bytes they start at most, and values that may lie beside a unit.
 const MOST_PAST: usize = 15;
 const TAIL_VALUES: usize = 64;
@@ -179,9 +177,9 @@ impl Product<'_> {
     }
 
     /// The map of those values of a copy's rows.
-    fn tail_map(&self) -> Bound {
+    fn tail_map(&self, tile: Tile) -> Bound {
         let sorts = self.sorts().unwrap_or(1);
-        let map = TensorMap::rows(2, [sorts * self.w_row, self.n / sorts], [self.format.tail, COPIED]);
+        let map = TensorMap::rows(2, [sorts * self.w_row, self.n / sorts], [self.format.tail, tile.features() / sorts]);
         Bound::Tensor(map, Box::new(Bound::view(&self.weight.data)))
     }
 
@@ -222,8 +220,10 @@ impl Product<'_> {
         [0, 1, 2].map(|i| {
             let side = sides[i].filter(|_| self.format.side > 0);
             let (row, box_bytes) = if side.is_none() { (w_row, pitch) } else { (self.side_row, side_pitch) };
-            let (together, box_rows) =
-                self.sorts().filter(|_| tile.ragged).map_or((1, tile.features()), |sorts| (sorts, COPIED));
+            let (together, box_rows) = self
+                .sorts()
+                .filter(|_| tile.ragged)
+                .map_or((1, tile.features()), |sorts| (sorts, tile.features() / sorts));
             let mut map = TensorMap::rows(2, [together * row, self.n / together], [box_bytes, box_rows]);
             map.swizzled = swizzled && i == 0;
             if let Some((count, strides)) = matrices {
@@ -355,7 +355,7 @@ fn tiles(
         let y = product.output_map(tile, output);
         let mut args = HopperTileArgs { staged: u32::from(y.is_some()), ..product.tile_args(input)? };
         if product.has_tail(tile) {
-            (args.units, args.tail, scales) = (args.units - 1, 1, product.tail_map());
+            (args.units, args.tail, scales) = (args.units - 1, 1, product.tail_map(tile));
         }
         // Where nothing is staged nobody reads that map.
         let y = y.unwrap_or_else(|| w.clone());
