@@ -48,7 +48,7 @@ groups_of() {
         affine*) three=192 five=192 ;;
         Q?_0 | Q?_1 | IQ4_NL | MXFP4) three=96 five=160 ;;
         esac
-        # Three units of Q6_K do not end: no others here fill a stage of weights again.
+        # Three units of Q6_K do not end under racecheck; no others here fill a stage of weights again.
         [ "$format" = Q6_K ] && tiled=256 || tiled=$three
         # Each with the three modes: one group would not end in time.
         group_of "matmul/$format/" "m=1,n=65,k=$five" m=1,n=1,k=4096 "m=3,n=65,k=$five"
