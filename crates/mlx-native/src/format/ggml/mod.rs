@@ -146,6 +146,7 @@ pub fn quantize_row(ty: GgmlType, values: &[f32], out: &mut [u8]) -> Result<()> 
 
 /// [`quantize_row`] with an importance for each value: how much its squared error counts (for a weight, the mean square of
 /// the activations that it multiplies; finite and not negative). Q8_0, MXFP4 and the plain types, which have nothing to search, ignore it.
+/// In IQ1, IQ2 and IQ3 errors of large values count more besides.
 ///
 /// # Errors
 /// Those of [`quantize_row`], and InvalidArgument when `importance` has another length than `values`.
