@@ -102,9 +102,14 @@ static S_POINTS: LazyLock<Points<8>> = LazyLock::new(|| Points::of_grid(&IQ2_S_G
 const UNIT: f32 = 0.125;
 const LARGEST_SCALE: u8 = 15;
 
-/// Sixteen scales, low nibble first.
-fn scale_nibbles(scales: [u8; 16]) -> [u8; 8] {
+/// Scales of four bits, low nibble first.
+pub(super) fn scale_nibbles<const BYTES: usize>(scales: &[u8]) -> [u8; BYTES] {
     std::array::from_fn(|i| scales[2 * i] | scales[2 * i + 1] << 4)
+}
+
+/// Four sign codes of seven bits, whose eighth signs follow, and a scale of four on top.
+pub(super) fn signs_and_scale(signs: &[u8], scale: u8) -> u32 {
+    (0..4).fold(u32::from(scale) << 28, |word, i| word | u32::from(signs[i] & 127) << (7 * i))
 }
 
 impl Quantize<256> for BlockIQ2_XXS {
@@ -113,8 +118,7 @@ impl Quantize<256> for BlockIQ2_XXS {
             XXS_POINTS.fit::<8>(Weighted::new(values, importance), UNIT, LARGEST_SCALE);
         let mut qs = [0; 32];
         for (j, words) in qs.as_chunks_mut::<4>().0.iter_mut().enumerate() {
-            let codes = (0..4).fold(0, |codes, i| codes | u32::from(signs[4 * j + i] & 127) << (7 * i));
-            let signs_and_scale = codes | u32::from(scales[j]) << 28;
+            let signs_and_scale = signs_and_scale(&signs[4 * j..], scales[j]);
             let index = |i: usize| points[4 * j + i] as u16;
             *words = [
                 index(0) | index(1) << 8,
@@ -132,7 +136,7 @@ impl Quantize<256> for BlockIQ2_XS {
         let Fit { d, scales, points, signs, .. } =
             XS_POINTS.fit::<16>(Weighted::new(values, importance), UNIT, LARGEST_SCALE);
         let qs = std::array::from_fn(|i| points[i] as u16 | u16::from(signs[i] & 127) << 9);
-        BlockIQ2_XS { d, qs, scales: scale_nibbles(scales) }
+        BlockIQ2_XS { d, qs, scales: scale_nibbles(&scales) }
     }
 }
 
@@ -144,6 +148,6 @@ impl Quantize<256> for BlockIQ2_S {
         let qh = std::array::from_fn(|i| {
             (0..4).fold(0, |high, part| high | ((points[4 * i + part] >> 8) as u8) << (2 * part))
         });
-        BlockIQ2_S { d, qs, signs, qh, scales: scale_nibbles(scales) }
+        BlockIQ2_S { d, qs, signs, qh, scales: scale_nibbles(&scales) }
     }
 }

@@ -7,7 +7,7 @@ use half::f16;
 use super::block::{Block, Quantize, block};
 use super::codebooks::{EVEN_SIGNS, IQ3_S_GRID, IQ3_XXS_GRID};
 use super::grid_search::{Fit, Points, Signs};
-use super::iq2::signed;
+use super::iq2::{scale_nibbles, signed, signs_and_scale};
 use super::search::Weighted;
 
 block! {
@@ -76,8 +76,7 @@ impl Quantize<256> for BlockIQ3_XXS {
             XXS_POINTS.fit::<8>(Weighted::new(values, importance), XXS_UNIT, LARGEST_SCALE);
         let mut scales_and_signs = [0; 32];
         for (j, word) in scales_and_signs.as_chunks_mut::<4>().0.iter_mut().enumerate() {
-            let codes = (0..4).fold(0, |codes, i| codes | u32::from(signs[4 * j + i] & 127) << (7 * i));
-            *word = (codes | u32::from(scales[j]) << 28).to_le_bytes();
+            *word = signs_and_scale(&signs[4 * j..], scales[j]).to_le_bytes();
         }
         BlockIQ3_XXS { d, qs: std::array::from_fn(|i| points[i] as u8), scales_and_signs }
     }
@@ -90,6 +89,6 @@ impl Quantize<256> for BlockIQ3_S {
         let qs = std::array::from_fn(|i| points[i] as u8);
         let qh =
             std::array::from_fn(|i| (0..8).fold(0, |high, part| high | ((points[8 * i + part] >> 8) as u8) << part));
-        BlockIQ3_S { d, qs, qh, signs, scales: std::array::from_fn(|i| scales[2 * i] | scales[2 * i + 1] << 4) }
+        BlockIQ3_S { d, qs, qh, signs, scales: scale_nibbles(&scales) }
     }
 }
