@@ -6,10 +6,13 @@ use mlx_native::{Activations, DeviceOptions, MlxDevice};
 use mlx_native_model::chat_template::ChatTemplate;
 use mlx_native_model::sampler::SamplerConfig;
 use mlx_native_model::tokenizer::{SpecialText, Tokenizer};
-use mlx_native_model::{Finish, Generated, GenerationOptions, Model, ModelFile};
+use mlx_native_model::{Finish, Generated, GenerationOptions, Model, ModelFile, Session, SessionOptions};
+use std::ffi::OsStr;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::PathBuf;
 
+use crate::numbers::at_least;
+use crate::output;
 use crate::store;
 
 /// On which device, and how, a model is computed.
@@ -18,9 +21,9 @@ pub struct DeviceArgs {
     /// cpu, metal, cuda or cuda:NUMBER [default: the best one here]
     #[arg(long, value_name = "DEVICE")]
     device: Option<String>,
-    /// Threads on the CPU [default: one per processor]
-    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
-    threads: usize,
+    /// Threads on the CPU, at most 1024 [default: one per processor]
+    #[arg(long, value_name = "N", value_parser = at_least::<1>)]
+    threads: Option<usize>,
     /// Precision of activations in products: rounded to 8 bits, which is fast, or exact
     #[arg(long, value_enum, default_value_t = ActivationsArg::Q8)]
     activations: ActivationsArg,
@@ -45,7 +48,8 @@ impl DeviceArgs {
             ActivationsArg::Q8 => Activations::Q8,
             ActivationsArg::Exact => Activations::Exact,
         };
-        let options = DeviceOptions { activations, threads: self.threads, batch_invariant: self.batch_invariant };
+        let options =
+            DeviceOptions { activations, threads: self.threads.unwrap_or(0), batch_invariant: self.batch_invariant };
         Ok(match (&self.device, &self.isa) {
             (None, Some(isa)) => MlxDevice::cpu_with_instruction_set(isa, options)?,
             (Some(name), Some(isa)) if name == "cpu" => MlxDevice::cpu_with_instruction_set(isa, options)?,
@@ -60,13 +64,13 @@ impl DeviceArgs {
 #[derive(clap::Args)]
 pub struct GenerationArgs {
     /// Most tokens of an answer
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 512)]
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 512, value_parser = at_least::<0>)]
     max_tokens: usize,
     /// 0 takes the most probable token always
     #[arg(long, value_name = "T", default_value_t = 0.8)]
     temperature: f32,
     /// Choose among the K most probable tokens; 0 sets no limit
-    #[arg(long, value_name = "K", default_value_t = 40)]
+    #[arg(long, value_name = "K", default_value_t = 40, value_parser = at_least::<0>)]
     top_k: usize,
     /// Choose among the most probable tokens that reach the probability P together
     #[arg(long, value_name = "P", default_value_t = 0.95)]
@@ -84,8 +88,8 @@ pub struct GenerationArgs {
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
     /// Positions of the context [default: the model's own, at most 8192]
-    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
-    ctx: usize,
+    #[arg(long, value_name = "N", value_parser = at_least::<1>)]
+    ctx: Option<usize>,
     /// Print no statistics
     #[arg(short, long)]
     pub quiet: bool,
@@ -114,7 +118,7 @@ impl GenerationArgs {
 
     /// The context that was asked for; 0 leaves it to the model.
     pub fn ctx(&self) -> usize {
-        self.ctx
+        self.ctx.unwrap_or(0)
     }
 
     /// Says on standard error how fast it went.
@@ -130,12 +134,12 @@ impl GenerationArgs {
             Finish::Context => "the context is full (--ctx)".to_owned(),
             Finish::Interrupted => "interrupted".to_owned(),
         };
-        let decode =
-            generated.decode_tokens_per_second().map(|rate| format!(", {rate:.1} tokens/s")).unwrap_or_default();
-        eprintln!(
-            "[prompt {prompt_tokens} tokens, {:.1} tokens/s; answer {} tokens{decode}; {ended}; seed {}; {}]",
-            generated.prefill_tokens_per_second(),
+        let rate = |rate: Option<f64>| rate.map(|rate| format!(", {rate:.1} tokens/s")).unwrap_or_default();
+        output::note!(
+            "[prompt {prompt_tokens} tokens{}; answer {} tokens{}; {ended}; seed {}; {}]",
+            rate(generated.prefill_tokens_per_second()),
             tokens.len(),
+            rate(generated.decode_tokens_per_second()),
             options.sampler.seed,
             engine.model.device().name(),
         );
@@ -156,7 +160,7 @@ pub struct Engine {
 
 impl Engine {
     /// Opens what `name` means (see [`store::resolve_or_pull`]) on a device.
-    pub fn open(name: &str, device: &DeviceArgs) -> Result<Self> {
+    pub fn open(name: &OsStr, device: &DeviceArgs) -> Result<Self> {
         let device = device.open()?;
         let path = store::resolve_or_pull(name)?;
         let failed = || format!("cannot load {}", path.display());
@@ -165,5 +169,11 @@ impl Engine {
         let template = file.chat_template(&tokenizer).with_context(failed)?;
         let model = file.model(&device).with_context(failed)?;
         Ok(Self { path, tokenizer, template, model })
+    }
+
+    /// An empty context of so many positions.
+    pub fn session(&self, context: usize) -> Result<Session<'_>> {
+        let options = SessionOptions { context, ..SessionOptions::default() };
+        self.model.session(options).with_context(|| format!("cannot hold a context of {context} tokens"))
     }
 }

@@ -3,6 +3,8 @@
 use anyhow::{Context, Result};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::output;
+
 /// The exit status of a program that was interrupted: 128 + SIGINT, as shells report it.
 const INTERRUPTED: i32 = 130;
 
@@ -17,11 +19,16 @@ pub fn install() -> Result<()> {
     ctrlc::set_handler(|| {
         // A second press ends the program even if the work does not come to ask.
         if !CATCHING.load(Ordering::SeqCst) || PRESSED.swap(true, Ordering::SeqCst) {
-            eprintln!();
-            std::process::exit(INTERRUPTED);
+            end("");
         }
     })
     .context("cannot install the handler for Ctrl-C")
+}
+
+/// Ends the program as interrupted, with a last line on standard error.
+pub fn end(line: &str) -> ! {
+    output::note!("{line}");
+    std::process::exit(INTERRUPTED)
 }
 
 /// Does work that the first Ctrl-C does not end: the function that it receives says whether there was one.

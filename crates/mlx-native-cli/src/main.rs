@@ -4,10 +4,11 @@ mod commands;
 mod engine;
 mod fetch;
 mod interrupt;
+mod numbers;
 mod output;
 mod store;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::process::ExitCode;
 
 /// Quantized language models on this machine's processors.
@@ -65,11 +66,12 @@ impl Command {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let matches = numbers::negative_values(Cli::command()).get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     match interrupt::install().and_then(|()| cli.command.run()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", output::chain(&error));
+            output::note!("error: {}", output::chain(&error));
             ExitCode::FAILURE
         }
     }

@@ -4,6 +4,15 @@ use std::io::{self, ErrorKind, IsTerminal, StdoutLock, Write};
 
 use indicatif::{BinaryBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+/// Prints a line on standard error; where that cannot be written, nothing is left to complain to.
+macro_rules! note {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($text)*);
+    }};
+}
+pub(crate) use note;
+
 /// Standard output that ends the program quietly when its reader has gone, as in `mlxn list | head -n 1`.
 pub struct Stdout(StdoutLock<'static>);
 
@@ -12,21 +21,25 @@ pub fn stdout() -> Stdout {
     Stdout(io::stdout().lock())
 }
 
-/// Nothing is left to do for a program whose output nobody reads.
-fn end_on_broken_pipe<T>(result: io::Result<T>) -> io::Result<T> {
+/// Nothing is left to do for a program whose output nobody reads; other errors say what could not be written.
+fn written<T>(result: io::Result<T>) -> io::Result<T> {
     match result {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
-        other => other,
+        // Writing is tried again after this one, which therefore must stay what it is.
+        Err(error) if error.kind() == ErrorKind::Interrupted => Err(error),
+        result => {
+            result.map_err(|error| io::Error::new(error.kind(), format!("cannot write standard output: {error}")))
+        }
     }
 }
 
 impl Write for Stdout {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        end_on_broken_pipe(self.0.write(bytes))
+        written(self.0.write(bytes))
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        end_on_broken_pipe(self.0.flush())
+        written(self.0.flush())
     }
 }
 
@@ -55,7 +68,7 @@ pub fn chain(error: &anyhow::Error) -> String {
 pub fn byte_bar(label: &str, total: Option<u64>) -> ProgressBar {
     if !io::stderr().is_terminal() {
         let size = total.map(|total| format!(", {}", BinaryBytes(total))).unwrap_or_default();
-        eprintln!("fetching {label}{size}");
+        note!("fetching {label}{size}");
         return ProgressBar::hidden();
     }
     let bar = ProgressBar::no_length();

@@ -14,11 +14,13 @@ use anyhow::{Context, Result, bail};
 use mlx_native::io::gguf::{parse_split_path, split_path};
 use mlx_native_model::ModelFile;
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::{self, File, TryLockError};
 use std::path::{Component, Path, PathBuf};
 use std::time::SystemTime;
 
 use crate::fetch::{self, Source};
+use crate::output;
 
 /// The cache directory: `MLXN_CACHE`, else `mlx-native` in the user's cache directory.
 pub struct Store {
@@ -73,7 +75,7 @@ impl Store {
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                eprintln!("another process is pulling {name}: waiting for it");
+                output::note!("another process is pulling {name}: waiting for it");
                 file.lock().with_context(failed)?;
             }
             Err(TryLockError::Error(error)) => return Err(error).with_context(failed),
@@ -163,27 +165,30 @@ impl Store {
 /// of a pulled model. For a split model, the first part.
 ///
 /// An alias means the alias even where a file of that name exists; `./name` is the file.
-pub fn resolve_model(model: &str) -> Result<PathBuf> {
+pub fn resolve_model(model: &OsStr) -> Result<PathBuf> {
     resolve(model, false)
 }
 
 /// The same, and a name `owner/repository[/file]` is pulled from the hub when it is missing.
-pub fn resolve_or_pull(model: &str) -> Result<PathBuf> {
+pub fn resolve_or_pull(model: &OsStr) -> Result<PathBuf> {
     resolve(model, true)
 }
 
-fn resolve(model: &str, may_pull: bool) -> Result<PathBuf> {
-    let store = Store::open()?;
-    if let Some(alias) = fetch::alias(model) {
-        return fetch::pull(&store, &Source::Alias(alias));
-    }
+fn resolve(model: &OsStr, may_pull: bool) -> Result<PathBuf> {
     let path = Path::new(model);
+    // A path need not be UTF-8; all names are.
+    let name = model.to_str();
+    if let Some(alias) = name.and_then(fetch::alias) {
+        return fetch::pull(&Store::open()?, &Source::Alias(alias));
+    }
     if path.is_dir() {
         return model_in(path);
     }
     if path.exists() {
         return Ok(path.to_owned());
     }
+    let Some(model) = name.filter(|name| !name.is_empty()) else { bail!("`{}`: no such file", path.display()) };
+    let store = Store::open()?;
     let mut found = store.find(model)?;
     match found.len() {
         1 => Ok(found.swap_remove(0).path),

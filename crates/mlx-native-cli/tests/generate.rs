@@ -106,6 +106,8 @@ fn run_continues_the_prompt() {
     assert_eq!(text(&piped.stdout), "no\n");
     let statistics = text(&piped.stderr);
     assert!(statistics.contains("prompt 1 tokens") && statistics.contains("answer 2 tokens"), "{statistics}");
+    let none = with_input(on(&model, &["run"], &["-n", "0"]), "m");
+    assert!(text(&none.stderr).contains("prompt 1 tokens; answer 0 tokens"), "{}", text(&none.stderr));
     let quiet = with_input(on(&model, &["run"], &["-n", "2", "--quiet"]), "m");
     assert_eq!(text(&quiet.stderr), "");
 }
@@ -131,6 +133,14 @@ fn run_refuses() {
     assert!(error.contains("temperature"), "{error}");
     let error = error_of(&mut mlxn(Path::new("."), &["run", "smollm2", "a", "--device", "gpu"]));
     assert!(error.contains("`gpu`") && error.contains("cuda"), "{error}");
+    let error = error_of(&mut on(&model, &["run"], &["a", "-n", "99999999999999", "--ctx", "99999999999999"]));
+    assert!(error.contains("cannot hold a context of 99999999999999 tokens"), "{error}");
+    for (option, value) in [("--threads", "0"), ("--ctx", "0"), ("-n", "-1"), ("--seed", "-1"), ("--top-k", "-2")] {
+        let output = run(&mut on(&model, &["run"], &["a", option, value]));
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{option} {value}: {said}");
+        assert!(said.contains(&format!("invalid value '{value}'")), "{said}");
+    }
     let empty = with_input(on(&model, &["run"], &[]), "");
     assert_eq!(empty.status.code(), Some(1));
     assert!(text(&empty.stderr).contains("prompt is empty"), "{}", text(&empty.stderr));
@@ -153,6 +163,42 @@ fn run_ends_with_its_reader() {
     drop(child.stdout.take());
     let output = child.wait_with_output().expect("its end");
     assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), ""));
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn full_outputs_are_said_or_borne() {
+    let model = model(&folder("full"));
+    let full = || std::fs::File::create("/dev/full").expect("a device that is always full");
+    for command in [&["run"][..], &["info"], &["tokenize"]] {
+        let mut command =
+            if command == ["run"] { on(&model, command, &["a", "-n", "3"]) } else { mlxn(Path::new("."), command) };
+        if command.get_args().count() == 1 {
+            command.arg(&model);
+        }
+        command.stdin(Stdio::piped()).stdout(full()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("mlxn starts");
+        let _ = child.stdin.take().expect("its input").write_all(b"abc");
+        let output = child.wait_with_output().expect("its output");
+        assert_eq!(output.status.code(), Some(1), "{command:?}");
+        assert!(text(&output.stderr).starts_with("error: cannot write standard output: No space"), "{command:?}");
+    }
+    let output = on(&model, &["run"], &["a", "-n", "3", "--temperature", "0"]).stderr(full()).output().expect("mlxn");
+    assert_eq!((output.status.code(), text(&output.stdout)), (Some(0), "bcd\n"));
+    let output = on(&model, &["run"], &["a", "--temperature", "-1"]).stderr(full()).output().expect("mlxn");
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn paths_need_not_be_utf_8() {
+    use std::os::unix::ffi::OsStrExt;
+    let folder = folder("bytes");
+    let path = folder.join(std::ffi::OsStr::from_bytes(b"\xff.gguf"));
+    std::fs::rename(model(&folder), &path).expect("renamed");
+    assert_eq!(stdout_of(&mut on(&path, &["run"], &["a", "-n", "3", "--temperature", "0"])), "bcd\n");
+    std::fs::remove_file(&path).expect("removed");
+    assert!(error_of(&mut on(&path, &["run"], &["a"])).contains("no such file"));
 }
 
 #[test]
@@ -202,8 +248,10 @@ fn perplexity_is_that_of_the_logits() {
     assert_eq!((&found["tokens"], &found["chunks"]), (&24.into(), &3.into()));
     assert_eq!(found["scored_tokens"], 9, "three in the second half of each piece");
 
+    assert_eq!(run(&mut on(&model, &["perplexity"], &[file, "--chunks", "0"])).status.code(), Some(2));
     std::fs::write(&path, "ab").expect("a text");
-    assert!(error_of(&mut on(&model, &["perplexity"], &[file])).contains("too short"));
+    let error = error_of(&mut on(&model, &["perplexity"], &[file]));
+    assert!(error.contains("text.txt: the text is too short: expected at least 4 tokens, found 2"), "{error}");
     let absent = folder.join("absent.txt");
     let error = error_of(&mut on(&model, &["perplexity"], &[absent.to_str().expect("UTF-8")]));
     assert!(error.contains("absent.txt"), "{error}");
@@ -234,7 +282,12 @@ fn bench_model_counts_repetitions() {
     let found = measure(&["-p", "0", "-n", "2", "-r", "1", "--depth", "9", "--isa", "portable"]);
     assert!(found["prefill_tokens_per_second"].is_null() && found["decode_tokens_per_second"].is_number());
     assert!(found["first_token_seconds"].is_null() && found["device"].as_str().is_some_and(|d| d.contains("portable")));
-    assert!(error_of(&mut on(&model, &["bench", "model"], &["-r", "0"])).contains("nothing to measure"));
+    assert!(error_of(&mut on(&model, &["bench", "model"], &["-p", "0", "-n", "0"])).contains("nothing to measure"));
+    let most = usize::MAX.to_string();
+    for options in [["-p", &most], ["-d", &most], ["-n", &most], ["-p", "9999999999999"]] {
+        let error = error_of(&mut on(&model, &["bench", "model"], &options));
+        assert!(error.contains("cannot hold a context of"), "{options:?}: {error}");
+    }
 }
 
 #[test]
@@ -264,6 +317,20 @@ fn bench_ops_measures_every_combination() {
     }
     assert!(error_of(&mut mlxn(&cache, &["bench", "ops", "--isa", "mmx"])).contains("portable"));
     assert!(error_of(&mut mlxn(&cache, &["bench", "ops", "--format", "Q9_9"])).contains("Q4_0"));
+    let most = usize::MAX.to_string();
+    for options in [
+        &["-n", "99999999", "-k", "99999968"][..],
+        &["-n", &most, "-k", "32"],
+        &["-n", "32", "-k", "32", "-m", &most],
+        &["-n", "32", "-k", "32", "--one-input", "99999999999"],
+        &["-k", "32", "--op", "matmul_id", "--experts", &most],
+        &["--op", "attention", "--context", &most, "-m", "1"],
+        &["--op", "rope", "--head-dim", &most],
+        &["--op", "softmax", "-n", &most],
+    ] {
+        let error = error_of(mlxn(&cache, &["bench", "ops", "--format", "Q4_0"]).args(options));
+        assert!(error.contains("no memory") || error.contains("exceed the address space"), "{options:?}: {error}");
+    }
     let error = error_of(&mut mlxn(&cache, &["bench", "ops", "--format", "Q4_K", "-k", "100"]));
     assert!(error.contains("256"), "{error}");
 }
@@ -277,4 +344,10 @@ fn selftest_passes() {
     assert!(passed.is_some_and(|passed| passed > 0), "{last}");
     assert!(error_of(&mut mlxn(&cache, &["selftest", "--filter", "nonsense"])).contains("nonsense"));
     assert!(error_of(&mut mlxn(&cache, &["selftest", "--device", "gpu"])).contains("`gpu`"));
+    let parts = ["selftest", "--device", "cpu", "--filter", "softmax", "--shard", "999999/999999"];
+    assert!(error_of(&mut mlxn(&cache, &parts)).contains("fewer cases than parts"));
+    let record = cache.join("none/record.tsv");
+    let mut command = mlxn(&cache, &["selftest", "--device", "cpu", "--record"]);
+    let error = error_of(command.arg(&record));
+    assert!(error.contains("cannot write") && error.contains("record.tsv"), "{error}");
 }

@@ -59,9 +59,9 @@ pub struct Generated {
 }
 
 impl Generated {
-    /// Tokens of the prompt per second.
-    pub fn prefill_tokens_per_second(&self) -> f64 {
-        self.prompt_tokens as f64 / self.prefill.as_secs_f64()
+    /// Tokens of the prompt per second; `None` where no token was chosen, for which nothing was computed.
+    pub fn prefill_tokens_per_second(&self) -> Option<f64> {
+        (!self.tokens.is_empty()).then(|| self.prompt_tokens as f64 / self.prefill.as_secs_f64())
     }
 
     /// Tokens after the first per second; `None` where there are none.

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 use mlx_native_model::chat_template::Message;
 use mlx_native_model::{ModelError, Session, SessionOptions, generate};
+use std::ffi::OsString;
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::ops::ControlFlow;
 
@@ -20,7 +21,7 @@ Examples:
   mlxn chat gemma3-270m --system 'Answer in one sentence.' --temperature 0.3")]
 pub struct Args {
     /// An alias or OWNER/REPO (pulled when missing), a GGUF file, or a model directory
-    model: String,
+    model: OsString,
     /// What the model is told about its role
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
@@ -34,7 +35,7 @@ pub struct Args {
 pub fn run(args: Args) -> Result<()> {
     let engine = Engine::open(&args.model, &args.device)?;
     let context = engine.model.context(&SessionOptions { context: args.generation.ctx(), ..Default::default() });
-    let mut session = engine.model.session(SessionOptions { context, ..Default::default() })?;
+    let mut session = engine.session(context)?;
     let mut chat = Chat { engine: &engine, messages: Vec::new(), cached: Vec::new() };
     chat.reset(args.system.as_deref());
     let is_terminal = io::stdin().is_terminal();
@@ -110,13 +111,13 @@ impl Chat<'_> {
             Ok(generated) => generated,
             Err(error @ ModelError::ContextFull { .. }) => {
                 self.messages.pop();
-                eprintln!("error: {error}");
+                output::note!("error: {error}");
                 return Ok(());
             }
             Err(error) => return Err(error.into()),
         };
         if let Some(error) = failed {
-            return Err(error).context("cannot write standard output");
+            return Err(error.into());
         }
         self.cached.extend_from_slice(&ids[shared..]);
         self.cached.extend_from_slice(&generated.tokens);
@@ -138,7 +139,7 @@ impl Chat<'_> {
                 return Ok(ids);
             }
             self.messages.drain(oldest..oldest + 2);
-            eprintln!("[the context of {context} is full: the oldest exchange was forgotten]");
+            output::note!("[the context of {context} is full: the oldest exchange was forgotten]");
         }
     }
 }

@@ -53,12 +53,15 @@ pub fn run(args: Args) -> Result<()> {
         writeln!(out, "{name:width$}  {size:>10}  {age:>10} ago  {path}")?;
     }
     if rows.is_empty() {
-        eprintln!("no models yet: `mlxn pull smollm2` fetches a small one");
+        output::note!("no models yet: `mlxn pull smollm2` fetches a small one");
     }
     let unfinished = store.unfinished()?;
     if !unfinished.is_empty() {
         let bytes = unfinished.iter().map(|(_, bytes)| bytes).sum();
-        eprintln!("{} in unfinished downloads: pull again to resume, or `mlxn rm --unfinished`", BinaryBytes(bytes));
+        output::note!(
+            "{} in unfinished downloads: pull again to resume, or `mlxn rm --unfinished`",
+            BinaryBytes(bytes)
+        );
     }
     Ok(())
 }

@@ -1,13 +1,15 @@
 //! `mlxn perplexity`.
 
 use anyhow::{Context, Result, bail};
-use mlx_native_model::SessionOptions;
 use mlx_native_model::tokenizer::EncodeOptions;
 use serde::Serialize;
+use std::ffi::OsString;
 use std::io::{Read, Write};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use crate::engine::{DeviceArgs, Engine};
+use crate::numbers::at_least;
 use crate::output;
 
 /// Measure how well a model predicts a text.
@@ -19,14 +21,14 @@ as llama.cpp's llama-perplexity does. A text shorter than one piece is one piece
 Example: mlxn perplexity smollm2 book.txt --json")]
 pub struct Args {
     /// An alias or OWNER/REPO (pulled when missing), a GGUF file, or a model directory
-    model: String,
+    model: OsString,
     /// A text file; - for standard input
-    text: String,
+    text: PathBuf,
     /// Tokens of a piece
-    #[arg(long, value_name = "N", default_value_t = 512)]
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = at_least::<MIN_PIECE>)]
     ctx: usize,
     /// Stop after this many pieces
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least::<1>)]
     chunks: Option<usize>,
     /// Print one object: {perplexity, standard_error, tokens, scored_tokens, chunks, ctx, seconds}
     #[arg(long)]
@@ -47,26 +49,31 @@ struct Measured {
     seconds: f64,
 }
 
+/// Tokens of a piece at least, so that one of its second half follows another.
+const MIN_PIECE: usize = 4;
 /// Rows of logits that are computed together; a row has a value for each token of the vocabulary.
 const LOGIT_ROWS: usize = 64;
 
 /// Scores a text.
 pub fn run(args: Args) -> Result<()> {
-    let text = match args.text.as_str() {
-        "-" => {
+    let (text, name) = match args.text.as_os_str() == "-" {
+        true => {
             let mut text = String::new();
             std::io::stdin().read_to_string(&mut text).context("cannot read standard input")?;
-            text
+            (text, "standard input".to_owned())
         }
-        path => std::fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?,
+        false => {
+            let name = args.text.display().to_string();
+            (std::fs::read_to_string(&args.text).with_context(|| format!("cannot read {name}"))?, name)
+        }
     };
     let engine = Engine::open(&args.model, &args.device)?;
     let ids = engine.tokenizer.encode(&text, EncodeOptions::default())?;
     let ctx = args.ctx.min(ids.len());
-    if ctx < 4 {
-        bail!("a piece of {ctx} tokens is too short: the text has {} tokens, and --ctx must be at least 4", ids.len());
+    if ctx < MIN_PIECE {
+        bail!("{name}: the text is too short: expected at least {MIN_PIECE} tokens, found {ctx}");
     }
-    let mut session = engine.model.session(SessionOptions { context: ctx, ..Default::default() })?;
+    let mut session = engine.session(ctx)?;
     let bos = engine.tokenizer.bos().filter(|_| engine.tokenizer.adds_bos());
     let chunks: Vec<&[u32]> = ids.chunks_exact(ctx).take(args.chunks.unwrap_or(usize::MAX)).collect();
     let bar = output::bar("pieces", chunks.len() as u64);

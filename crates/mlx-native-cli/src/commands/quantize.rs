@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 use mlx_native_model::ModelFile;
 use mlx_native_model::convert::{Progress, Target, quantize};
+use std::ffi::OsString;
 use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -26,7 +27,7 @@ Examples:
   mlxn quantize model-f16.gguf model-mxfp4 --format mxfp4")]
 pub struct Args {
     /// A GGUF file, a model directory, an alias, or the name of a pulled model
-    input: String,
+    input: OsString,
     /// What to write: a file for GGUF formats, a directory for MLX's
     output: PathBuf,
     /// q4_0, q8_0, q4_k, q6_k, …, bf16, affine4, affine4:32, mxfp4, mxfp8, nvfp4
@@ -39,7 +40,7 @@ pub fn run(args: Args) -> Result<()> {
     let path = store::resolve_model(&args.input)?;
     let input = ModelFile::open(&path)?;
     let failed = || format!("cannot quantize {}", path.display());
-    interrupt::catch(|interrupted| {
+    let (result, interrupted) = interrupt::catch(|interrupted| {
         let mut bar = output::bar("values", 0);
         let result = quantize(&input, &args.output, args.format, &mut |progress| {
             match progress {
@@ -48,15 +49,18 @@ pub fn run(args: Args) -> Result<()> {
                     bar.set_message(name);
                     bar.inc(values);
                 }
-                Progress::Note(text) => bar.suspend(|| eprintln!("note: {text}")),
+                Progress::Note(text) => bar.suspend(|| output::note!("note: {text}")),
                 _ => {}
             }
             if interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
         bar.finish_and_clear();
-        result
-    })
-    .with_context(failed)?;
+        (result, interrupted())
+    });
+    if interrupted && result.is_err() {
+        interrupt::end("interrupted: nothing was written");
+    }
+    result.with_context(failed)?;
     writeln!(output::stdout(), "{}", args.output.display())?;
     Ok(())
 }

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, bail};
 use indicatif::BinaryBytes;
 
+use crate::output;
 use crate::store::{self, Store};
 
 /// Delete pulled models.
@@ -39,12 +40,12 @@ pub fn run(args: Args) -> Result<()> {
     }
     for model in &doomed {
         store.remove(model)?;
-        eprintln!("deleted {} ({})", model.name, BinaryBytes(model.bytes));
+        output::note!("deleted {} ({})", model.name, BinaryBytes(model.bytes));
     }
     if args.unfinished {
         for (path, bytes) in store.unfinished()? {
             std::fs::remove_file(&path).with_context(|| format!("cannot delete {}", path.display()))?;
-            eprintln!("deleted {} ({})", path.display(), BinaryBytes(bytes));
+            output::note!("deleted {} ({})", path.display(), BinaryBytes(bytes));
         }
     }
     Ok(())

@@ -4,6 +4,7 @@ use anyhow::{Context, Result, bail};
 use mlx_native_model::chat_template::Message;
 use mlx_native_model::tokenizer::EncodeOptions;
 use mlx_native_model::{SessionOptions, generate};
+use std::ffi::OsString;
 use std::io::{IsTerminal, Read, Write};
 use std::ops::ControlFlow;
 
@@ -22,7 +23,7 @@ Examples:
   git log -5 | mlxn run gemma3-270m --raw --ctx 4096")]
 pub struct Args {
     /// An alias or OWNER/REPO (pulled when missing), a GGUF file, or a model directory
-    model: String,
+    model: OsString,
     /// The prompt
     #[arg(conflicts_with = "prompt_option")]
     prompt: Option<String>,
@@ -63,10 +64,8 @@ pub fn run(args: Args) -> Result<()> {
     let options = args.generation.options(stop);
     // One answer needs no more positions than these, and the cache takes memory for each.
     let needed = ids.len().saturating_add(options.max_tokens).max(1);
-    let session = SessionOptions { context: args.generation.ctx(), ..Default::default() };
-    let context = engine.model.context(&session);
-    let session = SessionOptions { context: context.min(needed), ..session };
-    let mut session = engine.model.session(session)?;
+    let context = engine.model.context(&SessionOptions { context: args.generation.ctx(), ..Default::default() });
+    let mut session = engine.session(context.min(needed))?;
 
     let mut out = output::stdout();
     let mut failed = None;
@@ -80,7 +79,7 @@ pub fn run(args: Args) -> Result<()> {
         }
     })?;
     if let Some(error) = failed {
-        return Err(error).context("cannot write standard output");
+        return Err(error.into());
     }
     writeln!(out)?;
     args.generation.report(&engine, &generated, &options);

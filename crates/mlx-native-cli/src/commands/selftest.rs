@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, bail};
 use conformance::{Reference, Selection, Verdict, cases};
 use mlx_native::{Activations, DeviceOptions, MlxDevice};
+use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -54,15 +55,23 @@ pub fn run(args: Args) -> Result<()> {
     let selection = if args.full { Selection::Full } else { Selection::Sample { seed: args.seed } };
     let wanted = |name: &str| args.filter.is_empty() || args.filter.iter().any(|filter| name.contains(filter.as_str()));
     let (part, parts) = args.shard.unwrap_or((1, 1));
+    if !cases(selection).any(|case| wanted(&case.name())) {
+        bail!("no case's name contains `{}`", args.filter.join("` or `"));
+    }
     let cases = conformance::part(cases(selection).filter(|case| wanted(&case.name())), part - 1, parts);
     if cases.is_empty() {
-        bail!("no case's name contains `{}`", args.filter.join("` or `"));
+        bail!("--shard {part}/{parts}: there are fewer cases than parts");
+    }
+    // The whole table takes hours: a record that has no place shall not be found out at its end.
+    if let Some(path) = &args.record {
+        let file = OpenOptions::new().append(true).create(true).open(path);
+        file.with_context(|| format!("cannot write {}", path.display()))?;
     }
     let bar = output::bar("cases", (cases.len() * devices.len()) as u64);
     let report = conformance::run(&devices, &Reference::new()?, cases.into_iter(), |outcome| {
         // The whole table takes long enough to be stopped: what is wrong is said at once.
         if let (true, Verdict::Failed(message)) = (args.full, &outcome.verdict) {
-            bar.suspend(|| eprintln!("{} on {} ({}): {message}", outcome.case, outcome.device, outcome.kernel));
+            bar.suspend(|| output::note!("{} on {} ({}): {message}", outcome.case, outcome.device, outcome.kernel));
         }
         bar.inc(1);
     });

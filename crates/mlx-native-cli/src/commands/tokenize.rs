@@ -4,6 +4,7 @@ use anyhow::{Context, Result};
 use mlx_native_model::ModelFile;
 use mlx_native_model::tokenizer::{EncodeOptions, SpecialText};
 use serde::Serialize;
+use std::ffi::OsString;
 use std::io::{Read, Write};
 
 use crate::output;
@@ -19,7 +20,7 @@ Examples:
   printf '<|im_start|>user' | mlxn tokenize smollm2 --json --no-bos")]
 pub struct Args {
     /// An alias, a GGUF file, a folder with one, or a model directory
-    model: String,
+    model: OsString,
     /// Print {"ids": […]}
     #[arg(long)]
     json: bool,

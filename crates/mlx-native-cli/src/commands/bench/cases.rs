@@ -1,6 +1,6 @@
 //! Operations on random data, ready to be recorded again and again.
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use conformance::generate::{Scales, WeightData, normals, rng};
 use mlx_native::{
@@ -101,10 +101,26 @@ pub struct Weights {
 impl Weights {
     /// A random weight `[experts, n, k]`, as often as it takes to be larger than the caches.
     pub fn new(device: &MlxDevice, format: WeightFormat, experts: usize, n: usize, k: usize) -> Result<Self> {
+        // Drawing takes long: whether there is room is asked first.
+        let matrix = format.matrix_bytes(n, k)?;
+        room(&format!("a weight of {experts} × {n} × {k} in {}", format.name()), &[matrix, experts])?;
         let data = WeightData::random(format, experts, n, k, Scales::Ordinary, &mut rng(1, "bench"))?;
-        let copies = copies(format.matrix_bytes(n, k)?.saturating_mul(experts));
+        let copies = copies(matrix.saturating_mul(experts));
         Ok(Self { copies: (0..copies).map(|_| Ok(data.upload(device)?)).collect::<Result<_>>()?, format })
     }
+}
+
+/// The product of dimensions, when there is memory for so many bytes.
+fn room(what: &str, dims: &[usize]) -> Result<usize> {
+    let product = dims.iter().try_fold(1usize, |product, &dim| product.checked_mul(dim));
+    product
+        .filter(|&bytes| Vec::<u8>::new().try_reserve_exact(bytes).is_ok())
+        .with_context(|| format!("{what}: there is no memory for it"))
+}
+
+/// Values of an operand with these dimensions, of four bytes each.
+fn values(what: &str, dims: &[usize]) -> Result<usize> {
+    room(&format!("{what} of {dims:?}"), &[dims, &[4]].concat()).map(|bytes| bytes / 4)
 }
 
 fn random(device: &MlxDevice, seed: u64, len: usize) -> Result<MlxBuffer> {
@@ -128,17 +144,19 @@ pub fn product<'a>(
     let (n, k, experts) = (first.n(), first.k(), first.n_experts());
     let (op, kind, rows) = match per_row {
         None => (Operation::Matmul, OpKind::Matmul, m),
-        Some(per_row) => (Operation::MatmulId, OpKind::MatmulId, m * per_row),
+        Some(per_row) => (Operation::MatmulId, OpKind::MatmulId, values("rows", &[m, per_row])?),
     };
+    let input = values("an input", &[m, k])?;
+    let output = values("outputs", &[one_input, rows, n])? / one_input;
     let capability = device.capability(&CapabilityQuery { op: kind, format: *format, m, n, k });
     if let Some(why) = capability.why_not {
         bail!("{}, m {m}, n {n}, k {k} on {}: {why}", format.name(), device.name());
     }
     // Products of one list share what they make of an input; with three in turn, every one makes its own.
-    let inputs = [2, 3, 4].map(|seed| random(device, seed, m * k));
+    let inputs = [2, 3, 4].map(|seed| random(device, seed, input));
     let inputs = inputs.into_iter().collect::<Result<Vec<_>>>()?;
     // What they write has to be apart for that.
-    let outputs = (0..one_input.max(1)).map(|_| empty(device, rows * n, DType::F32));
+    let outputs = (0..one_input).map(|_| empty(device, output, DType::F32));
     let mut outputs = outputs.collect::<Result<Vec<_>>>()?;
     // Rows take the experts in turn, so that as many as possible are used.
     let ids: Vec<u32> = (0..rows).map(|slot| (slot % experts) as u32).collect();
@@ -182,7 +200,8 @@ pub fn attention(device: &MlxDevice, m: usize, context: usize, heads: [usize; 3]
         window: None,
         soft_cap: None,
     };
-    let len = n_kv_heads * context * head_dim;
+    let len = values("a cache", &[n_kv_heads, context, head_dim])?;
+    let q_len = values("an input", &[m, n_heads, head_dim])?;
     let cache_bytes = 2 * len * DType::F16.size_of();
     let values = random(device, 1, len)?;
     // Caches come from memory, as those of a model's many layers do.
@@ -196,8 +215,8 @@ pub fn attention(device: &MlxDevice, m: usize, context: usize, heads: [usize; 3]
         encoder.commit_and_wait()?;
         caches.push(pair);
     }
-    let q = random(device, 2, m * n_heads * head_dim)?;
-    let mut output = empty(device, m * n_heads * head_dim, DType::F32)?;
+    let q = random(device, 2, q_len)?;
+    let mut output = empty(device, q_len, DType::F32)?;
     let pairs = m * (context - m) + m * (m + 1) / 2;
     Ok(Case {
         op: Operation::Attention,
@@ -219,8 +238,8 @@ pub fn attention(device: &MlxDevice, m: usize, context: usize, heads: [usize; 3]
 /// An operation on `m` rows of `width` values that are in the caches, as a decoder's are; `heads` matter to rope.
 pub fn rowwise(device: &MlxDevice, op: Operation, m: usize, width: usize, heads: [usize; 3]) -> Result<Case<'static>> {
     let [n_heads, _, head_dim] = heads;
-    let width = if op == Operation::Rope { n_heads * head_dim } else { width };
-    let len = if op == Operation::Sample { width } else { m * width };
+    let width = if op == Operation::Rope { values("a row", &[n_heads, head_dim])? } else { width };
+    let len = if op == Operation::Sample { width } else { values("an input", &[m, width])? };
     let mut shape = Shape { m, n: Some(width), ..Shape::default() };
     let input = random(device, 1, len)?;
     let input_bytes = input.byte_len();

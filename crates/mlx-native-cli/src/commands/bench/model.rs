@@ -1,10 +1,10 @@
 //! `mlxn bench model`.
 
 use anyhow::{Result, bail};
-use mlx_native::DType;
 use mlx_native_model::sampler::SamplerConfig;
-use mlx_native_model::{Decoder, Model, Session, SessionOptions};
+use mlx_native_model::{Decoder, Session};
 use serde::Serialize;
+use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use super::beside::{Beside, Medians};
 use super::median;
 use crate::engine::{DeviceArgs, Engine};
+use crate::numbers::at_least;
 use crate::output;
 
 /// Measure a model's tokens per second: a prompt at once (prefill), and token by token (decode).
@@ -28,18 +29,18 @@ Examples:
   mlxn bench model smollm2 -p 0 -n 64 --depth 4096")]
 pub struct Args {
     /// An alias or OWNER/REPO (pulled when missing), a GGUF file, or a model directory
-    model: String,
+    model: OsString,
     /// Tokens of the prompt; 0 leaves prefill out
-    #[arg(short, value_name = "TOKENS", default_value_t = 512)]
+    #[arg(short, value_name = "TOKENS", default_value_t = 512, value_parser = at_least::<0>)]
     prompt: usize,
     /// Tokens that are generated; 0 leaves decode out
-    #[arg(short = 'n', value_name = "TOKENS", default_value_t = 64)]
+    #[arg(short = 'n', value_name = "TOKENS", default_value_t = 64, value_parser = at_least::<0>)]
     generate: usize,
     /// Tokens in context before either
-    #[arg(short, long, value_name = "TOKENS", default_value_t = 0)]
+    #[arg(short, long, value_name = "TOKENS", default_value_t = 0, value_parser = at_least::<0>)]
     depth: usize,
     /// Repetitions
-    #[arg(short, value_name = "TIMES", default_value_t = 5)]
+    #[arg(short, value_name = "TIMES", default_value_t = 5, value_parser = at_least::<1>)]
     repetitions: usize,
     /// Print one object: medians as prefill_tokens_per_second and decode_tokens_per_second, shares, memory, and each
     /// repetition
@@ -95,12 +96,14 @@ struct Bench<'m> {
 }
 
 impl<'m> Bench<'m> {
-    fn new(model: &'m Model, depth: usize, measured: usize) -> Result<Self> {
-        let options = SessionOptions { context: depth + measured, kv_dtype: DType::F16, ..SessionOptions::default() };
+    fn new(engine: &'m Engine, depth: usize, measured: usize) -> Result<Self> {
+        let context = depth.saturating_add(measured);
+        // Before the tokens, since no memory has room for so many of them where it has none for the cache.
+        let session = engine.session(context)?;
         // Which tokens these are has no influence on speed, but no two in a row shall be the same.
-        let vocabulary = model.vocabulary() as u64;
-        let tokens = (1..=(depth + measured) as u64).map(|i| (i * 2_654_435_761 % vocabulary) as u32).collect();
-        Ok(Self { session: model.session(options)?, tokens, depth })
+        let vocabulary = engine.model.vocabulary() as u64;
+        let tokens = (1..=context as u64).map(|i| (i * 2_654_435_761 % vocabulary) as u32).collect();
+        Ok(Self { session, tokens, depth })
     }
 
     /// Fills the context up to the depth.
@@ -149,13 +152,13 @@ fn sample(beside: &mut Beside, measured: Duration) -> Result<()> {
 pub fn run(args: Args) -> Result<()> {
     let started = Instant::now();
     let Args { prompt, generate, depth, repetitions, .. } = args;
-    if repetitions == 0 || prompt + generate == 0 {
-        bail!("nothing to measure: -r must be at least 1, and -p or -n too");
+    if prompt == 0 && generate == 0 {
+        bail!("nothing to measure: -p and -n are both 0");
     }
     let engine = Engine::open(&args.model, &args.device)?;
     let model = &engine.model;
     let bar = output::bar("repetitions", repetitions as u64 + 1);
-    let mut bench = Bench::new(model, depth, prompt.max(generate))?;
+    let mut bench = Bench::new(&engine, depth, prompt.max(generate))?;
     bench.fill()?;
     bench.prefill(prompt)?;
     let first_token_seconds = (prompt > 0 && depth == 0).then(|| started.elapsed().as_secs_f64());

@@ -11,6 +11,7 @@ use super::cases::{self, Case, Operation, Shape, Weights};
 use super::median;
 use super::queued::{Lists, Queued, Runs};
 use crate::engine::DeviceArgs;
+use crate::numbers::at_least;
 use crate::output;
 
 /// Measure single operations on random data, beside what the processor can do at most.
@@ -50,28 +51,28 @@ pub struct Args {
     #[arg(long, value_delimiter = ',')]
     format: Vec<String>,
     /// Input rows
-    #[arg(short, value_delimiter = ',', default_values = ["1", "8", "128"])]
+    #[arg(short, value_delimiter = ',', default_values = ["1", "8", "128"], value_parser = at_least::<1>)]
     m: Vec<usize>,
     /// Output features
-    #[arg(short, value_delimiter = ',', default_values = ["4096"])]
+    #[arg(short, value_delimiter = ',', default_values = ["4096"], value_parser = at_least::<1>)]
     n: Vec<usize>,
     /// Input features
-    #[arg(short, value_delimiter = ',', default_values = ["4096"])]
+    #[arg(short, value_delimiter = ',', default_values = ["4096"], value_parser = at_least::<1>)]
     k: Vec<usize>,
     /// Experts of matmul_id
-    #[arg(long, default_value_t = 32)]
+    #[arg(long, default_value_t = 32, value_parser = at_least::<1>)]
     experts: usize,
     /// Experts that each row of matmul_id goes through
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 4, value_parser = at_least::<1>)]
     top: usize,
     /// Positions that attention sees
-    #[arg(long, value_delimiter = ',', default_values = ["512", "4096"])]
+    #[arg(long, value_delimiter = ',', default_values = ["512", "4096"], value_parser = at_least::<1>)]
     context: Vec<usize>,
     /// Heads of queries and of the cache
     #[arg(long, value_delimiter = ',', default_values = ["32/8"], value_name = "QUERY/CACHE")]
     heads: Vec<String>,
     /// Values of a head
-    #[arg(long, default_value_t = 128)]
+    #[arg(long, default_value_t = 128, value_parser = at_least::<1>)]
     head_dim: usize,
     /// How long each combination is measured at least
     #[arg(long, default_value_t = 0.3)]
@@ -81,7 +82,7 @@ pub struct Args {
     #[arg(long, value_name = "MS", default_value_t = 1.0)]
     list_ms: f64,
     /// So many products of a list, one after the other, read the same input
-    #[arg(long, value_name = "PRODUCTS", default_value_t = 1)]
+    #[arg(long, value_name = "PRODUCTS", default_value_t = 1, value_parser = at_least::<1>)]
     one_input: usize,
     /// Compare products with cuBLAS's of the same shape on weights of halves, in turn (CUDA)
     #[arg(long)]
@@ -148,7 +149,7 @@ pub(super) const RUNS: usize = 7;
 pub fn run(args: Args) -> Result<()> {
     let device = args.device.open()?;
     let formats = named_formats(&args.format)?;
-    if args.top == 0 || args.top > args.experts {
+    if args.top > args.experts {
         bail!("--top {}: expected 1 to --experts {}", args.top, args.experts);
     }
     let heads = args.heads.iter().map(|text| parse_heads(text, args.head_dim)).collect::<Result<Vec<_>>>()?;

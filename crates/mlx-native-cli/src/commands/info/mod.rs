@@ -9,6 +9,7 @@ use mlx_native::{CapabilityQuery, DeviceOptions, MlxDevice, OpKind, WeightFormat
 use mlx_native_model::{ARCHITECTURES, ModelFile};
 use serde::Serialize;
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -24,7 +25,7 @@ Examples:
   mlxn info smollm2 --json | jq .formats")]
 pub struct Args {
     /// A GGUF file, a model directory, or an alias
-    file: String,
+    file: OsString,
     /// Print one object: {path, version, bytes, architecture, metadata, formats, devices, tensors, …}
     #[arg(long)]
     json: bool,
