@@ -187,6 +187,14 @@ fn what_cannot_be_quantized_is_said() {
     ));
     assert!(error.contains("there exists: choose another name"), "{error}");
     assert!(!error.contains("configuration"), "{error}");
+    for (to, format, problem) in [
+        ("name.gguf", "affine4", "name.gguf: expected a directory's name"),
+        ("none/out.gguf", "q8_0", "none/out.gguf: No such file"),
+    ] {
+        let to = fixture.path(to);
+        let error = error_of(&mut mlxn(&fixture.folder, &["quantize", &fixture.source, &to, "--format", format]));
+        assert!(error.contains(problem), "{error}");
+    }
 
     let broken = fixture.path("broken.gguf");
     write_model(broken.as_ref(), |name, values| {

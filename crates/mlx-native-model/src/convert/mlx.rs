@@ -245,7 +245,7 @@ impl PartialDirectory {
         let name =
             name.ok_or_else(|| ModelError::Quantize(format!("{} is no name for a directory", output.display())))?;
         let path = output.with_file_name(format!(".{name}.{}.partial", std::process::id()));
-        fs::create_dir_all(&path).map_err(|e| MlxError::io(&path, e))?;
+        fs::create_dir_all(&path).map_err(|e| MlxError::io(output, e))?;
         Ok(PartialDirectory { path, output: output.to_owned() })
     }
 

@@ -125,10 +125,16 @@ impl Shared<'_, '_> {
 ///
 /// # Errors
 ///
-/// `output` exists; the source is malformed or of an architecture that cannot change its layout; a value is no number; writing fails.
+/// `output` exists, or would be a directory with the name of a GGUF file; the source is malformed or of an architecture that cannot change its layout; a value is no number; writing fails.
 pub fn quantize(input: &ModelFile, output: &Path, target: Target, report: &mut Report<'_>) -> Result<()> {
     if output.exists() {
         return Err(ModelError::Quantize(format!("{} exists: choose another name or delete it", output.display())));
+    }
+    if target.is_directory() && output.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
+        let name = output.display();
+        return Err(ModelError::Quantize(format!(
+            "{name}: expected a directory's name for this format, found a GGUF file's"
+        )));
     }
     let report = Shared(RefCell::new(report));
     match target {

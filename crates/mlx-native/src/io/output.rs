@@ -52,7 +52,7 @@ impl PartialFile {
         hidden.push(name);
         hidden.push(format!(".{}.partial", std::process::id()));
         let temporary = path.with_file_name(hidden);
-        let file = File::create(&temporary).map_err(|e| MlxError::io(&temporary, e))?;
+        let file = File::create(&temporary).map_err(|e| MlxError::io(path, e))?;
         Ok(PartialFile { file, temporary, path: path.to_path_buf() })
     }
 
