@@ -53,5 +53,5 @@ pub use weight::Weight;
 
 /// The README's example, compiled and run with the documentation tests.
 #[cfg(doctest)]
-#[doc = include_str!("../../../README.md")]
+#[doc = include_str!("../README.md")]
 struct Readme;
