@@ -1,5 +1,6 @@
 //! Runs a case on the reference and on a device, and compares.
 
+use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use mlx_native::{CapabilityQuery, DType, MlxDevice, Result};
@@ -14,6 +15,12 @@ use crate::{Array, Case, Operation};
 pub struct Reference {
     device: MlxDevice,
     last: Mutex<Option<(Case, Arc<Expected>)>>,
+}
+
+impl fmt::Debug for Reference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reference").field("device", &self.device).finish_non_exhaustive()
+    }
 }
 
 /// What a case must give.

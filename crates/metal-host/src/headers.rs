@@ -54,7 +54,7 @@ const STUBS: [&str; 24] = [
     "MetalPerformancePrimitives/MetalPerformancePrimitives.h",
 ];
 
-/// Where the runtime's source lies below the directory that [`write`] filled.
+/// Where the runtime's source lies below the directory that [`write()`] filled.
 pub(crate) const RUNTIME_SOURCE: &str = "runtime/runtime.cpp";
 /// Include directory for a translated shader.
 pub(crate) const INCLUDE: &str = "runtime/include";

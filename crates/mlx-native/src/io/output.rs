@@ -1,5 +1,6 @@
 //! What the writers of model files share: where data comes from, and files that are whole or not there.
 
+use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -13,6 +14,16 @@ pub(super) enum Source<'a> {
     Borrowed(&'a [u8]),
     Owned(Vec<u8>),
     Stream(Box<Callback<'a>>),
+}
+
+impl fmt::Debug for TensorData<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Source::Borrowed(bytes) => write!(f, "TensorData({} borrowed bytes)", bytes.len()),
+            Source::Owned(bytes) => write!(f, "TensorData({} bytes)", bytes.len()),
+            Source::Stream(_) => f.write_str("TensorData(a stream)"),
+        }
+    }
 }
 
 pub(super) type Callback<'a> = dyn FnOnce(&mut dyn Write) -> io::Result<()> + 'a;

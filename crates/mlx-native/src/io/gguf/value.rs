@@ -320,6 +320,12 @@ pub struct MetadataArrayIter<'a> {
     cursor: Cursor<'a>,
 }
 
+impl fmt::Debug for MetadataArrayIter<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.clone()).finish()
+    }
+}
+
 impl<'a> Iterator for MetadataArrayIter<'a> {
     type Item = MetadataValue<'a>;
 

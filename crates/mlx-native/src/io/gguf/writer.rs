@@ -42,6 +42,7 @@ const MAX_TENSOR_NAME_BYTES: usize = 64;
 /// # Ok(())
 /// # }
 /// ```
+#[derive(Debug)]
 pub struct GgufWriter<'a> {
     version: u32,
     alignment: u64,
@@ -52,12 +53,14 @@ pub struct GgufWriter<'a> {
     names: HashSet<String>,
 }
 
+#[derive(Debug)]
 struct Entry {
     key: String,
     kind: MetadataType,
     value: Vec<u8>,
 }
 
+#[derive(Debug)]
 struct Tensor<'a> {
     name: String,
     shape: Vec<u64>,

@@ -30,13 +30,14 @@ use crate::{DType, MlxError, Result};
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct SafetensorsWriter<'a> {
     metadata: BTreeMap<String, String>,
     tensors: Vec<Tensor<'a>>,
     names: HashSet<String>,
 }
 
+#[derive(Debug)]
 struct Tensor<'a> {
     name: String,
     dtype: DType,
