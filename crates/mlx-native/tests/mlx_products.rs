@@ -7,7 +7,7 @@ use mlx_native::{
 
 const GOLDEN: &[u8] = include_bytes!("golden/mlx_products.bin");
 
-/// operations.md's bound for f32 activations, and for 8-bit ones.
+/// The bound for f32 activations, and for 8-bit ones.
 const EXACT: f64 = 1e-10;
 const Q8: f64 = 1e-4;
 
