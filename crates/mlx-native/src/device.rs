@@ -115,9 +115,13 @@ impl MlxDevice {
     ///
     /// As [`new`](Self::new).
     pub fn with_options(options: DeviceOptions) -> Result<MlxDevice> {
-        match std::env::var("MLX_NATIVE_DEVICE") {
-            Ok(name) => MlxDevice::by_name(&name, options),
-            Err(_) => MlxDevice::metal_with(options)
+        const VARIABLE: &str = "MLX_NATIVE_DEVICE";
+        match std::env::var_os(VARIABLE) {
+            Some(name) => MlxDevice::by_name(&name.to_string_lossy(), options).map_err(|error| match error {
+                MlxError::DeviceNotFound(what) => MlxError::DeviceNotFound(format!("{what} (asked for by {VARIABLE})")),
+                error => error,
+            }),
+            None => MlxDevice::metal_with(options)
                 .or_else(|_| MlxDevice::cuda_with(0, options))
                 .or_else(|_| MlxDevice::cpu_with(options)),
         }

@@ -154,6 +154,12 @@ pub(crate) fn log_kernels() -> bool {
     *ENABLED
 }
 
+/// Prints a routing decision. Where standard error cannot be written, it is lost and nothing else.
+pub(crate) fn log(decision: std::fmt::Arguments<'_>) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "mlx-native: {decision}");
+}
+
 /// Which product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]

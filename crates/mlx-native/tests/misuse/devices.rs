@@ -104,5 +104,6 @@ fn the_environment_chooses_the_device() {
     ] {
         let output = open(value);
         assert!(output.contains(words), "{value}: {output}");
+        assert_eq!(output.contains("refused"), output.contains("asked for by MLX_NATIVE_DEVICE"), "{output}");
     }
 }

@@ -104,6 +104,6 @@ fn log_kernel(kernel: &'static str, format: WeightFormat, [m, n, k]: [usize; 3])
     }
     let mut seen = SEEN.lock().unwrap_or_else(PoisonError::into_inner);
     if seen.get_or_insert_default().insert((kernel, format)) {
-        eprintln!("mlx-native: matmul {format} [{m}, {k}] · [{n}, {k}]ᵀ: {kernel}");
+        super::log(format_args!("matmul {format} [{m}, {k}] · [{n}, {k}]ᵀ: {kernel}"));
     }
 }

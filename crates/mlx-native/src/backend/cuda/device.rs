@@ -18,7 +18,7 @@ use super::upload::Uploader;
 use crate::backend::gpu::Fault;
 use crate::backend::{
     Backend, Capability, CapabilityQuery, CommandList, Completed, LapTimer, OpKind, QueuedProduct, Recorded,
-    Submission, log_kernels,
+    Submission, log, log_kernels,
 };
 use crate::buffer::SharedMemory;
 use crate::device::{DeviceKind, DeviceOptions, Pace};
@@ -143,7 +143,7 @@ impl CudaBackend {
     fn build(&self, key: &PipelineKey) -> Result<Kernel> {
         let source = source::assemble(key);
         if log_kernels() {
-            eprintln!("mlx-native: {}: {}", source.name, key.function);
+            log(format_args!("{}: {}", source.name, key.function));
         }
         let arch = self.context.info.arch;
         let program = Program { name: &source.name, text: &source.text, kernel: &key.function, arch };

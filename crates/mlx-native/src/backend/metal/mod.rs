@@ -54,5 +54,5 @@ fn log_pipeline(key: &launches::PipelineKey, op: &Op) {
         Op::MatmulId(op) => product(&op.weight, &op.input, [op.n_tokens, op.n, op.k]),
         _ => op.name().to_owned(),
     };
-    eprintln!("mlx-native: {what}: {}", key.function);
+    crate::backend::log(format_args!("{what}: {}", key.function));
 }
