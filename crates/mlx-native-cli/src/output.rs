@@ -1,5 +1,6 @@
 //! What the program prints.
 
+use std::borrow::Cow;
 use std::io::{self, ErrorKind, IsTerminal, StdoutLock, Write};
 
 use indicatif::{BinaryBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -8,7 +9,7 @@ use indicatif::{BinaryBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 macro_rules! note {
     ($($text:tt)*) => {{
         use std::io::Write as _;
-        let _ = writeln!(std::io::stderr(), $($text)*);
+        let _ = writeln!(std::io::stderr(), "{}", crate::output::printable(&format!($($text)*)));
     }};
 }
 pub(crate) use note;
@@ -49,6 +50,19 @@ pub fn json(value: &impl serde::Serialize) -> anyhow::Result<()> {
     serde_json::to_writer_pretty(&mut out, value)?;
     writeln!(out)?;
     Ok(())
+}
+
+/// Text whose control characters, which a terminal would obey, are spelled out; line breaks stay. Names in model files may hold any.
+pub fn printable(text: &str) -> Cow<'_, str> {
+    let obeyed = |c: char| c.is_control() && c != '\n';
+    if !text.contains(obeyed) {
+        return Cow::Borrowed(text);
+    }
+    let mut spelled = String::new();
+    for c in text.chars() {
+        if obeyed(c) { spelled.extend(c.escape_default()) } else { spelled.push(c) }
+    }
+    Cow::Owned(spelled)
 }
 
 /// An error and its causes in one line. Many errors quote their cause, which is then not repeated.
@@ -106,6 +120,11 @@ pub fn bar(things: &str, total: u64) -> ProgressBar {
 #[cfg(test)]
 mod tests {
     use anyhow::anyhow;
+
+    #[test]
+    fn terminals_obey_no_name() {
+        assert_eq!(super::printable("tensor `\x1b[2J`: é\nlost"), "tensor `\\u{1b}[2J`: é\nlost");
+    }
 
     #[test]
     fn a_quoted_cause_is_not_repeated() {

@@ -113,7 +113,9 @@ impl Store {
             };
             let mut model = Stored { name, path: first, files, bytes: 0, pulled: SystemTime::UNIX_EPOCH };
             for file in &model.files {
-                let metadata = fs::metadata(file).with_context(|| format!("cannot read {}", file.display()))?;
+                // A link whose file has gone is listed too, so that it can be deleted.
+                let metadata = fs::metadata(file).or_else(|_| fs::symlink_metadata(file));
+                let metadata = metadata.with_context(|| format!("cannot read {}", file.display()))?;
                 model.bytes += metadata.len();
                 model.pulled = model.pulled.max(metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH));
             }
@@ -185,6 +187,18 @@ fn resolve(model: &OsStr, may_pull: bool) -> Result<PathBuf> {
         return model_in(path);
     }
     if path.exists() {
+        // Anything else is taken for a GGUF file, which reading it finds out.
+        if let Some(folder) = path.parent()
+            && ModelFile::is_model_directory(folder)
+            && path.extension().is_some_and(|extension| extension == "safetensors" || extension == "json")
+        {
+            let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+            bail!(
+                "{}: expected a GGUF file or a directory; the model directory is {}",
+                path.display(),
+                folder.display()
+            );
+        }
         return Ok(path.to_owned());
     }
     let Some(model) = name.filter(|name| !name.is_empty()) else { bail!("`{}`: no such file", path.display()) };

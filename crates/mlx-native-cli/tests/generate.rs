@@ -183,8 +183,11 @@ fn full_outputs_are_said_or_borne() {
         assert_eq!(output.status.code(), Some(1), "{command:?}");
         assert!(text(&output.stderr).starts_with("error: cannot write standard output: No space"), "{command:?}");
     }
-    let output = on(&model, &["run"], &["a", "-n", "3", "--temperature", "0"]).stderr(full()).output().expect("mlxn");
-    assert_eq!((output.status.code(), text(&output.stdout)), (Some(0), "bcd\n"));
+    for log in ["", "kernels"] {
+        let mut command = on(&model, &["run"], &["a", "-n", "3", "--temperature", "0"]);
+        let output = command.env("MLX_NATIVE_LOG", log).stderr(full()).output().expect("mlxn");
+        assert_eq!((output.status.code(), text(&output.stdout)), (Some(0), "bcd\n"));
+    }
     let output = on(&model, &["run"], &["a", "--temperature", "-1"]).stderr(full()).output().expect("mlxn");
     assert_eq!(output.status.code(), Some(1));
 }
@@ -223,7 +226,15 @@ fn chat_goes_on_with_the_conversation() {
     assert_eq!(text(&output.stdout), "bcd\nnop\nrst\n");
     assert!(text(&output.stderr).contains("forgotten"), "{}", text(&output.stderr));
 
-    // A question that can never fit is refused, and the conversation goes on.
+    // A line that is no text is refused, and the conversation goes on.
+    let mut child = on(&model, &["chat"], &options);
+    child.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = child.spawn().expect("mlxn starts");
+    child.stdin.take().expect("its input").write_all(b"\xff\na\n").expect("written");
+    let output = child.wait_with_output().expect("its output");
+    assert_eq!((text(&output.stdout), text(&output.stderr)), ("bcd\n", "error: this line is not UTF-8\n"));
+
+    // So is a question that can never fit.
     let input = format!("{}\na\n", "a".repeat(20));
     let output = with_input(on(&model, &["chat"], &[&options[..], &["--ctx", "8"]].concat()), &input);
     assert!(output.status.success());

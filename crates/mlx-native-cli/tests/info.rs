@@ -15,6 +15,7 @@ fn what_a_file_holds() {
     let (matrix, norm) = ([0u8; 64 * 18], [0u8; 256]);
     let mut fill = || -> mlx_native::Result<()> {
         writer.metadata("general.architecture", "llama")?;
+        writer.metadata("general.name", "\x1b[2Jcleared")?;
         writer.metadata("llama.attention.layer_norm_rms_epsilon", 1e-5f32)?;
         writer.metadata("tokenizer.ggml.token_type", &[1i32; 100][..])?;
         writer.tensor("output.weight", &[64, 32], GgmlType::Q4_0, &matrix[..])?;
@@ -42,7 +43,7 @@ fn what_a_file_holds() {
     assert_eq!(full["metadata"]["tokenizer.ggml.token_type"].as_array().map(Vec::len), Some(100));
 
     let text = stdout_of(&mut mlxn(&folder, &["info", path]));
-    for part in ["GGUF 3", "architecture llama", "output_norm.weight", "100 × i32"] {
+    for part in ["GGUF 3", "architecture llama", "output_norm.weight", "100 × i32", "\\u{1b}[2Jcleared"] {
         assert!(text.contains(part), "{part} in {text}");
     }
 

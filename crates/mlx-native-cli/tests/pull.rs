@@ -183,6 +183,17 @@ fn refusals_say_what_to_do() {
 }
 
 #[test]
+#[cfg(unix)]
+fn a_link_without_its_file_can_be_deleted() {
+    let cache = folder("link");
+    std::fs::create_dir_all(cache.join("models/owner/repo")).expect("folders");
+    std::os::unix::fs::symlink("/absent", cache.join("models/owner/repo/m.gguf")).expect("a link");
+    assert!(stdout_of(&mut mlxn(&cache, &["list"])).contains("owner/repo/m.gguf"));
+    stdout_of(&mut mlxn(&cache, &["rm", "owner/repo/m.gguf"]));
+    assert_eq!(stdout_of(&mut mlxn(&cache, &["list", "--json"])), "[]\n");
+}
+
+#[test]
 fn settings_are_checked() {
     let cache = folder("settings");
     for (setting, value, model) in [

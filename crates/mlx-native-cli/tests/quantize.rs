@@ -167,6 +167,11 @@ fn information_about_a_directory() {
     assert_eq!((&up["shape"], &up["format"]), (&serde_json::json!([128, 96]), &"mxfp4".into()));
     let text = stdout_of(&mut mlxn(&fixture.folder, &["info", &to]));
     assert!(text.contains("architecture llama: mlxn runs it"), "{text}");
+    for part in ["model.safetensors", "config.json"] {
+        let part = format!("{to}/{part}");
+        let error = error_of(&mut mlxn(&fixture.folder, &["info", &part]));
+        assert!(error.contains(&format!("the model directory is {to}")), "{error}");
+    }
 }
 
 #[test]

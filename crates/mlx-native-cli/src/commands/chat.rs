@@ -47,7 +47,14 @@ pub fn run(args: Args) -> Result<()> {
             out.flush()?;
         }
         let Some(line) = lines.next() else { break };
-        let line = line.context("cannot read standard input")?;
+        let line = match line {
+            // The line is read; a conversation goes on after one that cannot be understood.
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                output::note!("error: this line is not UTF-8");
+                continue;
+            }
+            line => line.context("cannot read standard input")?,
+        };
         match line.trim() {
             "" => continue,
             "/quit" => return Ok(()),

@@ -183,7 +183,15 @@ impl Metadata<'_> {
 }
 
 fn print(info: &Info) -> Result<()> {
-    let mut out = output::stdout();
+    let mut text = Vec::new();
+    describe(info, &mut text)?;
+    let text = String::from_utf8_lossy(&text);
+    output::stdout().write_all(output::printable(&text).as_bytes())?;
+    Ok(())
+}
+
+/// For people, line by line.
+fn describe(info: &Info, out: &mut impl Write) -> std::io::Result<()> {
     writeln!(out, "{}", info.path.display())?;
     writeln!(
         out,
