@@ -9,9 +9,6 @@
 // longer are cut into slices, each for every so many-th block; what the slices sum is added up by those who read it. Groups of rows are dealt to blocks in
 // turn; a product begins with the block after the one with which the one before ended. Two more warps add up the sums of the others, and one norms.
 
-// Keeps a value in a register, where it would be computed anew in every round of a loop.
-DI void keep(u32& value) { asm volatile("" : "+r"(value)); }
-
 // An instruction that all lanes of a warp take at once, with no other effect: after loops that single lanes leave the compiler takes it, not __syncwarp, as a sign that they
 // are together, without which shuffles cost more instructions and registers (64 bytes spilled instead of 8 with two formats).
 DI void together() {

@@ -345,22 +345,22 @@ DI void matvec(const Matrices& matrices, const float* input, const TensorMap* sc
             const float* columns[Matrices::TURNS];
             int within = CLUSTERED ? begin + i : ring[i & 15];
             const Matrix matrix = matrices.of(within, shape, 0);
-            // Element o of the group, token height + row, in the output.
-            auto index = [&](u32 o) {
-                const u32 token = ONE ? 0 : o / height, r = o - token * height;
-                return (u64)(a.first + token) * matrix.n + min(shape.row(within, r), matrix.n - 1);
-            };
-            const float held = ONE && !CLUSTERED && lane < height ? matrices.before(index(lane)) : 0.f;
+            // The loop around has no registers left for what would be made of these before it.
+            u32 n = matrix.n, thread = threadIdx.x;
+            keep(n), keep(thread);
+            const u32 g = thread >> 2 & 7, t = thread & 3;
+            // Where the product of a token and a row of the group goes.
+            auto index = [&](u32 token, u32 r) { return (u64)(a.first + token) * n + min(shape.row(within, r), n - 1); };
+            const float held = ONE && !CLUSTERED && lane < height ? matrices.before(index(0, lane)) : 0.f;
             Place at = from;
 #pragma unroll
             for (int turn = 0; turn < Matrices::TURNS; turn++, at.advance(a.sums)) {
                 barrier_wait(filled(at.buffer), at.round);
                 columns[turn] = all_sums + at.buffer * WARPS * STRIP;
             }
-            auto store = [&](u32 o, const float (&sums)[Matrices::TURNS]) {
-                const u32 r = ONE ? o : o % height;
-                if (CLUSTERED) *(float*)(smem + partial + (i * height * a.m + o) * 4) = sums[0];
-                else if (shape.row(within, r) < matrix.n) matrices.store(matrix, index(o), sums, ONE && o < 32 ? held : matrices.before(index(o)));
+            auto store = [&](u32 token, u32 r, const float (&sums)[Matrices::TURNS]) {
+                if (CLUSTERED) *(float*)(smem + partial + ((i * a.m + token) * height + r) * 4) = sums[0];
+                else if (shape.row(within, r) < n) matrices.store(matrix, index(token, r), sums, ONE && r < 32 ? held : matrices.before(index(token, r)));
             };
             if constexpr (ONE) {
 #pragma unroll 1
@@ -373,7 +373,7 @@ DI void matvec(const Matrices& matrices, const float* input, const TensorMap* sc
                     for (int w = 0; w < a.span; w++)
 #pragma unroll
                         for (int turn = 0; turn < Matrices::TURNS; turn++) sums[turn] += columns[turn][first + w * STRIP];
-                    store(o, sums);
+                    store(0, o, sums);
                 }
             } else {
                 constexpr int EACH = STRIP / 32; // of a lane
@@ -395,7 +395,7 @@ DI void matvec(const Matrices& matrices, const float* input, const TensorMap* sc
 #pragma unroll
                     for (int e = 0; e < EACH; e++) {
                         const u32 token = EIGHT ? 2 * t + (e & 1) : t, row = 16 * s + g + 8 * (EIGHT ? e >> 1 : e);
-                        if (token < a.m) store(token * height + row, sums[e]);
+                        if (token < a.m) store(token, row, sums[e]);
                     }
                 }
             }

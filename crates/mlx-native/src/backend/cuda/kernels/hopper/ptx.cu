@@ -27,6 +27,9 @@ DI u32 and_or(u32 a, u32 b, u32 c) {
     return r;
 }
 DI u32 funnel(u32 low, u32 high, u32 bits) { return __funnelshift_r(low, high, bits); }
+// Hides from the compiler what a value comes from: it stays in a register where it would be computed anew in every round of a loop, and what is made of it in a loop
+// is not made before the loop.
+DI void keep(u32& value) { asm volatile("" : "+r"(value)); }
 
 // Pairs of halves.
 DI u32 hadd2(u32 a, u32 b) {
