@@ -210,7 +210,7 @@ pub(crate) struct Plan {
     name: &'static str,
     /// How many weight rows a single row of x can meet as one.
     rows_in_one: usize,
-    /// How a single row of x can be prepared.
+    /// How few rows of x can be prepared.
     rowwise: Option<Rowwise>,
 }
 
@@ -242,8 +242,7 @@ impl Plan {
     /// The plan for m rows that all meet the same weight, not each one of several: a single row has a layout of its own, and may meet several features
     /// as [one](Self::features_in_one).
     pub(crate) fn of_one_weight(self) -> Plan {
-        // In an order of its own, which the products of several rows do not have.
-        let rowwise = self.rowwise.filter(|_| !self.batch_invariant);
+        let rowwise = self.rowwise.filter(|form| form.takes(self.m, self.batch_invariant));
         Plan { layout: self.layout.of_rows(self.m, self.rows_in_one, rowwise), ..self }
     }
 
@@ -278,9 +277,10 @@ impl Plan {
     /// One row streams weights, which goes fastest in one long band a thread; many rows want bands whose intermediate sums fit the cache.
     pub(crate) fn chunk(&self, threads: usize) -> usize {
         let even = (self.n / self.features_in_one()).div_ceil(threads.max(1));
+        let by_row = matches!(self.layout, prepare::Layout::Rowwise { .. });
         match self.m * self.layout.planes() {
             0 | 1 => even.next_multiple_of((8 / self.features_in_one()).max(STREAMS)),
-            columns if columns <= tiles::COLUMN_BLOCK => {
+            columns if by_row || columns <= tiles::COLUMN_BLOCK => {
                 even.div_ceil(4).min(64).next_multiple_of(4 * tiles::MAX_GROUPS)
             }
             _ => panels::task_rows(self.n, threads),

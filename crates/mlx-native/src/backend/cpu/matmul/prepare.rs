@@ -69,9 +69,9 @@ pub(super) enum Layout {
         /// A column is the row so many times, end to end: so many weight rows are read as one. See [`rows_in_one`].
         times: usize,
     },
-    /// One row as blocks of 256 values need it.
+    /// Rows as blocks of 256 values need them.
     Rowwise {
-        /// Elements of the row.
+        /// Elements of a row.
         k: usize,
         /// In which form.
         form: Rowwise,
@@ -102,10 +102,10 @@ impl Layout {
         Layout::Floats { k, row: row.next_multiple_of(8 * FLOAT_PAD) + FLOAT_PAD }
     }
 
-    /// The layout for products of `m` rows with one weight, of which as many as `times` says can be read as one; `rowwise` is what one row may have instead.
+    /// The layout for products of `m` rows with one weight, of which as many as `times` says can be read as one; `rowwise` is what rows of 8 bits have instead.
     pub(super) fn of_rows(self, m: usize, times: usize, rowwise: Option<Rowwise>) -> Layout {
         match (self, rowwise) {
-            (Layout::Codes { k, planes, .. }, Some(form)) if m * planes == 1 => Layout::Rowwise { k, form },
+            (Layout::Codes { k, planes: 1, .. }, Some(form)) => Layout::Rowwise { k, form },
             (Layout::Codes { k, lanes, halves, sums, order, planes, .. }, None) if m * planes == 1 => {
                 Layout::Codes { k, lanes, halves, sums, order: Order { by_dword: false, ..order }, planes, times }
             }
@@ -134,7 +134,7 @@ impl Layout {
         }
     }
 
-    /// Records of a column, or blocks of one row.
+    /// Records of a column, or blocks of a row.
     pub(super) fn steps(&self) -> usize {
         match *self {
             Layout::Floats { .. } => 0,
@@ -248,7 +248,7 @@ unsafe fn generic<S: Simd>(work: &Work) {
             match work.layout {
                 Layout::Floats { k, row: stride } => widen(work, row, unit * UNIT, k, stride),
                 Layout::Codes { .. } => quantize::<S>(work, row, unit),
-                Layout::Rowwise { k, form } => block::<S>(work, k, form, unit),
+                Layout::Rowwise { k, form } => block::<S>(work, row, k, form, unit),
             }
         }
         unit += 1;
@@ -312,14 +312,14 @@ unsafe fn read<const N: usize>(x: &XRows, i: usize, first: usize, k: usize, valu
     }
 }
 
-/// Brings block `i` of the row into its form.
+/// Brings block `i` of a row into its form.
 #[inline(always)]
-unsafe fn block<S: Simd>(work: &Work, k: usize, form: Rowwise, i: usize) {
+unsafe fn block<S: Simd>(work: &Work, row: usize, k: usize, form: Rowwise, i: usize) {
     let mut x = [0.0; rowwise::VALUES];
     // SAFETY: the block lies within the row, and its form in the prepared buffer. The layout is that of a set with these functions, which the caller runs on.
     unsafe {
-        read(&work.x, 0, i * x.len(), k, &mut x);
-        let to = work.prepared.add(i * Rowwise::BYTES);
+        read(&work.x, row, i * x.len(), k, &mut x);
+        let to = work.prepared.add(row * work.layout.row_bytes() + i * Rowwise::BYTES);
         match form {
             Rowwise::Ternary => S::ByRow::digits_of_x(x.as_ptr(), to.cast()),
             Rowwise::TwoBits => S::ByRow::fields_of_x(x.as_ptr(), to.cast(), rowwise::Sums::TWO_BITS),

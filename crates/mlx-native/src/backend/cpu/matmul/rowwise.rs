@@ -1,4 +1,4 @@
-//! One row of x as blocks of 256 values need it that are added up weight row by weight row: see [`ByRow`](super::simd::ByRow).
+//! Few rows of x as blocks of 256 values need them that are added up weight row by weight row: see [`ByRow`](super::simd::ByRow).
 //!
 //! A block is 64 bytes that hold some values each, its *digits* or *fields*. Number n of all bytes is multiplied with vector n of x, so that each of the sixteen
 //! dwords adds up in integers what its four bytes hold. These values of x have one scale, and they are fewer than 32: 8 bits are at least as exact as elsewhere.
@@ -6,7 +6,7 @@
 /// Values of a block.
 pub(super) const VALUES: usize = 256;
 
-/// How one row of x is prepared for a format.
+/// How few rows of x are prepared for a format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Rowwise {
     /// [`Digits`], for TQ1_0.
@@ -23,7 +23,19 @@ impl Rowwise {
         assert!(size_of::<Digits>() == size_of::<Fields>());
         size_of::<Digits>()
     };
+
+    /// Whether products of m rows are added up so. This is an order of its own: with `batch_invariant` all products have it or none, all of TQ1_0, where one to
+    /// three rows take half the time, none of the others, of which one row alone gains, a tenth.
+    pub(super) fn takes(self, m: usize, batch_invariant: bool) -> bool {
+        match self {
+            Rowwise::Ternary => m <= TERNARY_ROWS || batch_invariant,
+            Rowwise::TwoBits | Rowwise::ThreeBits => m == 1 && !batch_invariant,
+        }
+    }
 }
+
+/// Rows of x up to which TQ1_0 is faster by row.
+const TERNARY_ROWS: usize = 5;
 
 /// x for a block of TQ1_0.
 ///

@@ -1,4 +1,4 @@
-//! What one row of x is multiplied with weight row by weight row, where that is faster than with four weight rows in the places of a vector.
+//! What few rows of x are multiplied with weight row by weight row, where that is faster than with four weight rows in the places of a vector.
 
 use super::super::rowwise::{Digits, Fields, Sums};
 use super::Simd;
@@ -34,13 +34,17 @@ pub(in super::super) trait ByRow<S: Simd> {
 
     /// Brings 256 values of x into the form that [`add_tq1_0`](Self::add_tq1_0) reads.
     unsafe fn digits_of_x(x: *const f32, to: *mut Digits);
-    /// Adds the products of a block of TQ1_0 at each `p[r]` with x to `totals`, of each row the sum of all places.
-    unsafe fn add_tq1_0(p: [*const u8; 4], x: *const Digits, totals: [S::Floats; 4]) -> [S::Floats; 4];
+    /// Adds the products of a block of TQ1_0 at each `p[r]` with M rows of x to `totals[row of x]`, of each weight row the sum of all places.
+    unsafe fn add_tq1_0<const M: usize>(
+        p: [*const u8; 4],
+        x: [*const Digits; M],
+        totals: [[S::Floats; 4]; M],
+    ) -> [[S::Floats; 4]; M];
     /// Brings 256 values of x into the form that the following functions read.
     unsafe fn fields_of_x(x: *const f32, to: *mut Fields, sums: Sums);
-    /// [`add_tq1_0`](Self::add_tq1_0) of Q2_K.
+    /// Adds the products of a block of Q2_K at each `p[r]` with x to `totals`, of each weight row the sum of all places.
     unsafe fn add_q2_k(p: [*const u8; 4], x: *const Fields, totals: [S::Floats; 4]) -> [S::Floats; 4];
-    /// [`add_tq1_0`](Self::add_tq1_0) of Q3_K.
+    /// [`add_q2_k`](Self::add_q2_k) of Q3_K.
     unsafe fn add_q3_k(p: [*const u8; 4], x: *const Fields, totals: [S::Floats; 4]) -> [S::Floats; 4];
 }
 
@@ -71,7 +75,7 @@ impl<S: Simd> ByRow<S> for Nowhere {
         fn row_groups_of_64(*const u8, bool) -> S::Floats;
         fn f16_steps<const STRIDE: usize>([*const u8; 4]) -> [S::Floats; 4];
         fn digits_of_x(*const f32, *mut Digits);
-        fn add_tq1_0([*const u8; 4], *const Digits, [S::Floats; 4]) -> [S::Floats; 4];
+        fn add_tq1_0<const M: usize>([*const u8; 4], [*const Digits; M], [[S::Floats; 4]; M]) -> [[S::Floats; 4]; M];
         fn fields_of_x(*const f32, *mut Fields, Sums);
         fn add_q2_k([*const u8; 4], *const Fields, [S::Floats; 4]) -> [S::Floats; 4];
         fn add_q3_k([*const u8; 4], *const Fields, [S::Floats; 4]) -> [S::Floats; 4];

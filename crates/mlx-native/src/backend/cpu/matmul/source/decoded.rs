@@ -167,15 +167,15 @@ impl<S: Simd, B: Decode> Source<S> for Blocks<B> {
         unsafe { if B::LEVELS == Levels::Digits { decode::<S, B>(rows, block) } else { S::decode::<B>(rows, block) } }
     }
     #[inline(always)]
-    unsafe fn add_block(
+    unsafe fn add_block<const M: usize>(
         &self,
         rows: &Self::Rows,
         block: usize,
-        x: *const u8,
-        totals: [S::Floats; 4],
-    ) -> [S::Floats; 4] {
+        x: [*const u8; M],
+        totals: [[S::Floats; 4]; M],
+    ) -> [[S::Floats; 4]; M] {
         // SAFETY: the block lies within the rows, and TQ1_0 is the only format of digits.
-        unsafe { S::ByRow::add_tq1_0(four!(|r| rows[r].add(block * size_of::<B>())), x.cast(), totals) }
+        unsafe { S::ByRow::add_tq1_0(four!(|r| rows[r].add(block * size_of::<B>())), x.map(|x| x.cast()), totals) }
     }
     #[inline(always)]
     unsafe fn scales(&self, stage: &Self::Stage, s: usize) -> Scales<S> {

@@ -56,6 +56,26 @@ unsafe fn word(p: *const u8) -> u64 {
     unsafe { p.cast::<u64>().read_unaligned() }
 }
 
+/// [`Source::add_block`] of one row of x after the other, by a function of the instruction set, for blocks of so many bytes.
+macro_rules! add_block {
+    ($bytes:expr, $add:ident) => {
+        #[inline(always)]
+        unsafe fn add_block<const M: usize>(
+            &self,
+            rows: &Self::Rows,
+            block: usize,
+            x: [*const u8; M],
+            mut totals: [[S::Floats; 4]; M],
+        ) -> [[S::Floats; 4]; M] {
+            for (totals, x) in totals.iter_mut().zip(x) {
+                // SAFETY: the block lies within the rows.
+                *totals = unsafe { S::ByRow::$add(four!(|r| rows[r].add(block * $bytes)), x.cast(), *totals) };
+            }
+            totals
+        }
+    };
+}
+
 /// The parts of [`Source`] that all formats of 256-value blocks share; `$decode` makes the stage's scales from pointers to the blocks.
 macro_rules! block_source {
     ($name:ident, $bytes:literal, $scales:ty, |$p:ident| $decode:expr) => {
@@ -167,18 +187,8 @@ impl<S: Simd> Source<S> for Q2_K {
     const FOLDED: bool = true;
     const ROWWISE: Option<Rowwise> = if S::ByRow::THERE { Some(Rowwise::TwoBits) } else { None };
     block_source!(Q2_K, 84, S::HalfBytes, |p| half_bytes::<S>(&p, 0));
+    add_block!(84, add_q2_k);
 
-    #[inline(always)]
-    unsafe fn add_block(
-        &self,
-        rows: &Self::Rows,
-        block: usize,
-        x: *const u8,
-        totals: [S::Floats; 4],
-    ) -> [S::Floats; 4] {
-        // SAFETY: the block lies within the rows.
-        unsafe { S::ByRow::add_q2_k(four!(|r| rows[r].add(block * 84)), x.cast(), totals) }
-    }
     #[inline(always)]
     unsafe fn scales(&self, stage: &Self::Stage, s: usize) -> Scales<S> {
         // SAFETY: the staged blocks exist.
@@ -250,18 +260,8 @@ impl<S: Simd> Source<S> for Q3_K {
     const FOLDED: bool = S::WIDE_OFFSET as i32 == 4 << FOLDED_START;
     const ROWWISE: Option<Rowwise> = if S::ByRow::THERE { Some(Rowwise::ThreeBits) } else { None };
     block_source!(Q3_K, 110, S::HalfBytes, |p| S::q3_k_scales(four!(|r| p[r].add(94))));
+    add_block!(110, add_q3_k);
 
-    #[inline(always)]
-    unsafe fn add_block(
-        &self,
-        rows: &Self::Rows,
-        block: usize,
-        x: *const u8,
-        totals: [S::Floats; 4],
-    ) -> [S::Floats; 4] {
-        // SAFETY: the block lies within the rows.
-        unsafe { S::ByRow::add_q3_k(four!(|r| rows[r].add(block * 110)), x.cast(), totals) }
-    }
     #[inline(always)]
     unsafe fn scales(&self, stage: &Self::Stage, s: usize) -> Scales<S> {
         // SAFETY: the staged blocks exist.

@@ -156,17 +156,18 @@ pub(super) trait Source<S: Simd>: Sized {
         // SAFETY: the caller runs on S's instruction set.
         unsafe { [[S::zero_ints(); 2]; 4] }
     }
-    /// How one row of x is prepared for [`add_block`](Self::add_block), where that is faster than codes and dots. Blocks have 256 values, and a row begins with one.
+    /// How few rows of x are prepared for [`add_block`](Self::add_block), where that is faster than codes and dots. Blocks have 256 values, and a row begins with one.
     const ROWWISE: Option<Rowwise> = None;
-    /// Adds the products of this block of four rows with x, as [`ROWWISE`](Self::ROWWISE) says, to `totals`, of each row the sum of all places.
+    /// Adds the products of this block of four rows with M rows of x, as [`ROWWISE`](Self::ROWWISE) says, to `totals[row of x]`, of each weight row the sum of
+    /// all places.
     #[inline(always)]
-    unsafe fn add_block(
+    unsafe fn add_block<const M: usize>(
         &self,
         _rows: &Self::Rows,
         _block: usize,
-        _x: *const u8,
-        _totals: [S::Floats; 4],
-    ) -> [S::Floats; 4] {
+        _x: [*const u8; M],
+        _totals: [[S::Floats; 4]; M],
+    ) -> [[S::Floats; 4]; M] {
         unreachable!("only with ROWWISE")
     }
     /// [`codes`](Self::codes) for one column, which may be multiples of them.

@@ -64,7 +64,11 @@ impl ByRow<Avx512> for Avx512 {
         rowwise::digits_of_x(x, to)
     }
     #[inline(always)]
-    unsafe fn add_tq1_0(p: [*const u8; 4], x: *const Digits, totals: [__m512; 4]) -> [__m512; 4] {
+    unsafe fn add_tq1_0<const M: usize>(
+        p: [*const u8; 4],
+        x: [*const Digits; M],
+        totals: [[__m512; 4]; M],
+    ) -> [[__m512; 4]; M] {
         rowwise::add_tq1_0(p, x, totals)
     }
     #[inline(always)]

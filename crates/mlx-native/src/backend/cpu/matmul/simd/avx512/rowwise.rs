@@ -1,4 +1,4 @@
-//! Blocks of 256 values of four weight rows times one row of x, each added up by itself: [`ByRow`].
+//! Blocks of 256 values of four weight rows times few rows of x, each added up by itself: [`ByRow`].
 //!
 //! A vector is 64 bytes of a block as they are stored. Every dword of it is a place of its own until the end: what is dotted with it, and added up in integers,
 //! belongs to the same values of x for each weight row, and these have one scale. So nothing moves, and what needs no moving takes few instructions.
@@ -107,19 +107,35 @@ unsafe fn kept(mut v: __m512i) -> __m512i {
 
 /// See [`ByRow::add_tq1_0`].
 #[inline(always)]
-pub(super) unsafe fn add_tq1_0(p: [*const u8; 4], x: *const Digits, mut totals: [__m512; 4]) -> [__m512; 4] {
+pub(super) unsafe fn add_tq1_0<const M: usize>(
+    p: [*const u8; 4],
+    x: [*const Digits; M],
+    mut totals: [[__m512; 4]; M],
+) -> [[__m512; 4]; M] {
     let d = f16(four!(|r| p[r].add(52)));
-    let factors = |n: usize| Avx512::load((&raw const (*x).factors[n]).cast());
-    let start = Avx512::load((&raw const (*x).start).cast());
-    let scale = _mm512_loadu_ps((&raw const (*x).scale).cast());
-    for r in 0..4 {
-        let mut rest = _mm512_maskz_loadu_epi32((1 << 13) - 1, p[r].cast());
-        let mut sums = _mm512_dpbusd_epi32(start, rest, factors(0));
-        for n in 1..6 {
-            rest = kept(_mm512_add_epi8(_mm512_add_epi8(rest, rest), rest));
-            sums = _mm512_dpbusd_epi32(sums, rest, factors(n));
+    let mut rests = four!(|r| _mm512_maskz_loadu_epi32((1 << 13) - 1, p[r].cast()));
+    let mut sums = [[_mm512_setzero_si512(); 4]; M];
+    for i in 0..M {
+        sums[i] = [Avx512::load((&raw const (*x[i]).start).cast()); 4];
+    }
+    for n in 0..6 {
+        for i in 0..M {
+            let factors = Avx512::load((&raw const (*x[i]).factors[n]).cast());
+            for r in 0..4 {
+                sums[i][r] = _mm512_dpbusd_epi32(sums[i][r], rests[r], factors);
+            }
         }
-        totals[r] = added(sums, d[r], scale, totals[r]);
+        if n < 5 {
+            for rest in &mut rests {
+                *rest = kept(_mm512_add_epi8(_mm512_add_epi8(*rest, *rest), *rest));
+            }
+        }
+    }
+    for i in 0..M {
+        let scale = _mm512_loadu_ps((&raw const (*x[i]).scale).cast());
+        for r in 0..4 {
+            totals[i][r] = added(sums[i][r], d[r], scale, totals[i][r]);
+        }
     }
     totals
 }
