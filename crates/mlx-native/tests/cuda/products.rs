@@ -212,6 +212,35 @@ fn rows_that_start_anywhere_are_multiplied() {
     }
 }
 
+/// Rows whose largest exponents are in their first values, between, or in the last ones, which tiles multiply first: each feature is compared by itself.
+#[test]
+fn exponents_of_a_row_may_lie_far_apart() {
+    let Some(device) = device(DeviceOptions::default()) else { return };
+    let (m, n) = (260, 672);
+    for k in [1056, 1088] {
+        let mut rng = rng(1, &format!("exponents {k}"));
+        let x: Vec<f32> = (0..m * k).map(|_| normal(&mut rng)).collect();
+        let format = WeightFormat::Ggml(GgmlType::MXFP4);
+        let mut weight = WeightData::random(format, 1, n, k, Scales::Ordinary, &mut rng).unwrap();
+        let blocks = k / 32;
+        for (i, block) in weight.data.bytes.chunks_mut(17).enumerate() {
+            let (row, place) = (i / blocks, i % blocks);
+            let largest = [0, blocks / 2, blocks - 1][row % 3];
+            block[0] = if place == largest { 150 } else { 100 + (7 * place % 11) as u8 };
+        }
+        let found = products(&device, &x, &[&weight]).remove(0);
+        for (feature, w) in weight.decode().unwrap().chunks(k).enumerate() {
+            let (mut errors, mut energy) = (0.0, 0.0);
+            for (row, found) in x.chunks(k).zip(found.chunks(n)) {
+                let y: f64 = row.iter().zip(w).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+                errors += (y - f64::from(found[feature])).powi(2);
+                energy += y * y;
+            }
+            assert!(errors / energy < 1e-6, "k {k}, feature {feature}: {}", errors / energy);
+        }
+    }
+}
+
 /// A row's bits are those that it has among other numbers of rows, in another place and beside other products; rows beside it that are not finite change nothing.
 #[test]
 fn invariant_rows_do_not_depend_on_others() {

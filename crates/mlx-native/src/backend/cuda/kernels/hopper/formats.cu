@@ -111,8 +111,8 @@ DI void lookup(u32 w, u32 t0, u32 t1, u32 t2, u32 t3, u32& first, u32& second) {
 
 struct Plain { // what most formats have in common
     static constexpr int SUB = 32, OFFSET = 0, LIFT = 0; // LIFT: the half-precision weights are times 2^LIFT
-    static constexpr int SLICES = 1;                     // of a unit, each a stage of the widest tiles
-    static constexpr int TAIL = 0;                       // bytes of a ragged row's last values, 64 or less, that the widest tiles copy beside the unit before, and where they may start
+    static constexpr int SLICES = 1, RAGGED_SLICES = 1;  // of a unit, each a stage of the widest tiles; of ragged rows, where a slice takes as many copies as a unit
+    static constexpr int TAIL = 0;                       // bytes of a ragged row's last values, 64 or less, that the widest tiles copy apart, and where they may start
     static constexpr float QUANTUM = SUBNORMAL;          // what bits<0> gives for 1
     static constexpr bool MINIMUM = false, UNIT_SCALE = false, TRUE_HALVES = false, AFFINE = false;
     // Scales and minimums of the tile kernel are found in half arithmetic: `half_scale` and `half_minimum`, in both halves.
@@ -144,7 +144,7 @@ struct Plain { // what most formats have in common
 
 // ---- blocks of 32 values: low nibbles the first 16, high nibbles the last ----
 template <int BLOCK, int QS> struct Blocks : Plain {
-    static constexpr int UNIT = 8 * BLOCK, TAIL = 64;
+    static constexpr int UNIT = 8 * BLOCK, TAIL = 48;
     DI static constexpr int shift(int step) { return step & 1 ? 4 : 0; }
     static constexpr bool ROTATED = true;
     DI static constexpr int place(int i) { return (i & ~15) + nibble_place(i & 15, ((i >> 5) * BLOCK + QS) & 3); }
@@ -198,7 +198,7 @@ template <int BLOCK, int QH, int QS> struct FiveBits : Blocks<BLOCK, QS> {
     }
 };
 struct Q5_0 : FiveBits<22, 2, 6> {
-    static constexpr int OFFSET = 16;
+    static constexpr int OFFSET = 16, TAIL = 64;
     static constexpr bool FETCHED = true;
 };
 struct Q5_1 : FiveBits<24, 4, 8> {
@@ -211,7 +211,7 @@ struct Q5_1 : FiveBits<24, 4, 8> {
     template <class R> DI static void minimums(const R& row, const Head&, int t, u32 (&m)[1]) { m[0] = prmt(row.moved(48 * t).word(0), row.moved(48 * t).word(24), 0x7632); }
 };
 struct Q8_0 : Plain {
-    static constexpr int UNIT = 272, OFFSET = 128, SLICES = 2, TAIL = 48;
+    static constexpr int UNIT = 272, OFFSET = 128, SLICES = 2, RAGGED_SLICES = 2, TAIL = 80;
     static constexpr bool FETCHED = true;
     DI static constexpr int shift(int) { return 0; }
     // A block that starts two bytes past a word rotates its 32 bytes by two.
@@ -246,7 +246,7 @@ template <u32 MAGIC> DI void codebook_of_16(u32 w, u32 (&low)[2], u32 (&high)[2]
 }
 struct IQ4_NL : Codebook<18, 2> {
     static constexpr bool BESIDE = true;
-    static constexpr int OFFSET = 128, TAIL = 64;
+    static constexpr int OFFSET = 128, TAIL = 48;
     template <u32 MAGIC, class R> DI static void bits(const R& row, const Head&, int c, int t, u32 (&q)[4][2]) {
 #pragma unroll
         for (int j = 0; j < 2; j++) codebook_of_16<MAGIC>(row.quad((2 * c + j) * 18 + 2, t), q[2 * j], q[2 * j + 1]);

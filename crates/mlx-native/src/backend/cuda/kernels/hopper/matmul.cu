@@ -29,7 +29,7 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
     if (CLUSTER > 1) asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
     if (threadIdx.x == 0) {
         for (int i = 0; i < L::X_STAGES; i++) barrier_init(x_full + 8 * i, 1), barrier_init(x_empty + 8 * i, 4 * GROUPS * CLUSTER);
-        for (int i = 0; i < L::W_STAGES; i++) barrier_init(w_full + 8 * i, 1), barrier_init(w_empty + 8 * i, 4 * GROUPS);
+        for (int i = 0; i < L::W_SLOTS; i++) barrier_init(w_full + 8 * i, 1), barrier_init(w_empty + 8 * i, 4 * GROUPS);
         for (int i = 0; i < GROUPS * L::PIECES; i++) barrier_init(store_full + 8 * i, WOVEN ? 4 * GROUPS : 4), barrier_init(store_empty + 8 * i, 1);
         for (int i = 0; i < GROUPS; i++) barrier_init(shared + L::PARTS_FULL + 8 * i, STAGED ? 1 : 4);
         barriers_ready();
@@ -86,12 +86,13 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
 #pragma unroll 1
                 for (; v < end; v++, unit++)
 #pragma unroll 1
-                    for (int c = 0; c < (L::TAIL_BYTES > 0 && a.tail && unit + 1 == (int)a.units ? 5 : 4); c += L::CHUNKS) {
+                    for (int c = L::TAILED && a.tail && unit == 0 ? -1 : 0; c < 4; c += L::CHUNKS) {
                         const u32 to = stage(L::X_BYTES) + rank * (L::CHUNK_BYTES / CLUSTER);
+                        const int from = L::TAILED && c < 0 ? a.units * 256 : unit * 256 + c * 64;
 #pragma unroll
                         for (int i = 0; i < L::CHUNKS; i++) {
-                            if (CLUSTER > 1) tile_multicast(to + i * L::CHUNK_BYTES, x, unit * 256 + (c + i) * 64, token, x_full + 8 * slot, (1 << CLUSTER) - 1);
-                            else tile_copy(to + i * L::CHUNK_BYTES, x, unit * 256 + (c + i) * 64, token, x_full + 8 * slot);
+                            if (CLUSTER > 1) tile_multicast(to + i * L::CHUNK_BYTES, x, from + i * 64, token, x_full + 8 * slot, (1 << CLUSTER) - 1);
+                            else tile_copy(to + i * L::CHUNK_BYTES, x, from + i * 64, token, x_full + 8 * slot);
                         }
                         advance();
                     }
@@ -118,8 +119,13 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
                 }
             }
         } else if (threadIdx.x == 32) {
-            int slot = 0, phase = 1, side = -1, tile, unit = 0, row = 0, matrix = 0;
+            int slot = 0, phase = L::TAILED ? -1 : 1, side = -1, tile, unit = 0, row = 0, matrix = 0;
             if (a.moved) wait_for_predecessor();
+            // With tails each slot has a bit of `phase`, as it is not used in turn.
+            auto wait_for_room = [&](int of) {
+                barrier_wait(w_empty + 8 * of, L::TAILED ? phase >> of & 1 : phase);
+                if (L::TAILED) phase ^= 1 << of;
+            };
             auto copy = [&](u32 to, const TensorMap* map, int at, u32 bar) {
                 if (ROUTED) tile_copy(to, map, at, row, matrix, bar);
                 else tile_copy(to, map, at, row, bar);
@@ -138,16 +144,9 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
                     const u32 to = shared + L::W + slot * L::W_BYTES;
                     const u32 at = (unit * L::SLICES + slice) * L::SLICE;
                     if (EARLY && v * L::SLICES + slice == 1) barrier_wait(w_full, 0);
-                    barrier_wait(w_empty + 8 * slot, phase);
+                    wait_for_room(slot);
                     const bool sides = more_sides && slice == 0;
-                    const bool ends = L::TAIL_BYTES > 0 && a.tail && unit + 1 == (int)a.units;
-                    barrier_expect(w_full + 8 * slot, L::LINES * L::ROWS * L::PITCH + (sides ? 2 * L::SIDE_BYTES : 0) + (ends ? L::TAIL_BYTES : 0));
-                    if constexpr (L::TAIL_BYTES > 0) {
-                        // Who multiplies has long been done with the tail before: it has released units since.
-                        if (ends)
-#pragma unroll 1
-                            for (int i = 0; i < SORTS; i++) tile_copy(shared + L::TAIL + OF_SORT * i * L::TAIL_PITCH, scales, (i * a.w_row + at + F::UNIT & ~15) / 2, row / SORTS, w_full + 8 * slot);
-                    }
+                    barrier_expect(w_full + 8 * slot, L::LINES * L::ROWS * L::PITCH + (sides ? 2 * L::SIDE_BYTES : 0));
                     if constexpr (RAGGED) {
                         // SORTS rows are a multiple of 16 bytes, and one row of the map: a copy takes all rows of a sort that a tile has.
 #pragma unroll 1
@@ -164,7 +163,18 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
                             copy(to + L::SIDE_BYTES, biases, from / 2, w_full + 8 * slot);
                         }
                     }
-                    if (++slot == L::W_STAGES) slot = 0, phase ^= 1;
+                    if (++slot == L::W_STAGES) slot = 0, phase ^= L::TAILED ? 0 : 1;
+                }
+                if constexpr (L::TAILED) {
+                    if (a.tail && unit == 0) {
+                        // A lent stage is the one after the first unit, whose own weights come later then.
+                        const int tail = L::LENT ? slot : L::W_STAGES;
+                        wait_for_room(tail);
+                        barrier_expect(w_full + 8 * tail, L::TAIL_BYTES);
+#pragma unroll 1
+                        for (int i = 0; i < SORTS; i++)
+                            tile_copy(shared + L::W + tail * L::W_BYTES + OF_SORT * i * L::TAIL_PITCH, scales, (i * a.w_row + a.units * F::UNIT & ~15) / 2, row / SORTS, w_full + 8 * tail);
+                    }
                 }
             }
         } else if (STAGED && threadIdx.x >= 64) {
@@ -211,13 +221,13 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
             return L::SWIZZLED ? start : start - before;
         };
         // Where a ragged row ends within the unit ahead, what follows counts as zero: its x is, and its scales are made so. A warp's rows are read by no other.
-        auto cut_tail = [&]() {
+        auto cut_tail = [&](int slice) {
             const int valid = (int)a.k - 256 * unit_ahead;
             if (!RAGGED || F::UNIT_SCALE || valid >= 256) return;
 #pragma unroll
             for (int i = 0; i < MI; i++)
 #pragma unroll
-                for (int which = 0; which < 2; which++) clear_scales<F>(smem + row_of(i, which, 0), t, valid);
+                for (int which = 0; which < 2; which++) clear_scales<F, L::SLICES>(smem + row_of(i, which, slice * 4 / L::SLICES), t, slice, valid);
             // The stage will be filled again by copies.
             proxy_fence();
             __syncwarp();
@@ -313,7 +323,7 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
         };
         if (work.total > 0) {
             barrier_wait(w_full, 0);
-            cut_tail();
+            cut_tail(0);
             look_ahead(true);
             dequantize(0, 0, 0);
         }
@@ -325,7 +335,6 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
             work.at(v, tile, unit);
             const int end = work.run_end(v, unit);
             const bool part = work.is_part(v, unit), incomplete = !part && end - v != (int)a.units;
-            const int begun = v;
             // What undoes the scaling of rows 64 q + 2 lane and the one after, and where they go, fetched once: loads between the stores would wait for one another.
             constexpr int SHARE = NT < 64 ? 1 : NT / 64;
             Tile here;
@@ -351,6 +360,55 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
 #pragma unroll
                 for (int i = 0; i < MI; i++) references[i][0] = references_ahead[i][0], references[i][1] = references_ahead[i][1];
             }
+            if constexpr (L::TAILED) {
+                // The last values of a tile's rows are multiplied first, by the operand that no chunk has yet: their product runs beside what follows.
+                if (a.tail && unit == 0) {
+                    const bool half = a.k - 256 * a.units <= 32;
+                    const int slot = L::tail_slot(ws);
+                    barrier_wait(w_full + 8 * slot, w_phase >> slot & 1);
+                    w_phase ^= 1 << slot;
+                    u32 rows[2], scales[2] = {};
+#pragma unroll
+                    for (int i = 0; i < 2; i++) rows[i] = L::W + slot * L::W_BYTES + (top_row + i * other) * L::TAIL_PITCH + (a.units * F::UNIT + sorts[i] & 15);
+                    if constexpr (F::RANGED) {
+                        int own[2][2];
+                        bool matters = false;
+#pragma unroll
+                        for (int which = 0; which < 2; which++) {
+                            F::own_exponents(smem + rows[which], own[which]);
+                            if (half) own[which][1] = 0;
+                            matters |= max(own[which][0], own[which][1]) > references[0][which] + F::HEADROOM + F::MOST;
+                        }
+                        // Then the run begins with their references, and the first chunk is dequantized once more.
+                        if (__any_sync(~0u, matters)) {
+#pragma unroll
+                            for (int which = 0; which < 2; which++) {
+                                const int largest = max(own[which][0], own[which][1]);
+                                if (largest > references[0][which] + F::HEADROOM + F::MOST) references[0][which] = references_ahead[0][which] = largest;
+                            }
+                            look_ahead(false);
+                            dequantize(0, 0, 0);
+                        }
+#pragma unroll
+                        for (int which = 0; which < 2; which++) scales[which] = F::ranged_scales(own[which], references[0][which]);
+                    }
+                    dequantize_from(1, 0, 0, rows[0], rows[1], scales);
+                    __syncwarp();
+                    if (lane == 0) barrier_arrive(w_empty + 8 * slot);
+                    barrier_wait(x_full + 8 * xs, x_phase);
+                    auto multiply = [&](auto steps) {
+                        warpgroup_fence();
+#pragma unroll
+                        for (int s = 0; s < decltype(steps)::COUNT; s++) warpgroup_mma<NT>(acc[0], left[1][s], operand_of(shared + L::X + xs * L::X_BYTES) + 2 * s);
+                        warpgroup_commit();
+                    };
+                    // Behind 32 values lies what belongs to others, or nothing.
+                    if (half) multiply(Steps<2>{});
+                    else multiply(Steps<4>{});
+                    used = xs;
+                    if (++xs == L::X_STAGES) xs = 0, x_phase ^= 1;
+                }
+            }
             // One loop over the run's units, or several between which sums are scaled: nothing may happen to them within.
             while (true) {
 #pragma unroll 1
@@ -374,8 +432,10 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
                         if (next_mi == 0 && next_c * L::SLICES % 4 == 0) {
                             __syncwarp();
                             if (lane == 0) barrier_arrive(w_empty + 8 * ws);
-                            if (++ws == L::W_STAGES) ws = 0, w_phase ^= 1;
-                            if (next_c < 4 || v + 1 < work.total) barrier_wait(w_full + 8 * ws, w_phase);
+                            if (L::TAILED) w_phase ^= 1 << ws;
+                            if (++ws == L::W_STAGES) ws = 0, w_phase ^= L::TAILED ? 0 : 1;
+                            if (next_c < 4 || v + 1 < work.total) barrier_wait(w_full + 8 * ws, L::TAILED ? w_phase >> ws & 1 : w_phase);
+                            if (next_c < 4) cut_tail(next_c * L::SLICES / 4);
                         }
                         if (next_c == 4) {
                             if (RAGGED || L::PAST || F::AFFINE) {
@@ -384,7 +444,7 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
                                 if (jumps) work.at(v + 1, tile_ahead, unit_ahead);
                                 if (F::AFFINE && (jumps || unit_ahead % L::SIDE_UNITS == 0) && ++side == L::W_STAGES) side = 0;
                             }
-                            if (v + 1 < work.total) cut_tail();
+                            if (v + 1 < work.total) cut_tail(0);
                             look_ahead(v + 1 == end);
                         }
                         dequantize(buffer ^ 1, next_c & 3, next_mi);
@@ -412,43 +472,6 @@ DI void multiply_tiles(const TensorMap* weights, const TensorMap* x, const Tenso
             look_up();
             warpgroup_wait<0>();
             release(used), used = -1;
-            if constexpr (L::TAIL_BYTES > 0) {
-                if (a.tail && unit + end - begun == (int)a.units) {
-                    const bool half = a.k - 256 * a.units <= 32;
-                    u32 rows[2];
-#pragma unroll
-                    for (int which = 0; which < 2; which++) rows[which] = L::TAIL + (top_row + which * other) * L::TAIL_PITCH + (a.units * F::UNIT + sorts[which] & 15);
-                    u32 scales[2] = {};
-                    if constexpr (F::RANGED) {
-                        // As between units.
-#pragma unroll
-                        for (int which = 0; which < 2; which++) {
-                            int own[2];
-                            F::own_exponents(smem + rows[which], own);
-                            const int largest = half ? own[0] : max(own[0], own[1]), before = references[0][which];
-                            if (largest > before + F::HEADROOM + F::MOST) references[0][which] = largest;
-                            const float down = __uint_as_float((u32)max(before - references[0][which] + 127, 0) << 23);
-#pragma unroll
-                            for (int j = 0; j < NT / 8; j++) acc[0][4 * j + 2 * which] *= down, acc[0][4 * j + 2 * which + 1] *= down;
-                            scales[which] = F::ranged_scales(own, references[0][which]);
-                        }
-                    }
-                    dequantize_from(1, 0, 0, rows[0], rows[1], scales);
-                    barrier_wait(x_full + 8 * xs, x_phase);
-                    auto multiply = [&](auto steps) {
-                        warpgroup_fence();
-#pragma unroll
-                        for (int s = 0; s < decltype(steps)::COUNT; s++) warpgroup_mma<NT>(acc[0], left[1][s], operand_of(shared + L::X + xs * L::X_BYTES) + 2 * s);
-                        warpgroup_commit();
-                        warpgroup_wait<0>();
-                    };
-                    // Behind 32 values lies what belongs to others, or nothing.
-                    if (half) multiply(Steps<2>{});
-                    else multiply(Steps<4>{});
-                    release(xs);
-                    if (++xs == L::X_STAGES) xs = 0, x_phase ^= 1;
-                }
-            }
             if constexpr (F::RANGED) {
 #pragma unroll
                 for (int i = 0; i < MI; i++)

@@ -12,7 +12,7 @@ DI constexpr int sorts_of(TileRows starts) { return starts == ON_BYTES ? 16 : 8;
 // STAGED: sums go to the output through shared memory.
 template <class F, int GROUPS, int MI, int NT, bool STAGED, bool RAGGED> struct MatMulLayout {
     // A stage of weights is a unit, or a slice of one where units have many bytes.
-    static constexpr int SLICES = STAGED && !RAGGED ? F::SLICES : 1, SLICE = F::UNIT / SLICES;
+    static constexpr int SLICES = !STAGED ? 1 : RAGGED ? F::RAGGED_SLICES : F::SLICES, SLICE = F::UNIT / SLICES;
     // Copies start on 16 bytes: a slice may start later than that, at the same place in all rows or, in ragged ones, anywhere.
     static constexpr int PAST = RAGGED ? 16 : SLICE % 16 == 0 ? 0 : SLICE % 8 == 0 ? 8 : SLICE % 4 == 0 ? 12 : 14;
     // Slices of whole lines of 128 bytes are copied line by line, and swizzled instead of spaced.
@@ -23,9 +23,11 @@ template <class F, int GROUPS, int MI, int NT, bool STAGED, bool RAGGED> struct 
     // Scales and biases come for several units at once, as rows of few bytes are copied slowly. Behind each stage is room for some, used in turn.
     static constexpr int SIDE_PITCH = up(side_of<F>(), STAGED ? 16 : 32), SIDE_BYTES = ROWS * SIDE_PITCH, SIDE_UNITS = SIDE_PITCH / most(side_of<F>(), 1);
     static constexpr int SIDE = up(LINES * ROWS * PITCH, 128), CHUNK_BYTES = NT * 128, W_BYTES = SIDE + 2 * SIDE_BYTES;
-    // The last values of ragged rows, 64 or less, that no unit of their own need be made for.
+    // The last values of ragged rows, 64 or less, that no unit of their own need be made for. Where a stage is a slice the next stage is LENT to them, as pieces of the output want
+    // their room; a whole unit would come too late then.
     static constexpr int TAIL_PITCH = STAGED && RAGGED ? F::TAIL : 0, TAIL_BYTES = ROWS * TAIL_PITCH;
-    static constexpr int ROOM = SHARED_LIMIT - 512 - TAIL_BYTES;
+    static constexpr bool TAILED = TAIL_BYTES > 0, LENT = TAILED && SLICES > 1;
+    static constexpr int ROOM = SHARED_LIMIT - 512 - (LENT ? 0 : TAIL_BYTES);
     // Narrow tiles are bound by memory: as many stages of weights as leave two units of x, and a stage of x is a unit, so that short
     // products wait less often. Where that leaves less than three, six chunks have to do.
     static constexpr int CHUNKS = NT <= 64 && (ROOM - 8 * CHUNK_BYTES) / W_BYTES > 2 ? 4 : 1, X_BYTES = CHUNKS * CHUNK_BYTES;
@@ -35,12 +37,15 @@ template <class F, int GROUPS, int MI, int NT, bool STAGED, bool RAGGED> struct 
     static constexpr int W_STAGES = STAGED ? SLICES + 1 : MANY > 2 ? MANY : most(2, least((ROOM - 6 * X_BYTES) / W_BYTES, 3));
     static constexpr int X_STAGES = STAGED ? 4 : least((ROOM - W_STAGES * W_BYTES) / X_BYTES, 8), LEFT = ROOM - W_STAGES * W_BYTES - X_STAGES * X_BYTES;
     static constexpr int PIECE = LEFT >= 2 * GROUPS * 32 * 256 ? 32 : 16, PIECE_BYTES = PIECE * 64 * 4, PIECES = STAGED ? least(LEFT / (GROUPS * PIECE_BYTES), 8) : 0;
-    static constexpr int X = 0, STORE = X_STAGES * X_BYTES, W = STORE + GROUPS * PIECES * PIECE_BYTES, TAIL = W + W_STAGES * W_BYTES, X_FULL = TAIL + TAIL_BYTES, X_EMPTY = X_FULL + 8 * X_STAGES,
-                         W_FULL = X_EMPTY + 8 * X_STAGES, W_EMPTY = W_FULL + 8 * W_STAGES, STORE_FULL = W_EMPTY + 8 * W_STAGES, STORE_EMPTY = STORE_FULL + 8 * GROUPS * PIECES;
+    // Stages of weights, and the room of tails as one more behind them where none is lent. The slot of a run's tail, where its first unit begins in slot `first`.
+    static constexpr int W_SLOTS = W_STAGES + (TAILED && !LENT);
+    DI static constexpr int tail_slot(int first) { return !LENT ? W_STAGES : first == 0 ? W_STAGES - 1 : first - 1; }
+    static constexpr int X = 0, STORE = X_STAGES * X_BYTES, W = STORE + GROUPS * PIECES * PIECE_BYTES, TAIL = W + W_STAGES * W_BYTES, X_FULL = TAIL + (LENT ? 0 : TAIL_BYTES), X_EMPTY = X_FULL + 8 * X_STAGES,
+                         W_FULL = X_EMPTY + 8 * X_STAGES, W_EMPTY = W_FULL + 8 * W_SLOTS, STORE_FULL = W_EMPTY + 8 * W_SLOTS, STORE_EMPTY = STORE_FULL + 8 * GROUPS * PIECES;
     static constexpr int PARTS_FULL = STORE_EMPTY + 8 * GROUPS * PIECES, BYTES = PARTS_FULL + 8 * GROUPS;
     // The sums of a block, and the chunks of x that they fill.
     static constexpr int PART_BYTES = ROWS * NT * 4, PART_CHUNKS = PART_BYTES / CHUNK_BYTES;
-    static_assert(X_STAGES * CHUNKS >= 3 && (!STAGED || PIECES >= 2) && BYTES <= SHARED_LIMIT, "stages");
+    static_assert(X_STAGES * CHUNKS >= 3 && (!STAGED || PIECES >= 2) && TAIL_BYTES <= W_BYTES && BYTES <= SHARED_LIMIT, "stages");
 };
 
 // A unit's row in swizzled lines, LINE bytes from one to the next: `at` is where the first one lies, plus 16 for each row since the last multiple of eight. Offsets are multiples of 16.
@@ -59,11 +64,11 @@ constexpr u32 half_of_integer(int v) { // for |v| < 2048, both halves
     return h * 0x10001u;
 }
 
-// Makes zeros of a unit's scales and minimums from its value `valid` on, where those of the next row lie, in shared memory; each of four lanes those of two groups. Only blocks of 32 values
-// end within a unit, and each begins with its scale.
-template <class F> DI void clear_scales(u8* unit, int t, int valid) {
+// Makes zeros of the scales and minimums of a unit's slice from its value `valid` on, where those of the next row lie, in shared memory; each of four lanes those of every fourth group.
+// Only blocks of 32 values end within a unit, and each begins with its scale.
+template <class F, int SLICES> DI void clear_scales(u8* unit, int t, int slice, int valid) {
 #pragma unroll
-    for (int group = t; group < 8; group += 4)
+    for (int group = slice * (8 / SLICES) + t; group < (slice + 1) * (8 / SLICES); group += 4)
         if (32 * group >= valid) {
             u8* block = unit + group * (F::UNIT / 8);
             if constexpr (F::RANGED) *block = 0;

@@ -66,8 +66,7 @@ impl Tile {
 const STORED: usize = 32;
 /// Ragged rows that are a row of the weight's map, a multiple of 16 bytes: where a row has an even number of bytes, and where it has any.
 const SORTS: [usize; 2] = [8, 16];
-/// How far past a multiple of 16 bytes they start at most, and values that may lie beside a unit.
-const MOST_PAST: usize = 15;
+/// Values that need no unit of their own.
 const TAIL_VALUES: usize = 64;
 /// Rows of the input that change places where tiles are turned.
 const TURNED: usize = 8;
@@ -90,7 +89,11 @@ pub(super) struct Layout {
 impl Layout {
     pub(super) fn new(format: super::Format, tile: Tile) -> Layout {
         // Staged tiles have slices of units as stages.
-        let slices = if tile.staged && !tile.ragged { format.slices } else { 1 };
+        let slices = match (tile.staged, tile.ragged) {
+            (false, _) => 1,
+            (true, false) => format.slices,
+            (true, true) => format.ragged_slices,
+        };
         let slice = format.unit / slices;
         let past = match slice {
             _ if tile.ragged => 16,
@@ -105,7 +108,8 @@ impl Layout {
         let rows = tile.features();
         let chunk_bytes = tile.rows * 128;
         let w_bytes = (lines * rows * pitch).next_multiple_of(128) + 2 * rows * side_pitch;
-        let tail_bytes = if tile.staged && tile.ragged { rows * format.tail } else { 0 };
+        // A tail has room of its own unless a slice's stage is lent to it.
+        let tail_bytes = if tile.staged && tile.ragged && slices == 1 { rows * format.tail } else { 0 };
         let room = SHARED_LIMIT - 512 - tail_bytes;
         // A stage of the input is 64 values of k, or a unit.
         let beside = |chunks: usize| (room - chunks * chunk_bytes) / w_bytes;
@@ -124,8 +128,8 @@ impl Layout {
         let piece = if room - stages >= 2 * tile.groups * 32 * 256 { 32 } else { 16 };
         let piece_bytes = tile.groups * piece * 256;
         let pieces = if tile.staged { ((room - stages) / piece_bytes).min(8) } else { 0 };
-        // Two barriers for each stage and piece, and one for the parts of each warpgroup.
-        let barriers = 2 * (x_stages + w_stages + tile.groups * pieces) + tile.groups;
+        // Two barriers for each stage, tail and piece, and one for the parts of each warpgroup.
+        let barriers = 2 * (x_stages + w_stages + usize::from(tail_bytes > 0) + tile.groups * pieces) + tile.groups;
         Layout {
             pitch,
             side_pitch,
@@ -168,11 +172,12 @@ impl Product<'_> {
         Tile { groups: if self.anywhere() { tile.groups & !1 } else { tile.groups }, ..tile }
     }
 
-    /// Whether the last values of ragged rows are copied beside the unit before instead of in one of their own: where they fit, and rows are so long that a block has long been done with
-    /// those of the tile before.
+    /// Whether the last values of ragged rows are copied apart instead of in a unit of their own, where they fit.
     fn has_tail(&self, tile: Tile) -> bool {
         let (whole, tail) = (self.k / UNIT, self.k % UNIT);
-        let fits = tail * self.format.unit / UNIT + MOST_PAST <= self.format.tail;
+        // Rows start at multiples of this past a multiple of 16 bytes.
+        let step = 1 << (16 | self.w_row | (whole * self.format.unit)).trailing_zeros();
+        let fits = tail * self.format.unit / UNIT + 16 - step <= self.format.tail;
         tile.staged && tile.ragged && whole >= 4 && (1..=TAIL_VALUES).contains(&tail) && fits
     }
 

@@ -151,8 +151,9 @@ struct Format {
     sub: usize,
     /// Whether sums of the input are needed beside it.
     sums: bool,
-    /// Slices of a unit that widest tiles have as stages.
+    /// Slices of a unit that widest tiles have as stages, and of one of ragged rows.
     slices: usize,
+    ragged_slices: usize,
     /// `FETCHED` in formats.cu.
     fetched: bool,
     /// `FOLDED` in units.cu, for one row: minimums of sixteen groups are multiplied at once.
@@ -174,6 +175,7 @@ impl Format {
             sub,
             sums: true,
             slices: 1,
+            ragged_slices: 1,
             fetched: false,
             folded: false,
             short_tails: false,
@@ -184,7 +186,7 @@ impl Format {
 
     /// Blocks of 32 values.
     const fn short_blocks(name: &'static str, unit: usize) -> Format {
-        Format { short_tails: true, tail: 64, ..Format::blocks(name, unit, 32) }
+        Format { short_tails: true, tail: 48, ..Format::blocks(name, unit, 32) }
     }
 
     fn of(format: WeightFormat) -> Option<Format> {
@@ -192,16 +194,19 @@ impl Format {
             WeightFormat::Ggml(ty) => match ty {
                 GgmlType::Q4_0 => Format { slices: 2, fetched: true, ..Format::short_blocks("Q4_0", 144) },
                 GgmlType::Q4_1 => Format { slices: 2, fetched: true, ..Format::short_blocks("Q4_1", 160) },
-                GgmlType::Q5_0 => Format { fetched: true, ..Format::short_blocks("Q5_0", 176) },
+                GgmlType::Q5_0 => Format { fetched: true, tail: 64, ..Format::short_blocks("Q5_0", 176) },
                 GgmlType::Q5_1 => Format { fetched: true, ..Format::short_blocks("Q5_1", 192) },
-                GgmlType::Q8_0 => {
-                    Format { slices: 2, fetched: true, tail: 48, paired: true, ..Format::short_blocks("Q8_0", 272) }
-                }
+                GgmlType::Q8_0 => Format {
+                    slices: 2,
+                    ragged_slices: 2,
+                    fetched: true,
+                    tail: 80,
+                    paired: true,
+                    ..Format::short_blocks("Q8_0", 272)
+                },
                 GgmlType::IQ4_NL => Format::short_blocks("IQ4_NL", 144),
                 GgmlType::IQ4_XS => Format::blocks("IQ4_XS", 136, 32),
-                GgmlType::MXFP4 => {
-                    Format { sums: false, fetched: true, tail: 48, ..Format::short_blocks("MXFP4", 136) }
-                }
+                GgmlType::MXFP4 => Format { sums: false, fetched: true, ..Format::short_blocks("MXFP4", 136) },
                 GgmlType::Q2_K => Format { folded: true, ..Format::blocks("Q2_K", 84, 16) },
                 GgmlType::Q3_K => Format::blocks("Q3_K", 110, 16),
                 GgmlType::Q4_K => Format { fetched: true, ..Format::blocks("Q4_K", 144, 32) },
