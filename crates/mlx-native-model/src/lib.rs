@@ -1,6 +1,24 @@
 //! Text generation with GGUF files and MLX model directories on the compute library `mlx-native`.
 //!
 //! [`Model`] puts a file's or a directory's weights on a device, a [`Session`] is one context with its key-value cache, and [`tokenizer`] turns text into tokens and back.
+//!
+//! ```no_run
+//! use mlx_native::MlxDevice;
+//! use mlx_native_model::tokenizer::EncodeOptions;
+//! use mlx_native_model::{GenerationOptions, ModelFile, SessionOptions, generate};
+//! use std::ops::ControlFlow;
+//!
+//! let file = ModelFile::open("model.gguf")?; // or a model directory
+//! let tokenizer = file.tokenizer()?;
+//! let model = file.model(&MlxDevice::new()?)?;
+//! let mut session = model.session(SessionOptions::default())?;
+//! let prompt = tokenizer.encode("Once upon a time", EncodeOptions::default())?;
+//! generate(&mut session, &tokenizer, &prompt, &GenerationOptions::default(), |text| {
+//!     print!("{text}");
+//!     ControlFlow::Continue(())
+//! })?;
+//! # Ok::<(), mlx_native_model::ModelError>(())
+//! ```
 
 mod activations;
 pub mod chat_template;

@@ -4,6 +4,24 @@
 //! * [`Weight`] is a weight in any [`WeightFormat`]; [`CommandEncoder::matmul`] and its neighbours record operations, and a commit runs them.
 //! * [`ops`] has the published long-signature functions ([`quantized_matmul_ggml`], …), which record the same operations.
 //! * [`mod@format`] says what the bytes of a weight mean; [`io`] reads and writes files.
+//!
+//! ```
+//! use mlx_native::{DType, GgmlType, MlxDevice, Weight};
+//!
+//! let device = MlxDevice::new()?; // the best device of this machine; `MlxDevice::cpu()` is one that every machine has
+//! let (m, n, k) = (2, 3, 64);
+//! // Blocks as a GGUF file holds them, here all zeros; `io::gguf` maps a file's.
+//! let blocks = device.alloc_buffer(n * GgmlType::Q8_0.row_bytes(k)?, DType::U8, vec![n, GgmlType::Q8_0.row_bytes(k)?])?;
+//! let weight = Weight::ggml(GgmlType::Q8_0, n, k, blocks)?;
+//! let x = device.buffer_from_slice(&vec![1.0f32; m * k], DType::F32, vec![m, k])?;
+//! let mut y = device.alloc_buffer(m * n * 4, DType::F32, vec![m, n])?;
+//!
+//! let mut encoder = device.command_encoder()?;
+//! encoder.matmul(&x, &weight, &mut y)?; // y = x · weightᵀ, recorded
+//! encoder.commit_and_wait()?; // and computed
+//! assert_eq!(y.as_slice::<f32>()?, [0.0; 6]);
+//! # Ok::<(), mlx_native::MlxError>(())
+//! ```
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
