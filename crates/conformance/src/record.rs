@@ -2,9 +2,9 @@
 
 use fastrand::Rng;
 use mlx_native::{
-    DType, EmbeddingParams, GgmlBatchedQuantizedMatmulInputStrides, GgmlBatchedQuantizedMatmulParams,
+    AttentionParams, DType, EmbeddingParams, GgmlBatchedQuantizedMatmulInputStrides, GgmlBatchedQuantizedMatmulParams,
     GgmlQuantizedMatmulIdParams, GgmlQuantizedMatmulParams, GgmlQuantizedMatmulPerm021Params, GgmlType, IdMmScratch,
-    MlxBuffer, QuantizedMatmulParams, Result, RmsNormParams, RopeParams, WeightFormat,
+    MlxBuffer, QuantizedMatmulParams, Result, RmsNormParams, RopeParams, SampleParams, WeightFormat,
     dispatch_quantized_matmul_simd_bf16, dispatch_quantized_matmul_simd_bf16_expert, quantized_matmul,
     quantized_matmul_ggml, quantized_matmul_ggml_batched, quantized_matmul_ggml_batched_strided,
     quantized_matmul_id_ggml, quantized_matmul_id_ggml_pooled, quantized_matmul_mm_tensor_perm021,
@@ -363,23 +363,8 @@ fn rest(stage: &mut Stage<'_>, operation: &Operation, draw: &mut Draw<'_>) -> Re
             let mut y = stage.output_over(&before)?;
             stage.encoder.store_kv(&stage.input(&x)?, &mut y, &cache, start, n_tokens)
         }
-        Operation::Attention { dtype, params } | Operation::TokensAlone { dtype, params } => {
-            let alone = matches!(operation, Operation::TokensAlone { .. });
-            let cached = params.cache.n_kv_heads * params.cache.capacity * params.cache.head_dim;
-            let width = params.n_heads * params.cache.head_dim;
-            let q = draw.rows(DType::F32, params.n_tokens, width)?;
-            let (keys, values) = (draw.plain(dtype, cached)?, draw.plain(dtype, cached)?);
-            let (q, keys, values) = (stage.input(&q)?, stage.input(&keys)?, stage.input(&values)?);
-            let mut y = stage.output(DType::F32, params.n_tokens * width)?;
-            stage.encoder.attention(&q, &keys, &values, &mut y, &params)?;
-            for t in 0..if alone { params.n_tokens } else { 0 } {
-                let mut y = stage.output(DType::F32, width)?;
-                let row = q.try_slice_view((t * width * 4) as u64, width)?;
-                let params = mlx_native::AttentionParams { n_tokens: 1, start: params.start + t, ..params };
-                stage.encoder.attention(&row, &keys, &values, &mut y, &params)?;
-            }
-            Ok(())
-        }
+        Operation::Attention { dtype, params } => attention(stage, draw, dtype, &params, false),
+        Operation::TokensAlone { dtype, params } => attention(stage, draw, dtype, &params, true),
         Operation::ExpertGate(params) => {
             let logits = draw.rows(DType::F32, params.n_tokens, params.n_experts)?;
             let chosen = params.n_tokens * params.top_k;
@@ -396,35 +381,63 @@ fn rest(stage: &mut Stage<'_>, operation: &Operation, draw: &mut Draw<'_>) -> Re
             let mut y = stage.output(DType::F32, n_tokens * n)?;
             stage.encoder.expert_sum(&stage.input(&x)?, &weights, &mut y, n_tokens, top_k, n)
         }
-        Operation::ArgMax { rows, dim } => {
-            // The largest value stands twice, so that the smaller index has to win.
-            let x = draw.array(|rng| {
-                let mut x = normals(rng, rows * dim, 1.0);
-                for row in x.chunks_mut(dim) {
-                    let (first, second) = (rng.usize(..dim), rng.usize(..dim));
-                    (row[first], row[second]) = (9.0, 9.0);
-                }
-                Array::floats(DType::F32, &x)
-            })?;
-            let mut y = stage.output(DType::U32, rows)?;
-            stage.encoder.argmax(&stage.input(&x)?, &mut y, dim)
-        }
-        Operation::Sample { dim, params, history } => {
-            let spoilt = draw.values == Values::NotFinite;
-            let logits = draw.array(|rng| {
-                let mut logits = normals(rng, dim, 4.0);
-                if spoilt {
-                    logits[dim / 2] = f32::NAN;
-                }
-                Array::floats(DType::F32, &logits)
-            })?;
-            let history = if history > 0 { Some(stage.input(&draw.ids(history, dim, false)?)?) } else { None };
-            let mut y = stage.output(DType::U32, 1)?;
-            let logits = stage.input(&logits)?;
-            stage.encoder.sample(&logits, history.as_ref(), &mut y, &params)
-        }
+        Operation::ArgMax { rows, dim } => argmax(stage, draw, rows, dim),
+        Operation::Sample { dim, params, history } => sample(stage, draw, dim, &params, history),
         _ => Ok(()),
     }
+}
+
+/// All tokens together, and where it is asked for each of them alone too.
+fn attention(
+    stage: &mut Stage<'_>,
+    draw: &mut Draw<'_>,
+    dtype: DType,
+    params: &AttentionParams,
+    alone: bool,
+) -> Result<()> {
+    let cached = params.cache.n_kv_heads * params.cache.capacity * params.cache.head_dim;
+    let width = params.n_heads * params.cache.head_dim;
+    let q = draw.rows(DType::F32, params.n_tokens, width)?;
+    let (keys, values) = (draw.plain(dtype, cached)?, draw.plain(dtype, cached)?);
+    let (q, keys, values) = (stage.input(&q)?, stage.input(&keys)?, stage.input(&values)?);
+    let mut y = stage.output(DType::F32, params.n_tokens * width)?;
+    stage.encoder.attention(&q, &keys, &values, &mut y, params)?;
+    for t in 0..if alone { params.n_tokens } else { 0 } {
+        let mut y = stage.output(DType::F32, width)?;
+        let row = q.try_slice_view((t * width * 4) as u64, width)?;
+        let params = AttentionParams { n_tokens: 1, start: params.start + t, ..*params };
+        stage.encoder.attention(&row, &keys, &values, &mut y, &params)?;
+    }
+    Ok(())
+}
+
+fn argmax(stage: &mut Stage<'_>, draw: &mut Draw<'_>, rows: usize, dim: usize) -> Result<()> {
+    // The largest value stands twice, so that the smaller index has to win.
+    let x = draw.array(|rng| {
+        let mut x = normals(rng, rows * dim, 1.0);
+        for row in x.chunks_mut(dim) {
+            let (first, second) = (rng.usize(..dim), rng.usize(..dim));
+            (row[first], row[second]) = (9.0, 9.0);
+        }
+        Array::floats(DType::F32, &x)
+    })?;
+    let mut y = stage.output(DType::U32, rows)?;
+    stage.encoder.argmax(&stage.input(&x)?, &mut y, dim)
+}
+
+fn sample(stage: &mut Stage<'_>, draw: &mut Draw<'_>, dim: usize, params: &SampleParams, history: usize) -> Result<()> {
+    let spoilt = draw.values == Values::NotFinite;
+    let logits = draw.array(|rng| {
+        let mut logits = normals(rng, dim, 4.0);
+        if spoilt {
+            logits[dim / 2] = f32::NAN;
+        }
+        Array::floats(DType::F32, &logits)
+    })?;
+    let history = if history > 0 { Some(stage.input(&draw.ids(history, dim, false)?)?) } else { None };
+    let mut y = stage.output(DType::U32, 1)?;
+    let logits = stage.input(&logits)?;
+    stage.encoder.sample(&logits, history.as_ref(), &mut y, params)
 }
 
 /// An input and an output of the same size: two buffers, or two handles on one.

@@ -294,47 +294,47 @@ impl<'a> Prepared<'a> {
             copies: Vec::new(),
         };
         for (i, binding) in dispatch.bindings.iter().enumerate() {
-            match *binding {
-                Binding::Empty => {}
-                Binding::Buffer { buffer, offset, len, access } => {
-                    let len = len.or_else(|| buffer.len().checked_sub(offset));
-                    let len = len
-                        .filter(|l| offset.checked_add(*l).is_some_and(|end| end <= buffer.len()))
-                        .ok_or_else(|| {
-                            let found = format!("offset {offset}, length {len:?}");
-                            pipeline.refuse(
-                                &format!("buffer({i}) {:?}", buffer.name()),
-                                &format!("a range within {} bytes", buffer.len()),
-                                found,
-                            )
-                        })?;
-                    prepared.positions[i] = (buffer.position() + offset) as u64;
-                    prepared.lengths[i] = len as u64;
-                    prepared.buffers.push((
-                        buffer,
-                        offset,
-                        len,
-                        if buffer.is_read_only() { Access::Read } else { access },
-                    ));
-                    prepared.slots.push(i);
-                }
-                Binding::Bytes(bytes) => {
-                    if bytes.len() > BYTES_LIMIT {
-                        let expected = format!("up to {BYTES_LIMIT} bytes; more belongs in a buffer");
-                        return Err(pipeline.refuse(
-                            &format!("bytes for buffer({i})"),
-                            &expected,
-                            format!("{} bytes", bytes.len()),
-                        ));
-                    }
-                    let copy = Buffer::from_bytes("", bytes)?;
-                    prepared.positions[i] = copy.position() as u64;
-                    prepared.lengths[i] = bytes.len() as u64;
-                    prepared.copies.push((i, copy));
-                }
-            }
+            prepared.bind(pipeline, i, binding)?;
         }
         Ok(prepared)
+    }
+
+    /// Takes what is bound to `buffer(i)`.
+    fn bind(&mut self, pipeline: &Pipeline, i: usize, binding: &Binding<'a>) -> Result<()> {
+        match *binding {
+            Binding::Empty => {}
+            Binding::Buffer { buffer, offset, len, access } => {
+                let len = len.or_else(|| buffer.len().checked_sub(offset));
+                let len =
+                    len.filter(|l| offset.checked_add(*l).is_some_and(|end| end <= buffer.len())).ok_or_else(|| {
+                        let found = format!("offset {offset}, length {len:?}");
+                        pipeline.refuse(
+                            &format!("buffer({i}) {:?}", buffer.name()),
+                            &format!("a range within {} bytes", buffer.len()),
+                            found,
+                        )
+                    })?;
+                self.positions[i] = (buffer.position() + offset) as u64;
+                self.lengths[i] = len as u64;
+                self.buffers.push((buffer, offset, len, if buffer.is_read_only() { Access::Read } else { access }));
+                self.slots.push(i);
+            }
+            Binding::Bytes(bytes) => {
+                if bytes.len() > BYTES_LIMIT {
+                    let expected = format!("up to {BYTES_LIMIT} bytes; more belongs in a buffer");
+                    return Err(pipeline.refuse(
+                        &format!("bytes for buffer({i})"),
+                        &expected,
+                        format!("{} bytes", bytes.len()),
+                    ));
+                }
+                let copy = Buffer::from_bytes("", bytes)?;
+                self.positions[i] = copy.position() as u64;
+                self.lengths[i] = bytes.len() as u64;
+                self.copies.push((i, copy));
+            }
+        }
+        Ok(())
     }
 
     /// What the kernel may touch. Two parts of one buffer may overlap; a part that another one may write is tracked for
