@@ -3,7 +3,7 @@
 //! A [`MlxBuffer`] is a handle; cloning it, viewing a part of it and reshaping it give further handles on the same
 //! storage. Safe Rust stays sound although devices write through handles that the borrow checker cannot follow:
 //!
-//! * A storage knows how many recorded or running operations touch it. While there is one, host access is an error.
+//! * A storage knows whether recorded or running operations touch it: each list of them claims it. While one does, host access is an error.
 //! * [`MlxBuffer::as_slice`] keeps the memory that it shows alive in its handle. An operation that is to write a storage whose
 //!   memory some handle still shows moves the storage to a copy first, so that what was handed out never changes: the slice is
 //!   a snapshot that costs nothing until somebody writes.
@@ -11,7 +11,7 @@
 //!   alive; its hold on the memory is dropped, and with one handle nothing is ever copied.
 
 use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytemuck::Pod;
@@ -59,13 +59,16 @@ impl Drop for Shown {
 /// What all handles on a buffer share.
 pub(crate) struct Storage {
     device: DeviceId,
+    read_only: bool,
     handles: AtomicUsize,
     state: Mutex<State>,
+    /// See [`claimed`](Self::claimed).
+    claimed: AtomicU64,
 }
 
 struct State {
     memory: Arc<SharedMemory>,
-    /// Recorded or running operations that touch the storage.
+    /// Claims of lists that have not ended.
     pending: usize,
 }
 
@@ -75,12 +78,23 @@ impl Storage {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts one more recorded operation that reads the storage.
+    /// What the list that claimed the storage last has left here. It is no other list's, so a list that finds its own need not claim the storage again; one
+    /// that does so, because another list came between, only claims it twice.
+    pub(crate) fn claimed(&self) -> u64 {
+        self.claimed.load(Ordering::Relaxed)
+    }
+
+    /// Leaves a list's mark.
+    pub(crate) fn set_claimed(&self, mark: u64) {
+        self.claimed.store(mark, Ordering::Relaxed);
+    }
+
+    /// Counts one more claim of a list that reads the storage.
     pub(crate) fn begin(&self) {
         self.state().pending += 1;
     }
 
-    /// Counts one more recorded operation that writes the storage. When a handle shows the memory to the host, the storage
+    /// Counts one more claim of a list that writes the storage. When a handle shows the memory to the host, the storage
     /// moves to a copy: no write can be pending then, because showing is refused while one is, so the content is settled.
     pub(crate) fn begin_write(&self) -> Result<()> {
         let mut state = self.state();
@@ -173,8 +187,13 @@ impl MlxBuffer {
         dtype: DType,
         shape: Vec<usize>,
     ) -> MlxBuffer {
-        let state = State { memory: SharedMemory::new(memory), pending: 0 };
-        let storage = Storage { device, handles: AtomicUsize::new(1), state: Mutex::new(state) };
+        let storage = Storage {
+            device,
+            read_only: memory.read_only(),
+            handles: AtomicUsize::new(1),
+            state: Mutex::new(State { memory: SharedMemory::new(memory), pending: 0 }),
+            claimed: AtomicU64::new(0),
+        };
         MlxBuffer {
             storage: Arc::new(storage),
             offset: 0,
@@ -253,7 +272,7 @@ impl MlxBuffer {
                     "as_mut_slice: {handles} handles share this storage; writing needs the only one"
                 )));
             }
-            if state.memory.read_only() {
+            if self.storage.read_only {
                 return Err(MlxError::InvalidArgument("as_mut_slice: the buffer shows a read-only file".into()));
             }
             Arc::clone(&state.memory)
@@ -319,7 +338,7 @@ impl MlxBuffer {
 
     /// Whether the buffer shows memory that must not be written: a mapped file.
     pub fn is_read_only(&self) -> bool {
-        self.storage.state().memory.read_only()
+        self.storage.read_only
     }
 
     fn handle(&self, offset: usize, len: usize, shape: Vec<usize>) -> MlxBuffer {
@@ -346,10 +365,10 @@ impl MlxBuffer {
         if state.pending == 0 {
             return Ok(());
         }
-        Err(MlxError::CommandBufferError(format!(
-            "the buffer is used by {} recorded operation(s) that have not finished: commit the encoder and wait first",
-            state.pending
-        )))
+        Err(MlxError::CommandBufferError(
+            "the buffer is used by recorded operations that have not finished: commit the encoder and wait first"
+                .into(),
+        ))
     }
 
     fn elements_of<T: Pod>(&self) -> Result<usize> {

@@ -7,11 +7,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytemuck::Pod;
 
-use crate::backend::{self, Backend, Capability, CapabilityQuery};
+use crate::backend::{self, Backend, Capability, CapabilityQuery, ListContents};
 use crate::buffer::MlxBuffer;
 use crate::io::FileMap;
 use crate::memory::MappedMemory;
 use crate::ops::check::invalid;
+use crate::shelf::Shelf;
 use crate::{CommandEncoder, DType, Laps, LimitsProbe, MlxError, Result, VendorProduct};
 
 /// Tells the buffers of one device from those of another.
@@ -97,6 +98,7 @@ struct Inner {
     id: DeviceId,
     backend: Box<dyn Backend>,
     options: DeviceOptions,
+    lists: Arc<Shelf<ListContents>>,
 }
 
 impl MlxDevice {
@@ -263,7 +265,7 @@ impl MlxDevice {
     fn open(backend: Box<dyn Backend>, options: DeviceOptions) -> MlxDevice {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let id = DeviceId(NEXT.fetch_add(1, Ordering::Relaxed));
-        MlxDevice { inner: Arc::new(Inner { id, backend, options }) }
+        MlxDevice { inner: Arc::new(Inner { id, backend, options, lists: Arc::default() }) }
     }
 
     /// What it is, for people: the processor's instruction set and threads, the GPU's name.
@@ -292,6 +294,11 @@ impl MlxDevice {
 
     pub(crate) fn backend(&self) -> &dyn Backend {
         &*self.inner.backend
+    }
+
+    /// Memory for lists of operations.
+    pub(crate) fn lists(&self) -> &Arc<Shelf<ListContents>> {
+        &self.inner.lists
     }
 
     /// A zeroed buffer of `byte_len` bytes. The shape describes the content to the caller; operations take dimensions from their parameters.

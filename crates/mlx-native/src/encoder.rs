@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::backend::{CommandList, Recorded, Submission};
+use crate::buffer::View;
 use crate::device::{DeviceId, MlxDevice};
 use crate::ops::Op;
 use crate::ops::check::invalid;
@@ -35,7 +36,7 @@ pub struct CommandEncoder {
 
 impl CommandEncoder {
     pub(crate) fn new(device: MlxDevice) -> CommandEncoder {
-        let (list, submitted) = (CommandList::default(), VecDeque::new());
+        let (list, submitted) = (CommandList::new(device.lists()), VecDeque::new());
         CommandEncoder { device, list, since_barrier: 0, forced: None, submitted }
     }
 
@@ -81,20 +82,27 @@ impl CommandEncoder {
     /// Appends a checked operation; operands that overlap in a way it does not define are InvalidArgument.
     pub(crate) fn record(&mut self, op: Op) -> Result<()> {
         let kernel = self.forced.take();
-        check_aliasing(&op)?;
+        let (reads, writes) = (op.reads(), op.writes());
+        check_aliasing(&op, &reads, &writes)?;
         let pending = &self.list.ops()[self.since_barrier..];
-        let barrier = pending.iter().any(|earlier| conflict(&earlier.op, &op));
+        let barrier = pending.iter().any(|earlier| conflict(&earlier.op, &reads, &writes));
         if barrier {
             self.since_barrier = self.list.ops().len();
         }
+        drop((reads, writes));
         self.list.push(Recorded { op, barrier, kernel })
+    }
+
+    /// What has been recorded, whose place an empty list takes; none where that is nothing.
+    fn take_list(&mut self) -> Option<CommandList> {
+        self.since_barrier = 0;
+        let next = || CommandList::new(self.device.lists());
+        (!self.list.ops().is_empty()).then(|| std::mem::replace(&mut self.list, next()))
     }
 
     /// Hands what has been recorded to the device. Errors come back from [`wait_until_completed`](Self::wait_until_completed).
     pub fn commit(&mut self) {
-        self.since_barrier = 0;
-        let list = std::mem::take(&mut self.list);
-        if !list.ops().is_empty() {
+        if let Some(list) = self.take_list() {
             self.submitted.push_back(self.device.backend().submit(list));
         }
     }
@@ -130,9 +138,7 @@ impl CommandEncoder {
     ///
     /// Those of the wait.
     pub fn commit_and_wait(&mut self) -> Result<()> {
-        self.since_barrier = 0;
-        let list = std::mem::take(&mut self.list);
-        let last = if list.ops().is_empty() { Ok(()) } else { self.device.backend().run(list) };
+        let last = self.take_list().map_or(Ok(()), |list| self.device.backend().run(list));
         self.wait_until_completed().and(last)
     }
 }
@@ -146,22 +152,20 @@ impl Drop for CommandEncoder {
     }
 }
 
-/// Whether `later` must wait for `earlier`: one writes what the other touches.
-fn conflict(earlier: &Op, later: &Op) -> bool {
+/// Whether a later operation must wait for `earlier`: one writes what the other touches.
+fn conflict(earlier: &Op, later_reads: &[&View], later_writes: &[&View]) -> bool {
     let (earlier_reads, earlier_writes) = (earlier.reads(), earlier.writes());
-    let (later_reads, later_writes) = (later.reads(), later.writes());
-    earlier_writes.iter().any(|w| later_reads.iter().chain(&later_writes).any(|v| w.overlaps(v)))
+    earlier_writes.iter().any(|w| later_reads.iter().chain(later_writes).any(|v| w.overlaps(v)))
         || later_writes.iter().any(|w| earlier_reads.iter().any(|v| w.overlaps(v)))
 }
 
 /// An output may be the very bytes of an input where the operation works in place; otherwise nothing may overlap an output.
-fn check_aliasing(op: &Op) -> Result<()> {
-    let (reads, writes) = (op.reads(), op.writes());
+fn check_aliasing(op: &Op, reads: &[&View], writes: &[&View]) -> Result<()> {
     for (i, write) in writes.iter().enumerate() {
         if writes[..i].iter().any(|other| other.overlaps(write)) {
             return invalid(format!("{}: two outputs overlap", op.name()));
         }
-        for read in &reads {
+        for read in reads {
             let same = op.in_place(read) && read.same_start(write) && read.len == write.len;
             if read.overlaps(write) && !same {
                 return invalid(format!("{}: an output overlaps an input", op.name()));

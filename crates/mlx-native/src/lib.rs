@@ -37,6 +37,7 @@ mod kernel_registry;
 mod limits;
 mod memory;
 pub mod ops;
+mod shelf;
 mod timing;
 mod weight;
 

@@ -9,14 +9,17 @@ pub(crate) mod gpu;
 pub(crate) mod metal;
 pub(crate) mod reference;
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 
+use crate::buffer::Storage;
 use crate::device::Pace;
 use crate::device::{DeviceKind, DeviceOptions};
 use crate::format::WeightFormat;
 use crate::limits::Limits;
 use crate::memory::{HostMemory, MappedMemory, Memory};
 use crate::ops::Op;
+use crate::shelf::Shelf;
 use crate::{MlxError, Result};
 
 /// A device as the encoder sees it. Operations arrive checked; a backend turns them into work.
@@ -109,41 +112,87 @@ pub(crate) struct Recorded {
 }
 
 /// Recorded operations. While it lives, the storages that it touches are pending.
-#[derive(Debug, Default)]
 pub(crate) struct CommandList {
+    contents: ListContents,
+    /// A number that no other list has, times two.
+    mark: u64,
+    shelf: Arc<Shelf<ListContents>>,
+}
+
+/// What a list leaves the memory of to later ones.
+#[derive(Default)]
+pub(crate) struct ListContents {
     ops: Vec<Recorded>,
+    /// Storages that the list has claimed, some of them twice.
+    claims: Vec<Arc<Storage>>,
 }
 
 impl CommandList {
+    /// A list in memory from the shelf, which has it back in the end.
+    pub(crate) fn new(shelf: &Arc<Shelf<ListContents>>) -> CommandList {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let mark = 2 * NEXT.fetch_add(1, Ordering::Relaxed);
+        CommandList { contents: shelf.take(), mark, shelf: Arc::clone(shelf) }
+    }
+
     pub(crate) fn ops(&self) -> &[Recorded] {
-        &self.ops
+        &self.contents.ops
     }
 
     /// Appends an operation and marks its storages pending.
+    #[inline(always)] // So that the operation is moved once.
     pub(crate) fn push(&mut self, recorded: Recorded) -> Result<()> {
-        let writes = recorded.op.writes();
-        for (i, view) in writes.iter().enumerate() {
-            if let Err(error) = view.storage.begin_write() {
-                writes[..i].iter().for_each(|begun| begun.storage.end());
+        let before = self.contents.claims.len();
+        for view in recorded.op.writes() {
+            if let Err(error) = self.claim(&view.storage, true) {
+                self.release(before);
                 return Err(error);
             }
         }
         for view in recorded.op.reads() {
-            view.storage.begin();
+            self.claim(&view.storage, false)?;
         }
-        drop(writes);
-        self.ops.push(recorded);
+        self.contents.ops.push(recorded);
         Ok(())
+    }
+
+    /// Makes a storage pending, once for all operations that read it and once for all that write it.
+    fn claim(&mut self, storage: &Arc<Storage>, writes: bool) -> Result<()> {
+        let mark = self.mark + u64::from(writes);
+        let claimed = storage.claimed();
+        if claimed == mark || claimed == self.mark + 1 {
+            return Ok(());
+        }
+        if writes {
+            storage.begin_write()?;
+        } else {
+            storage.begin();
+        }
+        storage.set_claimed(mark);
+        self.contents.claims.push(Arc::clone(storage));
+        Ok(())
+    }
+
+    /// Takes all claims but the first `kept` back.
+    fn release(&mut self, kept: usize) {
+        for storage in self.contents.claims.drain(kept..) {
+            storage.set_claimed(0);
+            storage.end();
+        }
     }
 }
 
 impl Drop for CommandList {
     fn drop(&mut self) {
-        for recorded in &self.ops {
-            for view in recorded.op.reads().into_iter().chain(recorded.op.writes()) {
-                view.storage.end();
-            }
-        }
+        self.release(0);
+        self.contents.ops.clear();
+        self.shelf.put(std::mem::take(&mut self.contents));
+    }
+}
+
+impl Default for CommandList {
+    fn default() -> Self {
+        CommandList::new(&Arc::default())
     }
 }
 
@@ -259,5 +308,51 @@ pub(crate) fn checked_capability(
         Ok(()) => backend(query),
         Err(MlxError::InvalidArgument(why)) => Capability::no(why),
         Err(error) => Capability::no(error.to_string()),
+    }
+}
+
+// Small enough for Miri: `cargo +nightly miri test -p mlx-native --lib backend::tests`.
+#[cfg(test)]
+mod tests {
+    use crate::{Binary, DType, MlxBuffer, MlxDevice};
+
+    fn numbers(device: &MlxDevice, numbers: [f32; 2]) -> MlxBuffer {
+        device.buffer_from_slice(&numbers, DType::F32, vec![2]).unwrap()
+    }
+
+    #[test]
+    fn lists_that_take_turns_hold_a_storage_each() {
+        let device = MlxDevice::reference().unwrap();
+        let x = numbers(&device, [1.0, 2.0]);
+        let mut outputs = [(); 2].map(|()| numbers(&device, [0.0; 2]));
+        let [mut first, mut second] = [(); 2].map(|()| device.command_encoder().unwrap());
+        for _ in 0..3 {
+            first.binary(Binary::Add, &x, &x, &mut outputs[0]).unwrap();
+            second.binary(Binary::Mul, &x, &x, &mut outputs[1]).unwrap();
+        }
+        assert!(x.as_slice::<f32>().is_err());
+        first.commit_and_wait().unwrap();
+        assert!(x.as_slice::<f32>().is_err());
+        assert_eq!(outputs[0].as_slice::<f32>().unwrap(), [2.0, 4.0]);
+        assert!(outputs[1].as_slice::<f32>().is_err());
+        drop(second);
+        assert_eq!(x.as_slice::<f32>().unwrap(), [1.0, 2.0]);
+        assert_eq!(outputs[1].as_slice::<f32>().unwrap(), [0.0; 2]);
+    }
+
+    #[test]
+    fn what_is_shown_stays_although_a_list_reads_it_before_it_writes() {
+        let device = MlxDevice::reference().unwrap();
+        let x = numbers(&device, [1.0, 2.0]);
+        let mut written = x.clone();
+        let mut y = numbers(&device, [0.0; 2]);
+        let shown = x.as_slice::<f32>().unwrap();
+        let mut encoder = device.command_encoder().unwrap();
+        for _ in 0..2 {
+            encoder.binary(Binary::Add, &x, &x, &mut y).unwrap();
+            encoder.binary(Binary::Add, &y, &x, &mut written).unwrap();
+        }
+        encoder.commit_and_wait().unwrap();
+        assert_eq!((shown, written.as_slice::<f32>().unwrap()), (&[1.0, 2.0][..], &[9.0, 18.0][..]));
     }
 }

@@ -1,5 +1,7 @@
 //! The two matrix products, dense and expert-routed, that every quantized entry point records.
 
+use arrayvec::ArrayVec;
+
 use super::{Op, check};
 use crate::buffer::View;
 use crate::device::DeviceId;
@@ -86,7 +88,7 @@ pub(crate) struct MatmulId {
 /// The logical dimensions of a product, checked: non-zero, and none of the products overflows.
 pub(super) fn check_shape(op: &str, dims: &[(&str, usize)]) -> Result<()> {
     check::non_zero(op, dims)?;
-    let sizes: Vec<usize> = dims.iter().map(|dim| dim.1).collect();
+    let sizes: ArrayVec<usize, 4> = dims.iter().map(|dim| dim.1).collect();
     check::product(op, &sizes).map(|_| ())
 }
 

@@ -7,15 +7,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::isa::Isa;
 use super::kernel::{Faults, Kernel, Resolver, Share, Streams};
+use super::kernels::Kernels;
 use super::matmul::{Config, Precision, XKey};
 use super::pool::{Job, Pool, Team, Ticket};
 use super::products::{self, Operand, Prepare};
-use super::vector::{self, SharedAngles};
+use super::vector;
 use crate::backend::{CommandList, Completed, Submission};
 use crate::buffer::View;
 use crate::device::{Activations, DeviceOptions};
 use crate::memory::{HostMemory, Memory};
 use crate::ops::{Input, Op};
+use crate::shelf::Shelf;
 use crate::{MlxError, Result};
 
 /// Prepared rows that are kept at once. Two suffice for a decoder: what attention reads, and what the feed-forward layer reads.
@@ -27,6 +29,7 @@ pub(crate) struct Executor {
     pub options: DeviceOptions,
     pub pool: Arc<Pool>,
     arena: Mutex<Arena>,
+    schedules: Arc<Shelf<Schedule>>,
 }
 
 /// Memory that one list after another uses.
@@ -68,15 +71,17 @@ struct StepPhase {
 /// Kernels in order, and when their phases run.
 #[derive(Default)]
 struct Schedule {
-    steps: Vec<Box<dyn Kernel>>,
+    steps: Kernels,
+    shared: vector::Shared,
     phases: Vec<StepPhase>,
     sections: Vec<Section>,
 }
 
 impl Schedule {
-    /// Appends a kernel; with `barrier`, everything before it ends first.
-    fn push(&mut self, barrier: bool, kernel: Box<dyn Kernel>) {
-        let step = self.steps.len();
+    /// Places the phases of the last kernel, and says how many these are; with `barrier`, everything before it ends first.
+    fn place(&mut self, barrier: bool) -> usize {
+        let step = self.steps.len() - 1;
+        let kernel = self.steps.get(step);
         for phase in 0..kernel.phases() {
             let (wait, alone) = (barrier || phase > 0, kernel.shares(phase) == 1);
             let end = self.phases.len();
@@ -88,12 +93,20 @@ impl Schedule {
             }
             self.phases.push(StepPhase { step, phase });
         }
-        self.steps.push(kernel);
+        kernel.phases()
+    }
+
+    /// Forgets everything but its memory.
+    fn clear(&mut self) {
+        self.steps.clear();
+        self.shared.clear();
+        self.phases.clear();
+        self.sections.clear();
     }
 
     fn run(&self, phases: std::ops::Range<usize>, share: &Share<'_>) {
         for &StepPhase { step, phase } in &self.phases[phases] {
-            self.steps[step].run(phase, share);
+            self.steps.get(step).run(phase, share);
         }
     }
 
@@ -119,6 +132,7 @@ struct Planned {
     schedule: Schedule,
     isa: Isa,
     faults: Faults,
+    schedules: Arc<Shelf<Schedule>>,
     _resolver: Resolver,
     _retired: Vec<HostMemory>,
     _list: CommandList,
@@ -127,6 +141,14 @@ struct Planned {
 impl Job for Planned {
     fn run(&self, team: &Team<'_>, from: usize) {
         self.schedule.walk(team, from, self.isa, &self.faults);
+    }
+}
+
+impl Drop for Planned {
+    fn drop(&mut self) {
+        let mut schedule = std::mem::take(&mut self.schedule);
+        schedule.clear();
+        self.schedules.put(schedule);
     }
 }
 
@@ -170,7 +192,7 @@ struct Ahead {
 
 impl Ahead {
     /// Asks for a line of each stream of a step from `step` on, and says whether there was one.
-    fn ask(&mut self, isa: Isa, steps: &[Box<dyn Kernel>], step: usize, share: &Share<'_>) -> bool {
+    fn ask(&mut self, isa: Isa, steps: &Kernels, step: usize, share: &Share<'_>) -> bool {
         if self.next <= step {
             *self = Ahead { next: step, ..Ahead::default() };
         }
@@ -187,7 +209,7 @@ impl Ahead {
             if self.next >= steps.len().min(step + AHEAD_STEPS) {
                 return false;
             }
-            *self = Ahead { streams: steps[self.next].streams(share), asked: 0, next: self.next + 1 };
+            *self = Ahead { streams: steps.get(self.next).streams(share), asked: 0, next: self.next + 1 };
         }
     }
 }
@@ -235,7 +257,6 @@ pub(crate) struct PreparedRows {
 pub(crate) struct Planner<'a> {
     pub executor: &'a Executor,
     pub resolver: Resolver,
-    angles: SharedAngles,
     schedule: Schedule,
     /// Barriers so far; steps of one epoch may run at the same time. Starts at 1, so that 0 is before everything.
     epoch: usize,
@@ -246,7 +267,8 @@ pub(crate) struct Planner<'a> {
 
 impl Executor {
     pub(crate) fn new(isa: Isa, options: DeviceOptions) -> Result<Executor> {
-        Ok(Executor { isa, options, pool: Arc::new(Pool::new(options.threads)?), arena: Mutex::default() })
+        let pool = Arc::new(Pool::new(options.threads)?);
+        Ok(Executor { isa, options, pool, arena: Mutex::default(), schedules: Arc::default() })
     }
 
     /// The kernels' configuration.
@@ -282,8 +304,7 @@ impl Executor {
         let mut planner = Planner {
             executor: self,
             resolver: Resolver::default(),
-            angles: SharedAngles::default(),
-            schedule: Schedule::default(),
+            schedule: self.schedules.take(),
             epoch: 1,
             slots: Default::default(),
             arena,
@@ -294,30 +315,35 @@ impl Executor {
             return Err(error);
         }
         let Planner { schedule, resolver, retired, .. } = planner;
-        let faults = Faults::default();
-        Ok(Planned { schedule, isa: self.isa, faults, _resolver: resolver, _retired: retired, _list: list })
+        Ok(Planned {
+            schedule,
+            isa: self.isa,
+            faults: Faults::default(),
+            schedules: Arc::clone(&self.schedules),
+            _resolver: resolver,
+            _retired: retired,
+            _list: list,
+        })
     }
 
     fn steps(&self, planner: &mut Planner<'_>, list: &CommandList) -> Result<()> {
         for (index, recorded) in list.ops().iter().enumerate() {
             let barrier = recorded.barrier;
+            if barrier {
+                planner.schedule.shared.barrier();
+            }
             match (&recorded.op, &recorded.kernel) {
                 (Op::Matmul(op), forced) => products::plan_matmul(planner, op, barrier, forced.as_deref())?,
                 (Op::MatmulId(op), forced) => products::plan_matmul_id(planner, op, index, barrier, forced.as_deref())?,
                 (_, Some(name)) => return Err(MlxError::KernelNotFound(format!("{name} for {}", recorded.op.name()))),
                 (op, None) => {
-                    let kernel = vector::kernel(
-                        op,
-                        index,
-                        &mut planner.resolver,
-                        &mut planner.angles,
-                        (self.isa, &self.options),
-                    )?;
-                    planner.push(barrier, kernel);
+                    let Planner { resolver, schedule: Schedule { steps, shared, .. }, .. } = planner;
+                    vector::kernel(op, index, resolver, shared, (self.isa, &self.options), steps)?;
+                    planner.place(barrier);
                 }
             }
             planner.forget_written(&recorded.op);
-            planner.angles.forget_written(&recorded.op);
+            planner.schedule.shared.forget_written(&recorded.op);
         }
         Ok(())
     }
@@ -334,9 +360,16 @@ pub(crate) fn config(isa: Isa, options: &DeviceOptions) -> Config {
 
 impl Planner<'_> {
     /// Appends a step; with `barrier`, everything before it ends first.
-    pub(crate) fn push(&mut self, barrier: bool, kernel: Box<dyn Kernel>) {
-        self.epoch += usize::from(barrier) + kernel.phases() - 1;
-        self.schedule.push(barrier, kernel);
+    #[inline(always)] // So that the kernel is made where it stays.
+    pub(crate) fn push(&mut self, barrier: bool, kernel: impl Kernel + 'static) -> Result<()> {
+        self.schedule.steps.push(kernel)?;
+        self.place(barrier);
+        Ok(())
+    }
+
+    /// Makes the last kernel a step.
+    fn place(&mut self, barrier: bool) {
+        self.epoch += usize::from(barrier) + self.schedule.place(barrier) - 1;
     }
 
     /// Scratch memory for each thread: the first thread's, and the bytes from one thread's to the next.
@@ -355,8 +388,8 @@ impl Planner<'_> {
     }
 
     /// Rows of x in the form that the operand's kernel reads, prepared by a step of their own unless an earlier product has left them.
-    pub(crate) fn prepared(&mut self, operand: &Operand, input: &Input, barrier: bool) -> Result<PreparedRows> {
-        let wanted = Prepared { key: operand.plan.x_key(), input: input.clone(), m: operand.m, k: operand.k };
+    pub(crate) fn prepared(&mut self, operand: &Operand, input: Input, barrier: bool) -> Result<PreparedRows> {
+        let wanted = Prepared { key: operand.plan.x_key(), input, m: operand.m, k: operand.k };
         let found = self.slots.iter().position(|slot| slot.content.as_ref().is_some_and(|have| have.serves(&wanted)));
         if let Some(slot) = found
             && let Some(ptr) = self.slots[slot].ptr
@@ -367,16 +400,18 @@ impl Planner<'_> {
         let slot = usize::from(self.slots[1].touched < self.slots[0].touched);
         let ptr = grow(&mut self.arena.slots[slot], operand.plan.x_bytes(), &mut self.retired)?;
         let in_use = self.slots[slot].touched == self.epoch;
-        let x = self.resolver.ptr(&input.view)?;
-        self.push(barrier || in_use, Box::new(Prepare::new(operand, input, x, ptr)));
+        let x = self.resolver.ptr(&wanted.input.view)?;
+        self.push(barrier || in_use, Prepare::new(operand, &wanted.input, x, ptr))?;
         self.slots[slot] = Slot { content: Some(wanted), ptr: Some(ptr), touched: self.epoch, written: self.epoch };
         Ok(PreparedRows { ptr, slot, barrier: true })
     }
 
     /// Appends the step that reads prepared rows.
-    pub(crate) fn push_reader(&mut self, rows: &PreparedRows, kernel: Box<dyn Kernel>) {
-        self.push(rows.barrier, kernel);
+    #[inline(always)] // As above.
+    pub(crate) fn push_reader(&mut self, rows: &PreparedRows, kernel: impl Kernel + 'static) -> Result<()> {
+        self.push(rows.barrier, kernel)?;
         self.slots[rows.slot].touched = self.epoch;
+        Ok(())
     }
 
     /// Prepared rows whose source the operation writes are stale.

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::buffer::{SharedMemory, View};
+use crate::buffer::{SharedMemory, Storage, View};
 use crate::{MlxError, Result};
 
 /// An operation with its memory resolved to pointers, ready to run on a team of threads.
@@ -80,21 +80,40 @@ impl Faults {
     }
 }
 
+/// Storages that a resolver remembers.
+const REMEMBERED: usize = 64;
+
 /// Turns views into pointers, and keeps the memory behind them alive.
-#[derive(Default)]
 pub(crate) struct Resolver {
     memory: Vec<Arc<SharedMemory>>,
+    /// Storages that views have pointed to, and where their memory begins. A list uses its activations again and again.
+    known: [(*const Storage, *mut u8); REMEMBERED],
+}
+
+// SAFETY: the pointers are to storages, which are only compared, and to memory that anyone may have a pointer to.
+unsafe impl Send for Resolver {}
+// SAFETY: as above.
+unsafe impl Sync for Resolver {}
+
+impl Default for Resolver {
+    fn default() -> Self {
+        Resolver { memory: Vec::new(), known: [(std::ptr::null(), std::ptr::null_mut()); REMEMBERED] }
+    }
 }
 
 impl Resolver {
     /// The view's first byte. Valid for `view.len` bytes while the resolver lives, and no one else writes them while the list that holds the view is
-    /// running, except its own operations.
+    /// running, except its own operations. All views are of one list, which keeps their storages.
     pub(crate) fn ptr(&mut self, view: &View) -> Result<*mut u8> {
-        let memory = view.storage.memory();
-        let base = memory.host_ptr()?;
-        if !self.memory.last().is_some_and(|last| Arc::ptr_eq(last, &memory)) {
+        let storage = Arc::as_ptr(&view.storage);
+        // Storages are more than a cache line apart.
+        let known = &mut self.known[(storage.addr() >> 6) % REMEMBERED];
+        if known.0 != storage {
+            let memory = view.storage.memory();
+            *known = (storage, memory.host_ptr()?);
             self.memory.push(memory);
         }
+        let base = known.1;
         // SAFETY: a view lies inside its memory, as ops/ has checked.
         Ok(unsafe { base.add(view.offset) })
     }

@@ -3,6 +3,7 @@
 mod exec;
 mod isa;
 mod kernel;
+mod kernels;
 mod limits;
 mod matmul;
 mod pool;

@@ -178,21 +178,26 @@ enum Dealt {
     /// So many of them a task.
     Tasks { chunk: usize, tasks: Tasks },
     /// A range for each thread, read in streams: turns of a [`Part`].
-    Bands { bands: Vec<Range<usize>>, turns: Streamed },
+    Bands { n: usize, chunk: usize, turns: Streamed },
+}
+
+/// Which of `n` features are a thread's.
+fn band(n: usize, chunk: usize, part: usize) -> Range<usize> {
+    (part * chunk).min(n)..((part + 1) * chunk).min(n)
 }
 
 impl Dealt {
+    #[inline(always)] // So that it is made where it stays.
     fn new(plan: &Plan, n: usize, row_bytes: usize, threads: usize) -> Dealt {
         let chunk = plan.chunk(threads).max(1);
         let (n, row_bytes) = (n / plan.features_in_one(), row_bytes * plan.features_in_one());
         if !plan.streams() {
             return Dealt::Tasks { chunk, tasks: Tasks::new(n.div_ceil(chunk), threads) };
         }
-        let bands: Vec<_> = (0..threads).map(|part| (part * chunk).min(n)..((part + 1) * chunk).min(n)).collect();
-        let turns = bands.iter().map(|band| Part::turns_of(band.len()));
+        let turns = (0..threads).map(|part| Part::turns_of(band(n, chunk, part).len()));
         let piece = if chunk * row_bytes < SHARED_BYTES { chunk } else { PIECE_BYTES / (STREAMS * row_bytes).max(1) };
         let turns = Streamed::new(turns, piece);
-        Dealt::Bands { bands, turns }
+        Dealt::Bands { n, chunk, turns }
     }
 }
 
@@ -215,10 +220,10 @@ impl Kernel for Product {
             Dealt::Tasks { chunk, tasks } => {
                 tasks.each(share.part, |task| run(Part::all(task * chunk..((task + 1) * chunk).min(self.n))));
             }
-            Dealt::Bands { bands, turns } => {
+            Dealt::Bands { n, chunk, turns } => {
                 let mut again = false;
-                turns.each(share.part, |band, turns| {
-                    run(Part { features: bands[band].clone(), turns, again });
+                turns.each(share.part, |part, turns| {
+                    run(Part { features: band(*n, *chunk, part), turns, again });
                     again = true;
                 });
             }
@@ -226,8 +231,11 @@ impl Kernel for Product {
     }
 
     fn streams(&self, share: &Share<'_>) -> Option<Streams> {
-        let Dealt::Bands { bands, .. } = &self.dealt else { return None };
-        let band = bands.get(share.part).filter(|band| !band.is_empty())?;
+        let Dealt::Bands { n, chunk, .. } = self.dealt else { return None };
+        let band = band(n, chunk, share.part);
+        if band.is_empty() {
+            return None;
+        }
         let (data, len) = self.weight.parts[0];
         let (row_bytes, rows) = (len / self.n * self.plan.features_in_one(), Part::turns_of(band.len()));
         let start = self.slab * self.weight.strides[0] + band.start * row_bytes;
@@ -251,7 +259,7 @@ pub(crate) fn plan_matmul(planner: &mut Planner<'_>, op: &Matmul, barrier: bool,
     let (weight, format) = if op.weight.transposed {
         let weight = WeightBytes::resolve(planner, &op.weight, [k, n])?;
         let values = planner.temporary(n * k * 4)?.cast::<f32>();
-        planner.push(barrier, Box::new(Transpose { weight, values, n, k }));
+        planner.push(barrier, Transpose { weight, values, n, k })?;
         barrier = true;
         let parts = [(values.cast_const().cast::<u8>(), n * k * 4), (values.cast(), 0), (values.cast(), 0)];
         let format = WeightFormat::Ggml(GgmlType::F32);
@@ -259,12 +267,12 @@ pub(crate) fn plan_matmul(planner: &mut Planner<'_>, op: &Matmul, barrier: bool,
     } else {
         (WeightBytes::resolve(planner, &op.weight, [n, k])?, format)
     };
-    let (products, m, input) = merge_batches(op);
+    let (products, m, layout) = merge_batches(op);
     let operand = Operand::new(planner, format, [m, n, k], forced)?.of_one_weight();
     let scratch = planner.thread_scratch(operand.plan.thread_bytes())?;
     for product in 0..products {
-        let input = batch_input(&input, product, [m, k]);
-        let rows = planner.prepared(&operand, &input, barrier)?;
+        let input = batch_input(&op.input, layout, product, [m, k]);
+        let rows = planner.prepared(&operand, input, barrier)?;
         let threads = planner.executor.pool.threads();
         let dealt = Dealt::new(&operand.plan, n, weight.parts[0].1 / n.max(1), threads);
         // SAFETY: ops/ has checked that the output holds `batch` products of m rows.
@@ -280,40 +288,40 @@ pub(crate) fn plan_matmul(planner: &mut Planner<'_>, op: &Matmul, barrier: bool,
             scratch,
             dealt,
         };
-        planner.push_reader(&rows, Box::new(kernel));
+        planner.push_reader(&rows, kernel)?;
         barrier = false;
     }
     if op.output_dtype != DType::F32 {
         let kernel = RoundToBf16 { from: y, to: output.cast(), len: batch * op.m * n };
-        planner.push(true, Box::new(kernel));
+        planner.push(true, kernel)?;
     }
     Ok(())
 }
 
-/// Batches over one weight whose rows follow each other are one product with more rows: (products, rows of each, input).
-fn merge_batches(op: &Matmul) -> (usize, usize, Input) {
+/// Batches over one weight whose rows follow each other are one product with more rows: (products, rows of each, where the input's lie).
+fn merge_batches(op: &Matmul) -> (usize, usize, InputLayout) {
     match op.input.layout {
         InputLayout::Rows { row_bytes, batch_bytes }
             if op.weight_batch == 1 && (op.m == 1 || batch_bytes == op.m * row_bytes) =>
         {
             let row_bytes = if op.m == 1 { batch_bytes } else { row_bytes };
             let m = op.batch * op.m;
-            let layout = InputLayout::Rows { row_bytes, batch_bytes: m * row_bytes };
-            (1, m, Input { layout, ..op.input.clone() })
+            (1, m, InputLayout::Rows { row_bytes, batch_bytes: m * row_bytes })
         }
-        _ => (op.batch, op.m, op.input.clone()),
+        layout => (op.batch, op.m, layout),
     }
 }
 
 /// The input of one product of a batch.
-fn batch_input(input: &Input, product: usize, [m, k]: [usize; 2]) -> Input {
-    match input.layout {
-        InputLayout::Heads { .. } => input.clone(),
+fn batch_input(input: &Input, layout: InputLayout, product: usize, [m, k]: [usize; 2]) -> Input {
+    let view = match layout {
+        InputLayout::Heads { .. } => input.view.clone(),
         InputLayout::Rows { row_bytes, batch_bytes } => {
             let len = (m - 1) * row_bytes + k * input.dtype.size_of();
-            Input { view: input.view.part(product * batch_bytes, len), ..input.clone() }
+            input.view.part(product * batch_bytes, len)
         }
-    }
+    };
+    Input { view, dtype: input.dtype, layout }
 }
 
 /// Values of an MLX matrix `[k, n]`, written as f32 `[n, k]`.
@@ -505,7 +513,7 @@ pub(crate) fn plan_matmul_id(
     // One expert may get every slot, so the multiplying plan is for that many rows.
     let slots = Operand::new(planner, format, [n_tokens * top_k, n, k], forced)?;
     let scratch = planner.thread_scratch(slots.plan.thread_bytes())?;
-    let rows = planner.prepared(&tokens, &op.input, barrier)?;
+    let rows = planner.prepared(&tokens, op.input.clone(), barrier)?;
     let lists = match &op.scratch {
         None => None,
         Some([counts, slots]) => Some([planner.resolver.ptr(counts)?.cast(), planner.resolver.ptr(slots)?.cast()]),
@@ -526,6 +534,5 @@ pub(crate) fn plan_matmul_id(
         threads: planner.executor.pool.threads(),
         routes: OnceLock::new(),
     };
-    planner.push_reader(&rows, Box::new(kernel));
-    Ok(())
+    planner.push_reader(&rows, kernel)
 }

@@ -1,11 +1,40 @@
 //! Work handed out to threads: each begins with a contiguous part of its own and then helps with the others'.
 
-use std::ops::Range;
+use std::ops::{Deref, Range};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use arrayvec::ArrayVec;
 
 /// A number in a cache line of its own.
 #[repr(align(64))]
 struct Alone<T>(T);
+
+/// So many threads are few.
+const FEW: usize = 8;
+
+/// A number for each thread, without an allocation where there are few: a step has hundreds of these.
+enum Each<T> {
+    Few(ArrayVec<Alone<T>, FEW>),
+    Many(Box<[Alone<T>]>),
+}
+
+impl<T> Each<T> {
+    fn new(numbers: impl ExactSizeIterator<Item = T>) -> Each<T> {
+        let alone = numbers.map(Alone);
+        if alone.len() <= FEW { Each::Few(alone.collect()) } else { Each::Many(alone.collect()) }
+    }
+}
+
+impl<T> Deref for Each<T> {
+    type Target = [Alone<T>];
+
+    fn deref(&self) -> &[Alone<T>] {
+        match self {
+            Each::Few(numbers) => numbers,
+            Each::Many(numbers) => numbers,
+        }
+    }
+}
 
 /// Where the part of a thread begins, and that of the thread before it ends.
 fn first_of(count: usize, thread: usize, threads: usize) -> usize {
@@ -16,13 +45,13 @@ fn first_of(count: usize, thread: usize, threads: usize) -> usize {
 pub(super) struct Tasks {
     count: usize,
     /// The next task of each thread's part.
-    next: Box<[Alone<AtomicUsize>]>,
+    next: Each<AtomicUsize>,
 }
 
 impl Tasks {
     pub(super) fn new(count: usize, threads: usize) -> Tasks {
-        let first = |thread| Alone(AtomicUsize::new(first_of(count, thread, threads)));
-        Tasks { count, next: (0..threads).map(first).collect() }
+        let first = |thread| AtomicUsize::new(first_of(count, thread, threads));
+        Tasks { count, next: Each::new((0..threads).map(first)) }
     }
 
     /// Runs tasks until all have been taken.
@@ -50,16 +79,17 @@ const MOST_PIECES: usize = 8;
 /// another's what would otherwise be waited for, and no stream is interrupted. A thread that does not come at all is done without.
 pub(super) struct Streamed {
     /// Of each thread: the first item that nobody has taken, and where what is left of its part ends, in the upper half.
-    left: Box<[Alone<AtomicU64>]>,
+    left: Each<AtomicU64>,
     /// Items of the smallest piece.
     piece: usize,
 }
 
 impl Streamed {
     /// `counts` items of each thread, taken at least `piece` at a time.
-    pub(super) fn new(counts: impl Iterator<Item = usize>, piece: usize) -> Streamed {
-        let left = counts.map(|count| Alone(AtomicU64::new(pair(0, count)))).collect();
-        Streamed { left, piece: piece.max(1) }
+    #[inline(always)] // So that it is made where it stays.
+    pub(super) fn new(counts: impl ExactSizeIterator<Item = usize>, piece: usize) -> Streamed {
+        let left = counts.map(|count| AtomicU64::new(pair(0, count)));
+        Streamed { left: Each::new(left), piece: piece.max(1) }
     }
 
     /// Runs items of a thread's part until all have been taken.

@@ -27,11 +27,13 @@ mod store_kv;
 
 use super::isa::Isa;
 use super::kernel::{Kernel, Resolver, Share};
+use super::kernels::Kernels;
 use crate::buffer::View;
 use crate::device::DeviceOptions;
 use crate::ops::Op;
 use crate::{MlxError, Result};
-pub(crate) use rope::SharedAngles;
+use rope::SharedAngles;
+use scratch::SharedScratch;
 use simd::Simd;
 
 /// Elements below which a second thread costs more than it saves: a few microseconds of work.
@@ -164,8 +166,33 @@ unsafe fn run_neon<T: Task>(task: &T, phase: usize, share: &Share<'_>) {
     unsafe { task.run(simd::Neon::new(), phase, share) }
 }
 
-/// The kernel of an operation that is no matrix product. `index` is the operation's position in its list, for faults; `angles` are those of the list's
-/// rotations before it.
+/// What a list's operations have in common.
+#[derive(Default)]
+pub(crate) struct Shared {
+    angles: SharedAngles,
+    scratch: SharedScratch,
+}
+
+impl Shared {
+    /// All operations so far end before what comes.
+    pub(crate) fn barrier(&mut self) {
+        self.scratch.barrier();
+    }
+
+    /// The list has ended, and its kernels are gone: what is left is memory for the next one.
+    pub(crate) fn clear(&mut self) {
+        self.angles = SharedAngles::default();
+        self.scratch.clear();
+    }
+
+    /// What was made from operands that the operation writes is stale.
+    pub(crate) fn forget_written(&mut self, op: &Op) {
+        self.angles.forget_written(op);
+    }
+}
+
+/// Appends the kernel of an operation that is no matrix product. `index` is the operation's position in its list, for faults; `shared` is what those before it
+/// have left.
 ///
 /// # Errors
 ///
@@ -174,35 +201,47 @@ pub(crate) fn kernel(
     op: &Op,
     index: usize,
     resolver: &mut Resolver,
-    angles: &mut SharedAngles,
+    shared: &mut Shared,
     (isa, options): (Isa, &DeviceOptions),
-) -> Result<Box<dyn Kernel>> {
+    kernels: &mut Kernels,
+) -> Result<()> {
     if !isa.is_available() {
         return Err(MlxError::DeviceNotFound(format!("cpu: this machine has no {}", isa.name())));
     }
-    Ok(match op {
+    let mut append = Append { isa, kernels };
+    match op {
         Op::Matmul(_) | Op::MatmulId(_) => {
-            return Err(MlxError::CommandBufferError(format!("{} is not a vector kernel", op.name())));
+            Err(MlxError::CommandBufferError(format!("{} is not a vector kernel", op.name())))
         }
-        Op::Cast(op) => boxed(isa, elementwise::CastTask::new(op, resolver)?),
-        Op::Binary(op) => boxed(isa, elementwise::BinaryTask::new(op, resolver)?),
-        Op::GatedActivation(op) => boxed(isa, elementwise::GatedTask::new(op, resolver)?),
-        Op::SoftCap(op) => boxed(isa, elementwise::SoftCapTask::new(op, resolver)?),
-        Op::RmsNorm(op) => boxed(isa, norm::RmsNormTask::new(op, resolver)?),
-        Op::Rope(op) => boxed(isa, rope::RopeTask::new(op, resolver, angles)?),
-        Op::Embedding(op) => boxed(isa, embedding::EmbeddingTask::new(op, index, resolver)?),
-        Op::Softmax(op) => boxed(isa, norm::SoftmaxTask::new(op, resolver)?),
-        Op::StoreKv(op) => boxed(isa, store_kv::StoreKvTask::new(op, resolver)?),
-        Op::Attention(op) => boxed(isa, attention::AttentionTask::new(op, resolver, isa, options)?),
-        Op::ExpertGate(op) => boxed(isa, experts::ExpertGateTask::new(op, resolver)?),
-        Op::ExpertSum(op) => boxed(isa, experts::ExpertSumTask::new(op, resolver)?),
-        Op::ArgMax(op) => boxed(isa, sampling::ArgMaxTask::new(op, resolver)?),
-        Op::Sample(op) => boxed(isa, sampling::SampleTask::new(op, index, resolver)?),
-    })
+        Op::Cast(op) => append.task(elementwise::CastTask::new(op, resolver)?),
+        Op::Binary(op) => append.task(elementwise::BinaryTask::new(op, resolver)?),
+        Op::GatedActivation(op) => append.task(elementwise::GatedTask::new(op, resolver)?),
+        Op::SoftCap(op) => append.task(elementwise::SoftCapTask::new(op, resolver)?),
+        Op::RmsNorm(op) => append.task(norm::RmsNormTask::new(op, resolver)?),
+        Op::Rope(op) => append.task(rope::RopeTask::new(op, resolver, &mut shared.angles)?),
+        Op::Embedding(op) => append.task(embedding::EmbeddingTask::new(op, index, resolver)?),
+        Op::Softmax(op) => append.task(norm::SoftmaxTask::new(op, resolver)?),
+        Op::StoreKv(op) => append.task(store_kv::StoreKvTask::new(op, resolver)?),
+        Op::Attention(op) => {
+            append.task(attention::AttentionTask::new(op, resolver, &mut shared.scratch, (isa, options))?)
+        }
+        Op::ExpertGate(op) => append.task(experts::ExpertGateTask::new(op, resolver)?),
+        Op::ExpertSum(op) => append.task(experts::ExpertSumTask::new(op, resolver)?),
+        Op::ArgMax(op) => append.task(sampling::ArgMaxTask::new(op, resolver)?),
+        Op::Sample(op) => append.task(sampling::SampleTask::new(op, index, resolver)?),
+    }
 }
 
-fn boxed<T: Task + 'static>(isa: Isa, task: T) -> Box<dyn Kernel> {
-    Box::new(OnIsa { task, isa })
+/// Where kernels are put.
+struct Append<'a> {
+    isa: Isa,
+    kernels: &'a mut Kernels,
+}
+
+impl Append<'_> {
+    fn task<T: Task + 'static>(&mut self, task: T) -> Result<()> {
+        self.kernels.push(OnIsa { task, isa: self.isa })
+    }
 }
 
 #[cfg(test)]

@@ -49,11 +49,11 @@ impl Angles {
 
 /// Angles that a list's rotations have in common: those of queries and keys, in every layer.
 #[derive(Default)]
-pub(crate) struct SharedAngles(Vec<Angles>);
+pub(super) struct SharedAngles(Vec<Angles>);
 
 impl SharedAngles {
     /// Angles of positions or factors that the operation writes are stale.
-    pub(crate) fn forget_written(&mut self, op: &Op) {
+    pub(super) fn forget_written(&mut self, op: &Op) {
         if self.0.is_empty() {
             return;
         }

@@ -5,10 +5,10 @@ mod cases;
 
 use half::{bf16, f16};
 
-use super::SharedAngles;
-use super::kernel;
+use super::{Shared, kernel};
 use crate::backend::cpu::isa::Isa;
 use crate::backend::cpu::kernel::{Faults, Resolver, Share};
+use crate::backend::cpu::kernels::Kernels;
 use crate::device::DeviceOptions;
 use crate::{CommandEncoder, DType, MlxBuffer, MlxDevice, Result};
 
@@ -83,10 +83,12 @@ fn run_kernel(
     let mut encoder = device.command_encoder().unwrap();
     record(&mut encoder, &mut buffers).unwrap();
     let mut resolver = Resolver::default();
-    let mut angles = SharedAngles::default();
+    let mut shared = Shared::default();
+    let mut kernels = Kernels::default();
     let faults = Faults::default();
     for (index, op) in encoder.ops().enumerate() {
-        let kernel = kernel(op, index, &mut resolver, &mut angles, (isa, options)).unwrap();
+        kernel(op, index, &mut resolver, &mut shared, (isa, options), &mut kernels).unwrap();
+        let kernel = kernels.get(index);
         for phase in 0..kernel.phases() {
             for part in 0..parts {
                 kernel.run(phase, &Share { part, parts, faults: &faults });

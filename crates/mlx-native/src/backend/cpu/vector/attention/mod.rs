@@ -10,10 +10,11 @@ mod rows;
 mod tile;
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::elementwise::{load, store};
-use super::scratch::Scratch;
+use super::scratch::{Scratch, SharedScratch};
 use super::simd::Simd;
 use super::{GRAIN, Mem, Task, math};
 use crate::backend::cpu::isa::Isa;
@@ -90,8 +91,8 @@ pub(super) struct AttentionTask {
     way: Way,
     /// Whether the chunks of a row are computed apart and merged in a second phase.
     split: bool,
-    /// Partial results `[n_tokens, n_heads, chunks]`; empty when they are not split.
-    partials: Scratch,
+    /// Partial results `[n_tokens, n_heads, chunks]`, where chunks are computed apart.
+    partials: Arc<Scratch>,
     /// The next unit of work that nobody has taken.
     next: AtomicUsize,
 }
@@ -109,8 +110,8 @@ impl AttentionTask {
     pub(super) fn new(
         op: &Attention,
         resolver: &mut Resolver,
-        isa: Isa,
-        options: &DeviceOptions,
+        scratch: &mut SharedScratch,
+        (isa, options): (Isa, &DeviceOptions),
     ) -> Result<AttentionTask> {
         let params = op.params;
         let (heads, head_dim) = (params.cache.n_kv_heads, params.cache.head_dim);
@@ -147,7 +148,7 @@ impl AttentionTask {
             chunks,
             way,
             split,
-            partials: Scratch::new(if split { partials } else { 0 })?,
+            partials: scratch.get(if split { partials } else { 0 })?,
             next: AtomicUsize::new(0),
         })
     }
