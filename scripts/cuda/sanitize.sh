@@ -32,14 +32,16 @@ group_of() {
 
 # The groups of a tool: what `mlxn selftest` is given.
 groups_of() {
-    printf -- '--filter %s\n' "${others[@]}" sample/dim=50,
+    printf -- '--filter %s\n' "${others[@]}"
     if [ "$1" = memcheck ]; then
-        printf -- '--filter %s\n' matmul_perm021/Q4_0
+        printf -- '--filter %s\n' sample/dim=50, matmul_perm021/Q4_0
         for format in Q4_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q6_K MXFP4 affine4_g64_bf16 affine8_g64_bf16; do
             printf -- '--filter %s\n' "matmul/$format/" "matmul_id/$format/"
         done
         return
     fi
+    # All draws at once take longer than any other group.
+    printf -- '--filter sample/dim=50,%s\n' t=0, t=0.8,k=0,p=0.9 t=0.8,k=0,p=1, t=0.8,k=40 t=1.7
     echo "--full --filter sample/dim=49152,t=0.8,k=40 --filter matmul_perm021/Q4_0/m=9,n=65"
     for format in Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 IQ4_NL IQ4_XS MXFP4 Q2_K Q3_K Q4_K Q5_K Q6_K affine4_g64_bf16 affine8_g64_bf16; do
         # Rows of three and of five blocks or groups, and those of dense tiles.
