@@ -10,8 +10,8 @@
 //! [`Precision::Q8`]. All other weights go through f32 ([`floats`]).
 //!
 //! A sum over 16 or 32 values is exact in i32, and the f32 operations on these sums come in one of two orders: that of few columns, which
-//! batch-invariant products keep for every m, so that a row's bits depend on that row alone, and that of [`panels`], which has fewer sums to keep. One row of x
-//! has a third one for some formats, with scales for other groups of at most 20 values: [`rowwise`].
+//! batch-invariant products keep for every m, so that a row's bits depend on that row alone, and that of [`panels`], which has fewer sums to keep. Few rows of x
+//! have a third one for some formats, with scales for other groups of at most 20 values: [`rowwise`], which is TQ1_0's where products are batch invariant.
 
 mod ahead;
 mod floats;

@@ -6,7 +6,7 @@
 //!
 //! - [`one`](one::one): one column. Weights are read once, so their codes stay in stored order (two dots a row and step), and the sums
 //!   of four rows are merged into one vector. The four rows come from four far-apart bands, each a contiguous stream.
-//! - [`rowwise`](rowwise::rowwise): one row of x for some formats, whose blocks are added up for each weight row by itself.
+//! - [`rowwise`](rowwise::rowwise): few rows of x for some formats, whose blocks are added up for each weight row by itself.
 //! - [`few`]: up to [`COLUMN_BLOCK`] columns. The codes of 4·T rows are transposed in registers so that a dot yields (lane, row) places at
 //!   once, and all columns run over them.
 //! - [`panels`]: more columns.
