@@ -190,12 +190,6 @@ impl Drop for CommandList {
     }
 }
 
-impl Default for CommandList {
-    fn default() -> Self {
-        CommandList::new(&Arc::default())
-    }
-}
-
 /// Whether `MLX_NATIVE_LOG` asks for routing decisions.
 pub(crate) fn log_kernels() -> bool {
     static ENABLED: LazyLock<bool> =

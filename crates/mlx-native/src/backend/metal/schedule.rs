@@ -128,6 +128,8 @@ fn take(used: &mut usize, bytes: usize) -> Result<Range<usize>> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::backend::Recorded;
     use crate::ops::Op;
@@ -185,7 +187,7 @@ mod tests {
     fn a_missing_barrier_is_a_race() {
         let device = MlxDevice::reference().unwrap();
         let encoder = record(&device);
-        let mut list = CommandList::default();
+        let mut list = CommandList::new(&Arc::default());
         for recorded in encoder.list().ops() {
             let op: Op = recorded.op.clone();
             list.push(Recorded { op, barrier: false, kernel: None }).unwrap();
@@ -201,7 +203,7 @@ mod tests {
         let mut encoder = device.command_encoder().unwrap();
         encoder.binary(Binary::Add, &x, &x, &mut y).unwrap();
         encoder.binary(Binary::Mul, &x, &x, &mut z).unwrap();
-        let mut list = CommandList::default();
+        let mut list = CommandList::new(&Arc::default());
         for (recorded, kernel) in encoder.list().ops().iter().zip([Some("fastest".into()), None]) {
             list.push(Recorded { op: recorded.op.clone(), barrier: false, kernel }).unwrap();
         }
