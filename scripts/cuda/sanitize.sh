@@ -41,7 +41,8 @@ groups_of() {
         return
     fi
     # All draws at once take longer than any other group.
-    printf -- '--filter sample/dim=50,%s\n' t=0, t=0.8,k=0,p=0.9 t=0.8,k=0,p=1, t=0.8,k=40 t=1.7
+    local warm=t=0.8,k=0,p=1,min_p=0,penalty=1,history
+    printf -- '--filter sample/dim=50,%s\n' t=0, t=1.7 t=0.8,k=40 t=0.8,k=0,p=0.9 t=0.8,k=0,p=1,min_p=0.05 $warm=64 $warm=0,seed=42,step={7,8}
     echo "--full --filter sample/dim=49152,t=0.8,k=40 --filter matmul_perm021/Q4_0/m=9,n=65"
     for format in Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 IQ4_NL IQ4_XS MXFP4 Q2_K Q3_K Q4_K Q5_K Q6_K affine4_g64_bf16 affine8_g64_bf16; do
         # Rows of three and of five blocks or groups, and those of dense tiles.
@@ -75,7 +76,7 @@ check() {
     124 | 137) verdict='did not end' ;;
     *) verdict=$(grep -E 'ERROR SUMMARY|RACECHECK SUMMARY|failed' "${log:0:200}" | tail -1 | sed 's/=* *//') ;;
     esac
-    printf '%-10s %-48s %-12s %4d s  %s\n' "$tool" "${name:0:48}" "$(grep -oE '[0-9]+ passed' "${log:0:200}" | head -1)" "$SECONDS" "${verdict:-failed}"
+    printf '%-10s %-72s %-12s %4d s  %s\n' "$tool" "${name:0:72}" "$(grep -oE '[0-9]+ passed' "${log:0:200}" | head -1)" "$SECONDS" "${verdict:-failed}"
     [ "$verdict" = clean ]
 }
 export -f compile check

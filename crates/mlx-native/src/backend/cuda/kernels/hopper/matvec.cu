@@ -99,6 +99,7 @@ struct Norm {
 struct Ahead {
     const u8* at[AHEAD_RANGES];
     AheadRange ranges[AHEAD_RANGES];
+    DI bool any() const { return ranges[0].bytes > 0; }
     // A warp. A range's segments lie apart and are read side by side, so pieces of all of them go from block to block.
     DI void fetch() const {
         constexpr u32 PIECE = 4096;
@@ -187,7 +188,8 @@ DI void matvec(const Matrices& matrices, const float* input, const TensorMap* sc
                     }
             };
             int next = CLUSTERED ? begin : blockIdx.x;
-            int own_left = FETCHED && boxed ? a.own : 0;
+            const u32 own = ahead.any() ? a.own_asking : a.own;
+            int own_left = FETCHED && boxed ? own : 0;
             // Copies units [unit, unit + span) of the rows of a group into the next stage.
             auto stage = [&](const Matrix& matrix, int group, int unit) {
                 // More copies at once only queue, and x, which operands are made of, behind them.
@@ -233,14 +235,14 @@ DI void matvec(const Matrices& matrices, const float* input, const TensorMap* sc
                 issued++;
                 if (++slot == a.stages) slot = 0, phase ^= 1;
             };
-            const bool drawn = !CLUSTERED && a.own * gridDim.x < groups;
-            auto draw = [&]() { return (int)(atomicAdd(row_groups, 1) + a.own * gridDim.x); };
+            const bool drawn = !CLUSTERED && own * gridDim.x < groups;
+            auto draw = [&]() { return (int)(atomicAdd(row_groups, 1) + own * gridDim.x); };
 #pragma unroll 1
             for (int i = 0;; i++) {
                 const int group = next;
                 if (CLUSTERED) next = group + 1;
-                else if (i + 1 < a.own) next = group + gridDim.x;
-                else if (drawn && i + 1 > a.own && lane == 0) next = draw(); // asked for early enough to have arrived
+                else if (i + 1 < own) next = group + gridDim.x;
+                else if (drawn && i + 1 > own && lane == 0) next = draw(); // asked for early enough to have arrived
                 if (!CLUSTERED && lane == 0) ring[i & 15] = group;
                 if (group >= (CLUSTERED ? end : groups)) break;
                 if constexpr (FETCHED) own_left--;
@@ -252,7 +254,7 @@ DI void matvec(const Matrices& matrices, const float* input, const TensorMap* sc
                     for (int unit = first_unit; unit < units; unit += a.span) stage(matrix, within, unit);
                 }
                 if (!CLUSTERED) {
-                    if (i + 1 == a.own) { // the launch before may run until here
+                    if (i + 1 == own) { // the launch before may run until here
                         next = groups;
                         if (drawn) {
                             wait_for_predecessor();

@@ -133,3 +133,51 @@ pub(in crate::backend::cuda) fn look(plan: &mut Plan, ops: &[Recorded], planner:
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::cuda::driver::DeviceInfo;
+    use crate::backend::cuda::launches::fuse;
+    use crate::{DType, DeviceOptions, GgmlType, MlxDevice, Weight, WeightFormat};
+
+    /// Bytes that the first of two products of m rows asks for, and the last.
+    fn asked(m: usize, ty: GgmlType) -> [u64; 2] {
+        let info = DeviceInfo { name: String::new(), arch: 90, processors: 132, shared_bytes: 227 << 10 };
+        let planner = Planner { info: &info, options: &DeviceOptions::default(), forced: None, alone: true };
+        let device = MlxDevice::reference().unwrap();
+        let mut encoder = device.command_encoder().unwrap();
+        let (n, k) = (4096, 8192);
+        let buffer = |bytes: usize, dtype: DType| device.alloc_buffer(bytes, dtype, vec![]).unwrap();
+        for _ in 0..2 {
+            let blocks = buffer(n * WeightFormat::Ggml(ty).row_bytes(k).unwrap(), DType::U8);
+            let weight = Weight::ggml(ty, n, k, blocks).unwrap();
+            encoder.matmul(&buffer(4 * m * k, DType::F32), &weight, &mut buffer(4 * m * n, DType::F32)).unwrap();
+        }
+        let ops = encoder.list().ops();
+        [ops, &ops[1..]].map(|ops| {
+            let (plan, count) = fuse::plan(ops, &planner).unwrap();
+            let plan = plan.unwrap();
+            assert_eq!((count, plan.launches.len()), (1, 1));
+            let Some(Bound::Record(fields)) = plan.launches[0].bindings.last() else { panic!("{plan:?}") };
+            let ranges = fields.iter().filter_map(|field| match field {
+                Bound::Value(bytes) if bytes.len() == size_of::<AheadRange>() => {
+                    Some(bytemuck::pod_read_unaligned::<AheadRange>(bytes))
+                }
+                _ => None,
+            });
+            ranges.map(|range| u64::from(range.bytes) * u64::from(range.segments)).sum()
+        })
+    }
+
+    /// All that is asked for lies in the next weight, and five to eight rows ask in the one format that gains.
+    #[test]
+    fn launches_ask_for_what_follows() {
+        let ahead = AHEAD as u64;
+        for ty in [GgmlType::Q4_0, GgmlType::MXFP4] {
+            assert_eq!([1, 4].map(|m| asked(m, ty)), [[ahead, 0]; 2], "{ty:?}");
+        }
+        assert_eq!(asked(8, GgmlType::MXFP4), [ahead, 0]);
+        assert_eq!(asked(8, GgmlType::Q4_0), [0, 0]);
+    }
+}

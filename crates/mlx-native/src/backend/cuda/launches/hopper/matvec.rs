@@ -1,7 +1,7 @@
 //! The geometry of the kernel for few rows.
 
 use super::columns::{Columns, Part};
-use super::{HopperRowArgs, MATRICES, Product, Rows, UNIT, ahead, key, pitch_of, route};
+use super::{Format, HopperRowArgs, MATRICES, Product, Rows, UNIT, ahead, key, pitch_of, route};
 use crate::Result;
 use crate::backend::cuda::launches::{Bound, Launch};
 use crate::backend::cuda::tensor_map::TensorMap;
@@ -26,6 +26,9 @@ const ENOUGH_STAGES: usize = 4;
 const LEAST_STAGES: usize = 3;
 /// Of five to eight rows, where a block's first groups that find no stage are fetched into L2: as many more than the ring holds as memory brings until operands are made.
 const FETCHED_OWN: [usize; 2] = [3, 4];
+/// As many where launches ask for the weights of later ones and a block has so many groups that sharing out the rest matters more: its first have been asked for.
+const ASKING_OWN: usize = 2;
+const ASKING_GROUPS: usize = 12;
 /// Bytes on their way to a block at once until its ring has been filled, and stages at least, with operands as good as f32 and as halves: more only queue, and x behind them.
 const FLIGHT: [(usize, usize); 2] = [(64 << 10, 2), (32 << 10, 1)];
 /// Bytes of shared memory in which a warp brings five to eight rows of x to its lanes, `COLUMN_STAGING` in operands.cu, or four a unit.
@@ -137,8 +140,9 @@ struct Geometry {
     /// Buffers for the sums of warps.
     sums: usize,
     grid: usize,
-    /// Groups of rows of a block before any is shared out.
+    /// Groups of rows of a block before any is shared out, and where the launch asks for the weights of later ones.
     own: usize,
+    own_asking: usize,
     shared_bytes: usize,
 }
 
@@ -262,6 +266,11 @@ fn geometry_with(product: &Product<'_>, starts: Starts, columns: Columns) -> Opt
                 if groups < 8 * grid { groups as f64 / groups.next_multiple_of(grid / cluster) as f64 } else { 1.0 };
             let shallow = if stages < 5 && sets > 1 && span * format.unit > 2500 { 0.97 } else { 1.0 };
             let value = (busy * 1.5).min(1.0) * waves * shallow;
+            let own = match fetched {
+                _ if items <= MOST_OWN => items,
+                true => (stages - lent).clamp(FETCHED_OWN[0], FETCHED_OWN[1]),
+                false => 2,
+            };
             let found = Geometry {
                 starts,
                 tail,
@@ -280,11 +289,8 @@ fn geometry_with(product: &Product<'_>, starts: Starts, columns: Columns) -> Opt
                 flight: (flight_bytes / stage_bytes).max(least_flight),
                 sums,
                 grid,
-                own: match fetched {
-                    _ if items <= MOST_OWN => items,
-                    true => (stages - lent).clamp(FETCHED_OWN[0], FETCHED_OWN[1]),
-                    false => 2,
-                },
+                own,
+                own_asking: if fetched && items >= ASKING_GROUPS { ASKING_OWN } else { own },
                 shared_bytes: stages * stage_bytes + fixed(sums),
             };
             if best.is_none_or(|(most, _)| value > most) {
@@ -322,8 +328,8 @@ fn args(product: &Product<'_>, geometry: &Geometry, x_row: u64, [first, m]: [usi
         sums: geometry.sums as u32,
         first: u32_of("first", first)?,
         own: geometry.own as u32,
+        own_asking: geometry.own_asking as u32,
         flight: geometry.flight as u32,
-        pad: 0,
     })
 }
 
@@ -342,10 +348,16 @@ pub(super) fn boxed_rows(view: &View, element_bytes: usize, rows: [usize; 2], st
     Bound::Tensor(TensorMap::rows(element_bytes, rows, stage), Box::new(Bound::view(view)))
 }
 
-/// A launch of so many products. Those of five to eight rows ask for no weights of later ones: their first groups wait for operands anyway.
-fn launch_of(function: String, mut bindings: Vec<Bound>, geometry: &Geometry, part: Part, products: usize) -> Launch {
+/// A launch of so many products. Those of five to eight rows of most formats ask for no weights of later ones: their first groups wait for operands anyway.
+fn launch_of(
+    (function, format): (String, Format),
+    mut bindings: Vec<Bound>,
+    geometry: &Geometry,
+    part: Part,
+    products: usize,
+) -> Launch {
     bindings.push(ahead::nothing());
-    let products = if part.columns.exact() { products } else { 0 };
+    let products = if part.columns.exact() || format.asks { products } else { 0 };
     let launch = Launch::new(key(function), bindings, [geometry.grid as u32, 1, 1], THREADS);
     Launch { cluster: geometry.cluster as u32, shared_bytes: geometry.shared_bytes, products, ..launch }
 }
@@ -416,7 +428,7 @@ pub(super) fn launch(
         geometry.tail.name(),
         geometry.starts.name()
     );
-    Ok(Some(launch_of(function, bindings, &geometry, part, 1)))
+    Ok(Some(launch_of((function, format), bindings, &geometry, part, 1)))
 }
 
 /// Products of one input in one launch.
@@ -492,7 +504,7 @@ impl Group<'_> {
             geometry.starts.name(),
             self.norm.is_some()
         );
-        Ok(Some(launch_of(function, bindings, &geometry, part, products.len())))
+        Ok(Some(launch_of((function, format), bindings, &geometry, part, products.len())))
     }
 }
 

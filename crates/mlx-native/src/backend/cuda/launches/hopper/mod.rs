@@ -68,9 +68,10 @@ args! {
         first: u32,
         /// Groups of rows that are a block's from the start; the rest is shared out.
         own: u32,
+        /// As many where the launch asks for the weights of later ones, whose launches have done so before it.
+        own_asking: u32,
         /// Stages on their way at once until the ring has been filled.
         flight: u32,
-        pad: u32,
     }
 }
 
@@ -156,6 +157,8 @@ struct Format {
     ragged_slices: usize,
     /// `FETCHED` in formats.cu.
     fetched: bool,
+    /// Whether launches of five to eight rows ask for the weights of later ones, as those of fewer rows do.
+    asks: bool,
     /// `FOLDED` in units.cu, for one row: minimums of sixteen groups are multiplied at once.
     folded: bool,
     /// Whether the last few values of a row may lie behind the unit before, instead of in one of their own.
@@ -177,6 +180,7 @@ impl Format {
             slices: 1,
             ragged_slices: 1,
             fetched: false,
+            asks: false,
             folded: false,
             short_tails: false,
             tail: 0,
@@ -206,7 +210,9 @@ impl Format {
                 },
                 GgmlType::IQ4_NL => Format::short_blocks("IQ4_NL", 144),
                 GgmlType::IQ4_XS => Format::blocks("IQ4_XS", 136, 32),
-                GgmlType::MXFP4 => Format { sums: false, fetched: true, ..Format::short_blocks("MXFP4", 136) },
+                GgmlType::MXFP4 => {
+                    Format { sums: false, fetched: true, asks: true, ..Format::short_blocks("MXFP4", 136) }
+                }
                 GgmlType::Q2_K => Format { folded: true, ..Format::blocks("Q2_K", 84, 16) },
                 GgmlType::Q3_K => Format::blocks("Q3_K", 110, 16),
                 GgmlType::Q4_K => Format { fetched: true, ..Format::blocks("Q4_K", 144, 32) },
