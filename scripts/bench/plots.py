@@ -48,8 +48,8 @@ def panel(x, title, cases, label):
     return parts, width
 
 
-def chart(model, cases):
-    """The SVG of a model: prefill on the left, decode on the right, one thread before two."""
+def chart(model, machine, cases):
+    """The SVG of a model on a machine: prefill on the left, decode on the right, one thread before two."""
     parts, x = [], 0
     for kind, title in (("prefill", "prefill, by prompt length: tokens/s"), ("decode", "decode, by tokens in context: tokens/s")):
         for threads in sorted({c["threads"] for c in cases}):
@@ -65,6 +65,7 @@ def chart(model, cases):
     for i, (name, color) in enumerate((("mlx-native", OURS), ("llama.cpp", THEIRS))):
         left = 20 + 9 * len(model) + 110 * i
         head += [f'<rect x="{left}" y="12" width="12" height="12" fill="{color}"/>', text(left + 17, 22, name, 12, "start")]
+    head.append(text(20 + 9 * len(model) + 220, 22, machine, 12, "start"))
     height = TOP + PANEL_HEIGHT + 44
     opening = f'<svg xmlns="http://www.w3.org/2000/svg" width="{x}" height="{height}" viewBox="0 0 {x} {height}" font-family="sans-serif">'
     return "\n".join([opening, f'<rect width="{x}" height="{height}" fill="white"/>', *head, *parts, "</svg>"]) + "\n"
@@ -72,12 +73,15 @@ def chart(model, cases):
 
 out = pathlib.Path(sys.argv[1])
 out.mkdir(parents=True, exist_ok=True)
-found = {}
+found, machines = {}, {}
 for path in sys.argv[2:]:
-    for case in json.loads(pathlib.Path(path).read_text())["cases"]:
+    results = json.loads(pathlib.Path(path).read_text())
+    machine = f"{results['machine']['processor']}, {results['machine']['date'][:10]}"
+    for case in results["cases"]:
+        machines.setdefault(case["model"], []).append(machine)
         if case["isa"] is None and not case["batch_invariant"]:
             found.setdefault(case["model"], {})[case["kind"], case["threads"], case["tokens"], case["depth"]] = case
 for model, cases in found.items():
     path = out / f"{model}.svg"
-    path.write_text(chart(model, list(cases.values())))
+    path.write_text(chart(model, "; ".join(dict.fromkeys(machines[model])), list(cases.values())))
     print(path)
