@@ -327,6 +327,7 @@ impl Executor {
     }
 
     fn steps(&self, planner: &mut Planner<'_>, list: &CommandList) -> Result<()> {
+        let target = vector::Target { isa: self.isa, options: &self.options, threads: self.pool.threads() };
         for (index, recorded) in list.ops().iter().enumerate() {
             let barrier = recorded.barrier;
             if barrier {
@@ -338,7 +339,7 @@ impl Executor {
                 (_, Some(name)) => return Err(MlxError::KernelNotFound(format!("{name} for {}", recorded.op.name()))),
                 (op, None) => {
                     let Planner { resolver, schedule: Schedule { steps, shared, .. }, .. } = planner;
-                    vector::kernel(op, index, resolver, shared, (self.isa, &self.options), steps)?;
+                    vector::kernel(op, index, resolver, shared, target, steps)?;
                     planner.place(barrier);
                 }
             }

@@ -191,6 +191,15 @@ impl Shared {
     }
 }
 
+/// What kernels are planned for.
+#[derive(Clone, Copy)]
+pub(crate) struct Target<'a> {
+    pub isa: Isa,
+    pub options: &'a DeviceOptions,
+    /// Threads that share a phase.
+    pub threads: usize,
+}
+
 /// Appends the kernel of an operation that is no matrix product. `index` is the operation's position in its list, for faults; `shared` is what those before it
 /// have left.
 ///
@@ -202,9 +211,10 @@ pub(crate) fn kernel(
     index: usize,
     resolver: &mut Resolver,
     shared: &mut Shared,
-    (isa, options): (Isa, &DeviceOptions),
+    target: Target<'_>,
     kernels: &mut Kernels,
 ) -> Result<()> {
+    let isa = target.isa;
     if !isa.is_available() {
         return Err(MlxError::DeviceNotFound(format!("cpu: this machine has no {}", isa.name())));
     }
@@ -222,9 +232,7 @@ pub(crate) fn kernel(
         Op::Embedding(op) => append.task(embedding::EmbeddingTask::new(op, index, resolver)?),
         Op::Softmax(op) => append.task(norm::SoftmaxTask::new(op, resolver)?),
         Op::StoreKv(op) => append.task(store_kv::StoreKvTask::new(op, resolver)?),
-        Op::Attention(op) => {
-            append.task(attention::AttentionTask::new(op, resolver, &mut shared.scratch, (isa, options))?)
-        }
+        Op::Attention(op) => append.task(attention::AttentionTask::new(op, resolver, &mut shared.scratch, target)?),
         Op::ExpertGate(op) => append.task(experts::ExpertGateTask::new(op, resolver)?),
         Op::ExpertSum(op) => append.task(experts::ExpertSumTask::new(op, resolver)?),
         Op::ArgMax(op) => append.task(sampling::ArgMaxTask::new(op, resolver)?),

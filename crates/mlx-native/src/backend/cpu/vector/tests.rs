@@ -5,7 +5,7 @@ mod cases;
 
 use half::{bf16, f16};
 
-use super::{Shared, kernel};
+use super::{Shared, Target, kernel};
 use crate::backend::cpu::isa::Isa;
 use crate::backend::cpu::kernel::{Faults, Resolver, Share};
 use crate::backend::cpu::kernels::Kernels;
@@ -87,7 +87,8 @@ fn run_kernel(
     let mut kernels = Kernels::default();
     let faults = Faults::default();
     for (index, op) in encoder.ops().enumerate() {
-        kernel(op, index, &mut resolver, &mut shared, (isa, options), &mut kernels).unwrap();
+        let target = Target { isa, options, threads: parts };
+        kernel(op, index, &mut resolver, &mut shared, target, &mut kernels).unwrap();
         let kernel = kernels.get(index);
         for phase in 0..kernel.phases() {
             for part in 0..parts {

@@ -13,13 +13,12 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::Target;
 use super::elementwise::{load, store};
 use super::scratch::{Scratch, SharedScratch};
 use super::simd::Simd;
 use super::{GRAIN, Mem, Task, math};
-use crate::backend::cpu::isa::Isa;
 use crate::backend::cpu::kernel::{Resolver, Share};
-use crate::device::DeviceOptions;
 use crate::ops::{Attention, AttentionParams};
 use crate::{DType, Result};
 
@@ -70,10 +69,10 @@ impl Cached for u16 {
 
 /// Query rows of a cache head from which on they are computed as tiles: the two ways take the same time at about this many.
 const TILE_FROM: usize = 12;
-/// Units of work from which on no tile is shared between threads.
-const ENOUGH_UNITS: usize = 64;
-/// Partial results may take this many values: 64 MiB.
-const MAX_PARTIALS: usize = 1 << 24;
+/// Units of work for a thread from which on the chunks of a tile are not computed apart: their partial results take memory in every list on its way.
+const ENOUGH_UNITS: usize = 8;
+/// Partial results may take this many values: 16 MiB.
+const MAX_PARTIALS: usize = 1 << 22;
 
 pub(super) struct AttentionTask {
     q: Mem<f32>,
@@ -111,7 +110,7 @@ impl AttentionTask {
         op: &Attention,
         resolver: &mut Resolver,
         scratch: &mut SharedScratch,
-        (isa, options): (Isa, &DeviceOptions),
+        Target { isa, options, threads }: Target<'_>,
     ) -> Result<AttentionTask> {
         let params = op.params;
         let (heads, head_dim) = (params.cache.n_kv_heads, params.cache.head_dim);
@@ -134,7 +133,9 @@ impl AttentionTask {
         let split = chunks.len() > 1
             && match way {
                 Way::Rows => true,
-                Way::Tiles { tiles, .. } => heads * tiles < ENOUGH_UNITS && partials <= MAX_PARTIALS,
+                Way::Tiles { tiles, .. } => {
+                    threads > 1 && heads * tiles < ENOUGH_UNITS * threads && partials <= MAX_PARTIALS
+                }
             };
         Ok(AttentionTask {
             q: Mem::new(resolver, &op.q)?,

@@ -112,6 +112,27 @@ fn a_row_does_not_see_later_values() {
     }
 }
 
+/// One thread computes the chunks of a tile one after the other, several compute them apart.
+#[test]
+fn threads_change_no_bit() {
+    for (start, n_tokens, window) in [(0, 600, None), (700, 40, None), (700, 40, Some(300)), (1000, 3, None)] {
+        let case = Case { n_heads: 8, n_kv_heads: 2, head_dim: 40, start, n_tokens, window, soft_cap: None };
+        let (operands, params) = operands(&case, DType::F16);
+        let record: Record<'_> = &|encoder, buffers| {
+            let [q, k, v, output] = buffers else { unreachable!() };
+            encoder.attention(q, k, v, output, &params)
+        };
+        for isa in Isa::available() {
+            let outputs = [1, 40].map(|threads| {
+                let (buffers, result) = run_kernel(isa, threads, &DeviceOptions::default(), &operands, record);
+                result.unwrap();
+                buffers[3].as_slice::<u8>().unwrap().to_vec()
+            });
+            assert!(outputs[0] == outputs[1], "{isa:?}, {n_tokens} tokens from {start}, window {window:?}");
+        }
+    }
+}
+
 #[test]
 fn batch_invariance_is_bit_for_bit() {
     let options = DeviceOptions { batch_invariant: true, ..DeviceOptions::default() };
