@@ -52,6 +52,14 @@ pub(crate) struct DeviceInfo {
     pub shared_bytes: usize,
 }
 
+#[cfg(test)]
+impl DeviceInfo {
+    /// An H100, which tests plan for.
+    pub(crate) fn hopper() -> DeviceInfo {
+        DeviceInfo { name: String::new(), arch: 90, processors: 132, shared_bytes: 227 << 10 }
+    }
+}
+
 // SAFETY: the driver's handles may be used from any thread.
 unsafe impl Send for Context {}
 // SAFETY: as above; the driver synchronises.

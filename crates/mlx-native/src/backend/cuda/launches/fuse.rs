@@ -151,7 +151,7 @@ mod tests {
 
     /// The kernels of a layer on a GPU of this architecture, without what their templates are made for.
     fn kernels(arch: u32, m: usize, v_type: GgmlType, options: &DeviceOptions) -> Vec<String> {
-        let info = DeviceInfo { name: String::new(), arch, processors: 132, shared_bytes: 227 << 10 };
+        let info = DeviceInfo { arch, ..DeviceInfo::hopper() };
         let planner = Planner { info: &info, options, forced: None, alone: true };
         let device = MlxDevice::reference().unwrap();
         let mut encoder = device.command_encoder().unwrap();
@@ -198,7 +198,7 @@ mod tests {
 
     #[test]
     fn routed_products_of_one_input_share_its_lists() {
-        let info = DeviceInfo { name: String::new(), arch: 90, processors: 132, shared_bytes: 227 << 10 };
+        let info = DeviceInfo::hopper();
         let options = DeviceOptions::default();
         let planner = Planner { info: &info, options: &options, forced: None, alone: true };
         let device = MlxDevice::reference().unwrap();

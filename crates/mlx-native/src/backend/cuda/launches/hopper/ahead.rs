@@ -143,7 +143,7 @@ mod tests {
 
     /// Bytes that the first of two products of m rows asks for, and the last.
     fn asked(m: usize, ty: GgmlType) -> [u64; 2] {
-        let info = DeviceInfo { name: String::new(), arch: 90, processors: 132, shared_bytes: 227 << 10 };
+        let info = DeviceInfo::hopper();
         let planner = Planner { info: &info, options: &DeviceOptions::default(), forced: None, alone: true };
         let device = MlxDevice::reference().unwrap();
         let mut encoder = device.command_encoder().unwrap();

@@ -519,7 +519,7 @@ mod tests {
     /// k = 8192 is what the registers of a block's warps hold.
     #[test]
     fn every_format_takes_rows_of_8192() {
-        let info = DeviceInfo { name: String::new(), arch: 90, processors: 132, shared_bytes: 227 << 10 };
+        let info = DeviceInfo::hopper();
         let options = DeviceOptions::default();
         let device = MlxDevice::reference().unwrap();
         let buffer = |bytes: usize, dtype| device.alloc_buffer(bytes, dtype, vec![]).unwrap();
@@ -550,7 +550,7 @@ mod tests {
     /// A few values more than 8192 leave a row its geometry, where a unit of their own would take every warp's third.
     #[test]
     fn short_tails_are_no_units() {
-        let info = DeviceInfo { name: String::new(), arch: 90, processors: 132, shared_bytes: 227 << 10 };
+        let info = DeviceInfo::hopper();
         let options = DeviceOptions::default();
         let device = MlxDevice::reference().unwrap();
         let geometry_of = |ty, k: usize, m| {

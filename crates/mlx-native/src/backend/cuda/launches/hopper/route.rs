@@ -248,7 +248,7 @@ mod tests {
     use crate::{DType, GgmlType, MlxDevice, Weight};
 
     fn info() -> DeviceInfo {
-        DeviceInfo { name: String::new(), arch: 90, processors: 132, shared_bytes: 227 << 10 }
+        DeviceInfo::hopper()
     }
 
     #[test]

@@ -291,7 +291,7 @@ mod tests {
         let mut q = if reused { attended.clone() } else { f32s(HIDDEN) };
         encoder.matmul(&normed, &q4(HIDDEN, HIDDEN), &mut q).unwrap();
         encoder.matmul(&normed, &q4(1024, HIDDEN), &mut f32s(1024)).unwrap();
-        let info = DeviceInfo { name: String::new(), arch: 90, processors: 132, shared_bytes: 227 << 10 };
+        let info = DeviceInfo::hopper();
         let options = DeviceOptions::default();
         let planner = Planner { info: &info, options: &options, forced: None, alone };
         let (mut rest, mut names) = (encoder.list().ops(), Vec::new());
@@ -326,7 +326,7 @@ mod tests {
 
     #[test]
     fn rows_are_cut_so_that_most_warps_have_a_unit() {
-        let info = DeviceInfo { name: String::new(), arch: 90, processors: 132, shared_bytes: 227 << 10 };
+        let info = DeviceInfo::hopper();
         let device = MlxDevice::reference().unwrap();
         let cut = |ty: GgmlType, k: usize, slices: usize| {
             let bytes = k / ty.block_values() as usize * ty.block_bytes() as usize;
