@@ -90,7 +90,8 @@ impl Simd for Avx512 {
         if Strided::<STRIDE, OFFSET>::THREE {
             // The fourth lane is where it has to be in a vector that begins 48 bytes before it.
             let last = Self::load(p.add(3 * STRIDE + OFFSET - 48));
-            _mm512_mask_permutexvar_epi8(last, 0x0000_FFFF_FFFF_FFFF, index, Self::load(p))
+            let first = Self::load(p.add(Strided::<STRIDE, OFFSET>::AT));
+            _mm512_mask_permutexvar_epi8(last, 0x0000_FFFF_FFFF_FFFF, index, first)
         } else {
             let [first, second] = Strided::<STRIDE, OFFSET>::both(p, 16);
             _mm512_permutex2var_epi8(first, index, second)
@@ -182,6 +183,14 @@ impl Simd for Avx512 {
     unsafe fn spread(bits: [u16; MAX_LANES], value: u8) -> __m512i {
         let [a, b, c, d] = four!(|i| bits[i] as u64);
         _mm512_maskz_mov_epi8(a | (b << 16) | (c << 32) | (d << 48), _mm512_set1_epi8(value as i8))
+    }
+    #[inline(always)]
+    unsafe fn strided_fifth_bits<const STRIDE: usize, const OFFSET: usize>(
+        nibbles: [__m512i; 2],
+        p: *const u8,
+    ) -> [__m512i; 2] {
+        let [first, second] = Strided::<STRIDE, OFFSET>::masks(p);
+        [strided::add_where(nibbles[0], first, 16), strided::add_where(nibbles[1], second, 16)]
     }
     #[inline(always)]
     unsafe fn bit_blocks(p: *const u8, value: u8) -> [__m512i; 2] {
@@ -413,14 +422,6 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn strided_f16<const STRIDE: usize, const OFFSET: usize>(p: [*const u8; 4]) -> __m512 {
         _mm512_cvtph_ps(Strided::<STRIDE, OFFSET>::words(p))
-    }
-    #[inline(always)]
-    unsafe fn strided_bits<const STRIDE: usize, const OFFSET: usize>(p: *const u8, value: u8) -> __m512i {
-        let index = Self::load(Strided::<STRIDE, OFFSET>::BITS.as_ptr());
-        let [first, second] = Strided::<STRIDE, OFFSET>::both(p, 2);
-        let bytes = _mm512_permutex2var_epi8(first, index, second);
-        let set = _mm512_test_epi8_mask(bytes, _mm512_set1_epi64(i64::from_le_bytes([1, 2, 4, 8, 16, 32, 64, 128])));
-        _mm512_maskz_mov_epi8(set, _mm512_set1_epi8(value as i8))
     }
     #[inline(always)]
     unsafe fn bf16_groups(rows: [u64; 4], shift: u32) -> __m512 {

@@ -289,13 +289,18 @@ pub(super) trait Simd: Copy + 'static {
             }))
         }
     }
-    /// Lane i: `value` in the bytes for which the u16 at `p + i·STRIDE + OFFSET`, in a block of STRIDE bytes, has a bit set.
+    /// `nibbles` with 16 added to those bytes of lane i for which the u32 at `p + i·STRIDE + OFFSET`, in a block of STRIDE bytes, has a bit set: its first
+    /// sixteen bits belong to the first vector.
     #[inline(always)]
-    unsafe fn strided_bits<const STRIDE: usize, const OFFSET: usize>(p: *const u8, value: u8) -> Self::Bytes {
+    unsafe fn strided_fifth_bits<const STRIDE: usize, const OFFSET: usize>(
+        nibbles: [Self::Bytes; 2],
+        p: *const u8,
+    ) -> [Self::Bytes; 2] {
         // SAFETY: the caller's promise; lanes from LANES on are not read.
         unsafe {
-            let word = |i: usize| p.add(i * STRIDE + OFFSET).cast::<u16>().read_unaligned();
-            Self::spread(four!(|i| if i < Self::LANES { word(i) } else { 0 }), value)
+            let word = |i: usize, half: usize| p.add(i * STRIDE + OFFSET + 2 * half).cast::<u16>().read_unaligned();
+            let bits = |half: usize| four!(|i| if i < Self::LANES { word(i, half) } else { 0 });
+            [Self::or(nibbles[0], Self::spread(bits(0), 16)), Self::or(nibbles[1], Self::spread(bits(1), 16))]
         }
     }
     /// [`f16_groups`](Simd::f16_groups) of bf16.

@@ -64,12 +64,12 @@ unsafe fn bytes<S: Simd, const STRIDE: usize, const OFFSET: usize>(stage: &Stage
     }
 }
 
-/// The u16 at byte `OFFSET` of each block of a row, 0 beyond k.
+/// The u16 at byte `offset` of each block of a row, 0 beyond k.
 #[inline(always)]
-unsafe fn words<S: Simd, const STRIDE: usize, const OFFSET: usize>(stage: &Stage, r: usize) -> [u16; MAX_LANES] {
+unsafe fn words<S: Simd>(stage: &Stage, r: usize, stride: usize, offset: usize) -> [u16; MAX_LANES] {
     // SAFETY: the staged blocks exist.
     unsafe {
-        let word = |i: usize| stage.p[r].add(i * STRIDE + OFFSET).cast::<u16>().read_unaligned();
+        let word = |i: usize| stage.p[r].add(i * stride + offset).cast::<u16>().read_unaligned();
         four!(|i| if i < S::LANES && i < stage.blocks { word(i) } else { 0 })
     }
 }
@@ -82,21 +82,8 @@ unsafe fn halves<S: Simd, const STRIDE: usize, const OFFSET: usize>(stage: &Stag
         if stage.blocks >= S::LANES {
             return S::strided_f16::<STRIDE, OFFSET>(stage.p);
         }
-        let rows = four!(|r| words::<S, STRIDE, OFFSET>(stage, r));
+        let rows = four!(|r| words::<S>(stage, r, STRIDE, OFFSET));
         S::f16_lanes(four!(|i| joined(four!(|r| rows[r][i]))))
-    }
-}
-
-/// 16 where a bit of the u16 at byte `OFFSET` of each block is set.
-#[inline(always)]
-unsafe fn fifth_bits<S: Simd, const STRIDE: usize, const OFFSET: usize>(stage: &Stage, r: usize) -> S::Bytes {
-    // SAFETY: the staged blocks exist.
-    unsafe {
-        if stage.blocks >= S::LANES {
-            S::strided_bits::<STRIDE, OFFSET>(stage.p[r], 16)
-        } else {
-            S::spread(words::<S, STRIDE, OFFSET>(stage, r), 16)
-        }
     }
 }
 
@@ -246,16 +233,20 @@ impl<S: Simd> Source<S> for Q4_1 {
     }
 }
 
-/// Nibbles at byte `QUANTS` of each block, with the fifth bits of the first and of the second halves.
+/// Nibbles at byte `QUANTS` of each block, with fifth bits from the u32 at byte `BITS`.
 #[inline(always)]
-unsafe fn five_bits<S: Simd, const STRIDE: usize, const QUANTS: usize, const FIRST: usize, const SECOND: usize>(
+unsafe fn five_bits<S: Simd, const STRIDE: usize, const QUANTS: usize, const BITS: usize>(
     stage: &Stage,
     r: usize,
 ) -> [S::Bytes; 2] {
     // SAFETY: the staged blocks exist.
     unsafe {
         let [lo, hi] = nibbles::<S>(bytes::<S, STRIDE, QUANTS>(stage, r));
-        [S::or(lo, fifth_bits::<S, STRIDE, FIRST>(stage, r)), S::or(hi, fifth_bits::<S, STRIDE, SECOND>(stage, r))]
+        if stage.blocks >= S::LANES {
+            return S::strided_fifth_bits::<STRIDE, BITS>([lo, hi], stage.p[r]);
+        }
+        let bits = |half: usize| S::spread(words::<S>(stage, r, STRIDE, BITS + 2 * half), 16);
+        [S::or(lo, bits(0)), S::or(hi, bits(1))]
     }
 }
 
@@ -271,7 +262,7 @@ impl<S: Simd> Source<S> for Q5_0 {
     #[inline(always)]
     unsafe fn codes(&self, stage: &Stage, r: usize, _: usize) -> [S::Bytes; 2] {
         // SAFETY: the staged blocks exist.
-        unsafe { five_bits::<S, 22, 6, 2, 4>(stage, r) }
+        unsafe { five_bits::<S, 22, 6, 2>(stage, r) }
     }
 }
 
@@ -287,7 +278,7 @@ impl<S: Simd> Source<S> for Q5_1 {
     #[inline(always)]
     unsafe fn codes(&self, stage: &Stage, r: usize, _: usize) -> [S::Bytes; 2] {
         // SAFETY: the staged blocks exist.
-        unsafe { five_bits::<S, 24, 8, 4, 6>(stage, r) }
+        unsafe { five_bits::<S, 24, 8, 4>(stage, r) }
     }
 }
 

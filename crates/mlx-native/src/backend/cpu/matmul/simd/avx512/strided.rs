@@ -1,6 +1,7 @@
 //! Parts of blocks that lie one behind the other, at any stride.
 #![allow(unsafe_op_in_unsafe_fn)] // The contract stands at `simd`.
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::super::Simd;
@@ -16,8 +17,11 @@ impl<const STRIDE: usize, const OFFSET: usize> Strided<STRIDE, OFFSET> {
         lane * STRIDE + OFFSET + bytes
     }
 
-    /// Whether a vector from the first byte of the blocks on has lanes 0 to 2 of 16 bytes.
-    pub(super) const THREE: bool = Self::reach(2, 16) <= 64;
+    /// Whether one vector has lanes 0 to 2 of 16 bytes: it begins at [`AT`](Self::AT).
+    pub(super) const THREE: bool = Self::reach(2, 16) - Self::reach(0, 0) <= 64;
+
+    /// Where a vector begins that has lanes 0 to 2 of 16 bytes: at the first block's first byte if possible.
+    pub(super) const AT: usize = Self::reach(2, 16).saturating_sub(64);
 
     /// Where a vector begins that has lanes 0 and 1 of so many bytes: at the first block's first byte if possible.
     const fn first(bytes: usize) -> usize {
@@ -41,8 +45,11 @@ impl<const STRIDE: usize, const OFFSET: usize> Strided<STRIDE, OFFSET> {
         let mut index = [0; 64];
         let mut t = 0;
         while t < 64 {
-            index[t] =
-                if Self::THREE { Self::reach(t / 16, t % 16) % 64 } else { Self::place(t / 16, t % 16, 16) } as u8;
+            index[t] = if Self::THREE {
+                (Self::reach(t / 16, t % 16) - Self::AT) % 64
+            } else {
+                Self::place(t / 16, t % 16, 16)
+            } as u8;
             t += 1;
         }
         index
@@ -63,16 +70,35 @@ impl<const STRIDE: usize, const OFFSET: usize> Strided<STRIDE, OFFSET> {
         index
     };
 
-    /// For each of sixteen bytes of a lane, which byte of its word has its bit.
-    pub(super) const BITS: &'static [u8; 64] = &{
-        let mut index = [0; 64];
-        let mut t = 0;
-        while t < 64 {
-            index[t] = Self::place(t / 16, t % 16 / 8, 2) as u8;
-            t += 1;
-        }
-        index
-    };
+    /// For each lane the first sixteen bits of a dword, and the last sixteen. Put together in general registers, as all vector units are busy: the compiler would
+    /// shuffle them together.
+    #[inline(always)]
+    pub(super) unsafe fn masks(p: *const u8) -> [u64; 2] {
+        let (first, second);
+        asm!(
+            "movzx {first:e}, word ptr [{p} + {at} + 3 * {stride}]",
+            "movzx {second:e}, word ptr [{p} + {at} + 3 * {stride} + 2]",
+            "shl {first}, 16",
+            "shl {second}, 16",
+            "mov {first:x}, word ptr [{p} + {at} + 2 * {stride}]",
+            "mov {second:x}, word ptr [{p} + {at} + 2 * {stride} + 2]",
+            "shl {first}, 16",
+            "shl {second}, 16",
+            "mov {first:x}, word ptr [{p} + {at} + {stride}]",
+            "mov {second:x}, word ptr [{p} + {at} + {stride} + 2]",
+            "shl {first}, 16",
+            "shl {second}, 16",
+            "mov {first:x}, word ptr [{p} + {at}]",
+            "mov {second:x}, word ptr [{p} + {at} + 2]",
+            p = in(reg) p,
+            at = const OFFSET,
+            stride = const STRIDE,
+            first = out(reg) first,
+            second = out(reg) second,
+            options(pure, readonly, nostack),
+        );
+        [first, second]
+    }
 
     /// The words [lane][row] of four rows. Every row's go straight to their places: that takes fewer shuffles than bringing together what each row has.
     #[inline(always)]
@@ -97,4 +123,18 @@ impl<const STRIDE: usize, const OFFSET: usize> Strided<STRIDE, OFFSET> {
     pub(super) unsafe fn both(p: *const u8, bytes: usize) -> [__m512i; 2] {
         [Avx512::load(p.add(Self::first(bytes))), Avx512::load(p.add(Self::second(bytes)))]
     }
+}
+
+/// `v` with `value` added to the bytes whose bit is set: one instruction, which the compiler would make three of.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(super) unsafe fn add_where(mut v: __m512i, set: u64, value: u8) -> __m512i {
+    asm!(
+        "vpaddb {v}{{{set}}}, {v}, {value}",
+        v = inout(zmm_reg) v,
+        set = in(kreg) set,
+        value = in(zmm_reg) _mm512_set1_epi8(value as i8),
+        options(pure, nomem, nostack, preserves_flags),
+    );
+    v
 }
