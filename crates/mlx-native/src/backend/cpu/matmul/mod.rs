@@ -186,6 +186,8 @@ struct Job<'a> {
     rows: RowMap<'a>,
     y: YRows,
     n: Range<usize>,
+    /// All features, of which these are some.
+    n_all: usize,
     /// See [`Part`]; all of them where there are several rows.
     turns: Range<usize>,
     /// See [`Part`].
@@ -327,7 +329,8 @@ impl Plan {
         }
         let Plan { layout, batch_invariant, .. } = *self;
         let k = self.k * times;
-        let job = Job { weight, k, layout, prepared, rows, y, n, turns, again, scratch, batch_invariant };
+        let n_all = self.n / times;
+        let job = Job { weight, k, layout, prepared, rows, y, n, n_all, turns, again, scratch, batch_invariant };
         // SAFETY: the kernel belongs to an instruction set that the plan's maker found available; the rest is the caller's promise.
         unsafe { (self.kernel)(&job) }
     }

@@ -18,12 +18,13 @@ use std::ops::Range;
 
 use super::simd::{MAX_LANES, Simd, four};
 use super::source::Source;
-use super::tiles::{aligned, column, neighbours};
+use super::tiles::{aligned, column};
 use super::{Job, RowMap, YRows};
 use kind::Folded;
 pub(crate) use kind::{Entering, Kind};
 pub(super) use kind::{OfSource, With, of_kind};
 pub(crate) use tile::Columns;
+use tile::Cut;
 pub(super) use tile::isa;
 use unpack::Panel;
 
@@ -81,12 +82,12 @@ pub(super) mod finish {
     every_set!(compiled);
 }
 
-/// The loop over a panel of the source's kind.
+/// The loop over a panel of the source's kind, in tiles of as many columns as fill the registers, or of fewer.
 #[inline(always)]
-unsafe fn run<S: Simd, F: Source<S>>(job: &Columns) {
+unsafe fn tiles<S: Simd, F: Source<S>, const REST: bool>(job: &Columns) {
     macro_rules! run {
         ($kind:ty) => {
-            S::columns::<$kind>(job)
+            S::columns::<$kind, REST>(job)
         };
     }
     // SAFETY: the caller's promise is the same.
@@ -95,6 +96,20 @@ unsafe fn run<S: Simd, F: Source<S>>(job: &Columns) {
             (true, true) => run!(Folded<true>),
             (true, false) => run!(Folded<false>),
             _ => of_kind!(S, F, run),
+        }
+    }
+}
+
+/// Runs tiles of either kind.
+#[inline(always)]
+unsafe fn run<S: Simd, F: Source<S>>(job: &Columns) {
+    // SAFETY: the caller's promise is the same.
+    unsafe {
+        if job.tiles.start < job.cut.tiles {
+            tiles::<S, F, false>(job);
+        }
+        if job.tiles.end > job.cut.tiles {
+            tiles::<S, F, true>(job);
         }
     }
 }
@@ -117,7 +132,8 @@ unsafe fn run_and_ask<S: Simd, F: Source<S>, const R: usize>(source: &F, job: &J
             if !tiles.is_empty() {
                 run::<S, F>(&Columns { tiles, ..*all });
             }
-            let rows = source.rows(neighbours(job, next.first + piece / stages * 4));
+            let first = next.first + piece / stages * 4;
+            let rows = source.rows(four!(|r| (first + r).min(job.n_all - 1)));
             source.prefetch(&rows, next.k0 + piece % stages * F::STEPS);
         }
     }
@@ -158,7 +174,8 @@ pub(super) unsafe fn many<S: Simd, F: Source<S>, const R: usize>(job: &Job) {
             for c0 in (0..count).step_by(width) {
                 let columns = (count - c0).min(width);
                 // Columns behind the last one repeat it, and their sums are not used.
-                let padded = columns.next_multiple_of(columns_of_tile);
+                let cut = Cut::new(columns, columns_of_tile);
+                let padded = cut.columns();
                 let group_sums = padded * tile_rows * chains;
                 let mut records = [std::ptr::null(); COLUMNS];
                 for (c, place) in records[..padded].iter_mut().enumerate() {
@@ -178,7 +195,8 @@ pub(super) unsafe fn many<S: Simd, F: Source<S>, const R: usize>(job: &Job) {
                             blocks: (job.k.div_ceil(32) - k0 * S::LANES).min((k1 - k0) * S::LANES),
                             offset: k0 * job.layout.record_bytes(),
                             records: &records[..padded],
-                            tiles: 0..padded / columns_of_tile,
+                            cut,
+                            tiles: 0..cut.all(),
                             sums: sums.add(g * group_sums),
                             first: k0 == 0,
                             apart: job.batch_invariant,
@@ -190,7 +208,9 @@ pub(super) unsafe fn many<S: Simd, F: Source<S>, const R: usize>(job: &Job) {
                         } else if k1 < steps {
                             Some(Span { first, k0: k1, k1: (k1 + block).min(steps) })
                         } else {
-                            None
+                            // The same rows for the next columns, or the next rows, which may be another task's.
+                            let first = if c0 + width < count { first } else { (first + ROWS).min(job.n.end) };
+                            (first < job.n_all).then_some(Span { first, k0: 0, k1: block.min(steps) })
                         };
                         run_and_ask::<S, F, R>(&source, job, &columns, next);
                     }

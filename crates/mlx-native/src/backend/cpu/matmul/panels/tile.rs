@@ -18,8 +18,10 @@ pub(crate) struct Columns<'a> {
     pub(super) blocks: usize,
     /// From a column's first record to that of the panel's first step.
     pub(super) offset: usize,
-    /// The columns' first records; a multiple of the tile's columns, whose last may stand there more than once.
+    /// The columns' first records, whole tiles of them, whose last may stand there more than once.
     pub(super) records: &'a [*const u8],
+    /// How the columns are cut into tiles.
+    pub(super) cut: Cut,
     /// Which of the tiles are to be run.
     pub(super) tiles: Range<usize>,
     /// Partial sums by column and vector of rows, and by lane where they are kept apart.
@@ -32,6 +34,49 @@ pub(crate) struct Columns<'a> {
     pub(super) spans: bool,
     /// The panel has what undoes a bias, and sums begin with it.
     pub(super) fused: bool,
+}
+
+/// Columns in tiles: first those that fill the registers, then as many of [`REST_COLUMNS`] as leave over least.
+#[derive(Clone, Copy)]
+pub(super) struct Cut {
+    /// Columns of a tile.
+    of_tile: usize,
+    /// Tiles of so many.
+    pub(super) tiles: usize,
+    /// Tiles of REST_COLUMNS.
+    rest: usize,
+}
+
+/// Columns of the tiles that make up the rest.
+pub(crate) const REST_COLUMNS: usize = 4;
+
+impl Cut {
+    /// `columns` columns, in tiles of `of_tile`.
+    pub(super) fn new(columns: usize, of_tile: usize) -> Cut {
+        let whole = columns / of_tile;
+        let (tiles, rest) = if of_tile <= REST_COLUMNS {
+            (columns.div_ceil(of_tile), 0)
+        } else {
+            match columns % of_tile {
+                0 => (whole, 0),
+                // Two of four instead of one of six.
+                over if whole > 0 && over + of_tile <= 2 * REST_COLUMNS => (whole - 1, 2),
+                over if over <= REST_COLUMNS => (whole, 1),
+                _ => (whole + 1, 0),
+            }
+        };
+        Cut { of_tile, tiles, rest }
+    }
+
+    /// All tiles.
+    pub(super) fn all(&self) -> usize {
+        self.tiles + self.rest
+    }
+
+    /// All tiles' columns.
+    pub(super) fn columns(&self) -> usize {
+        self.tiles * self.of_tile + self.rest * REST_COLUMNS
+    }
 }
 
 /// How a tile scales sums of codes.
@@ -49,13 +94,18 @@ mod scaling {
 unsafe fn tiles<S: Simd, K: Kind, const R: usize, const C: usize, const CHAINS: usize, const SCALING: u8>(
     job: &Columns,
 ) {
-    let (groups, _) = job.records.as_chunks::<C>();
-    for (i, records) in groups.iter().enumerate().take(job.tiles.end).skip(job.tiles.start) {
+    // Tiles before these, and their columns.
+    let (before, columns) =
+        if C == job.cut.of_tile { (0, 0) } else { (job.cut.tiles, job.cut.tiles * job.cut.of_tile) };
+    let count = if C == job.cut.of_tile { job.cut.tiles } else { job.cut.rest };
+    let range = job.tiles.start.saturating_sub(before)..job.tiles.end.saturating_sub(before).min(count);
+    let (groups, _) = job.records[columns..].as_chunks::<C>();
+    for (i, records) in groups.iter().enumerate().take(range.end).skip(range.start) {
         // The next columns are fetched while these are computed.
         let next = groups.get(i + 1).unwrap_or(records);
         // SAFETY: the caller's promise.
         unsafe {
-            let sums = job.sums.add(i * C * R * CHAINS * 4 * S::LANES);
+            let sums = job.sums.add((columns + i * C) * R * CHAINS * 4 * S::LANES);
             match SCALING {
                 scaling::SPANS => spans::<S, K, R, C>(job, records, next, sums),
                 scaling::FUSED => tile::<S, K, R, C, CHAINS, true>(job, records, next, sums),
@@ -291,16 +341,17 @@ unsafe fn half<S: Simd, K: Kind, const R: usize, const C: usize, const BIASED: b
     }
 }
 
-/// [`tiles`] compiled for each instruction set, with as many vectors of rows and as many columns as its registers hold.
+/// [`tiles`] compiled for each instruction set, with as many vectors of rows and as many columns as its registers hold, or with REST_COLUMNS: apart, as the
+/// compiler spills registers where both are one function.
 pub(in super::super) mod isa {
-    use super::{Columns, Kind, scaling, tiles};
+    use super::{Columns, Kind, REST_COLUMNS, scaling, tiles};
     use crate::backend::cpu::matmul::simd::{Simd, every_set};
 
     macro_rules! compiled {
         ($(#[$attribute:meta])* $name:ident, $set:ty) => {
             $(#[$attribute])*
             #[inline(never)]
-            pub(in super::super::super) unsafe fn $name<K: Kind>(job: &Columns) {
+            pub(in super::super::super) unsafe fn $name<K: Kind, const REST: bool>(job: &Columns) {
                 const ROWS: usize = <$set as Simd>::ROW_VECTORS;
                 const COLUMNS: [usize; 2] = <$set as Simd>::TILE_COLUMNS;
                 const LANES: usize = <$set as Simd>::LANES;
@@ -308,7 +359,13 @@ pub(in super::super) mod isa {
                 unsafe {
                     macro_rules! run {
                         ($columns:literal, $chains:expr, $scaling:ident) => {
-                            tiles::<$set, K, ROWS, { COLUMNS[$columns] }, $chains, { scaling::$scaling }>(job)
+                            if REST {
+                                if COLUMNS[$columns] > REST_COLUMNS {
+                                    tiles::<$set, K, ROWS, REST_COLUMNS, $chains, { scaling::$scaling }>(job)
+                                }
+                            } else {
+                                tiles::<$set, K, ROWS, { COLUMNS[$columns] }, $chains, { scaling::$scaling }>(job)
+                            }
                         };
                     }
                     match (K::HALVES, job.apart, job.spans) {
@@ -325,4 +382,23 @@ pub(in super::super) mod isa {
         };
     }
     every_set!(compiled);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Cut, REST_COLUMNS};
+
+    #[test]
+    fn tiles_have_all_columns_and_hardly_more() {
+        for of_tile in [3, 4, 6] {
+            for columns in 1..=264 {
+                let cut = Cut::new(columns, of_tile);
+                let most =
+                    if of_tile > REST_COLUMNS && columns > REST_COLUMNS { 1 } else { of_tile.max(REST_COLUMNS) - 1 };
+                assert!((columns..=columns + most).contains(&cut.columns()), "{columns} in tiles of {of_tile}");
+                assert!(cut.columns() <= 264 && cut.all() > 0);
+            }
+        }
+        assert_eq!((Cut::new(32, 6).tiles, Cut::new(32, 6).rest), (4, 2));
+    }
 }

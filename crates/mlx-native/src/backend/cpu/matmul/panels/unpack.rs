@@ -53,7 +53,7 @@ impl<S: Simd, const R: usize> Panel<S, R> {
                     let stages = if !F::TAILS || step < full {
                         four!(|g| source.stage::<true>(&rows[g % S::LANES], step))
                     } else {
-                        four!(|g| source.stage::<false>(&rows[g % S::LANES], step))
+                        four!(|g| source.stage_over(&rows[g % S::LANES], step))
                     };
                     for s in 0..F::STEPS.min(k1 - step) {
                         self.write::<F, FOLDED>(source, &stages, (r, s), (step + s - k0) * S::LANES, fused);
@@ -75,16 +75,29 @@ impl<S: Simd, const R: usize> Panel<S, R> {
     ) {
         // SAFETY: as in `fill`.
         unsafe {
-            let codes = four!(|g| {
-                let stage = &stages[g % S::LANES];
-                let rows = four!(|r| if FOLDED { source.folded(stage, r, s) } else { source.codes(stage, r, s) });
-                [S::transpose(four!(|r| rows[r][0])), S::transpose(four!(|r| rows[r][1]))]
-            });
-            for half in 0..2 {
+            if F::SPLIT {
+                // Half as many vectors to be brought to their places.
+                let both = four!(|g| S::transpose(four!(|r| source.stored(&stages[g % S::LANES], r))));
                 for d in 0..4 {
-                    let by_lane = S::regroup(four!(|g| codes[g][half][d]));
+                    let by_lane = S::regroup(four!(|g| both[g][d]));
                     for (i, v) in by_lane.into_iter().enumerate().take(S::LANES) {
-                        S::store(self.codes(block + i, half, d, r), v);
+                        for (half, v) in F::split(v).into_iter().enumerate() {
+                            S::store(self.codes(block + i, half, d, r), v);
+                        }
+                    }
+                }
+            } else {
+                let codes = four!(|g| {
+                    let stage = &stages[g % S::LANES];
+                    let rows = four!(|r| if FOLDED { source.folded(stage, r, s) } else { source.codes(stage, r, s) });
+                    [S::transpose(four!(|r| rows[r][0])), S::transpose(four!(|r| rows[r][1]))]
+                });
+                for half in 0..2 {
+                    for d in 0..4 {
+                        let by_lane = S::regroup(four!(|g| codes[g][half][d]));
+                        for (i, v) in by_lane.into_iter().enumerate().take(S::LANES) {
+                            S::store(self.codes(block + i, half, d, r), v);
+                        }
                     }
                 }
             }

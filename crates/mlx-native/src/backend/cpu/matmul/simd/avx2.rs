@@ -195,8 +195,8 @@ impl Simd for Avx2 {
         _mm256_set1_epi32(v)
     }
     #[inline(always)]
-    unsafe fn columns<K: Kind>(job: &Columns) {
-        panels::isa::avx2::<K>(job)
+    unsafe fn columns<K: Kind, const REST: bool>(job: &Columns) {
+        panels::isa::avx2::<K, REST>(job)
     }
     #[inline(always)]
     unsafe fn outputs(job: &Outputs) {

@@ -91,7 +91,7 @@ impl Simd for Avx512 {
             // The fourth lane is where it has to be in a vector that begins 48 bytes before it.
             let last = Self::load(p.add(3 * STRIDE + OFFSET - 48));
             let first = Self::load(p.add(Strided::<STRIDE, OFFSET>::AT));
-            _mm512_mask_permutexvar_epi8(last, 0x0000_FFFF_FFFF_FFFF, index, first)
+            strided::permuted_where(last, 0x0000_FFFF_FFFF_FFFF, index, first)
         } else {
             let [first, second] = Strided::<STRIDE, OFFSET>::both(p, 16);
             _mm512_permutex2var_epi8(first, index, second)
@@ -283,8 +283,8 @@ impl Simd for Avx512 {
         _mm512_set1_epi32(v)
     }
     #[inline(always)]
-    unsafe fn columns<K: Kind>(job: &Columns) {
-        panels::isa::avx512::<K>(job)
+    unsafe fn columns<K: Kind, const REST: bool>(job: &Columns) {
+        panels::isa::avx512::<K, REST>(job)
     }
     #[inline(always)]
     unsafe fn outputs(job: &Outputs) {

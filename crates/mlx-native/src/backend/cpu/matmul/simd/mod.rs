@@ -413,8 +413,8 @@ pub(super) trait Simd: Copy + 'static {
     unsafe fn fold_lanes(v: [Self::Floats; MAX_LANES]) -> Self::Floats {
         v[0]
     }
-    /// The loop over a panel, compiled once for each kind of format.
-    unsafe fn columns<K: Kind>(job: &Columns);
+    /// The loop over a panel, compiled once for each kind of format; REST: in tiles of fewer columns.
+    unsafe fn columns<K: Kind, const REST: bool>(job: &Columns);
     /// The sums of a panel's loop, added up and written.
     unsafe fn outputs(job: &Outputs);
     /// One step of some columns, compiled once for each kind of format.

@@ -184,8 +184,8 @@ impl Simd for Neon {
         vdupq_n_s32(v)
     }
     #[inline(always)]
-    unsafe fn columns<K: Kind>(job: &Columns) {
-        panels::isa::neon::<K>(job)
+    unsafe fn columns<K: Kind, const REST: bool>(job: &Columns) {
+        panels::isa::neon::<K, REST>(job)
     }
     #[inline(always)]
     unsafe fn outputs(job: &Outputs) {

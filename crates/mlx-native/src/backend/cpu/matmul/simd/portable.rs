@@ -141,8 +141,8 @@ impl Simd for Portable {
         [v; 4]
     }
     #[inline(always)]
-    unsafe fn columns<K: Kind>(job: &Columns) {
-        panels::isa::portable::<K>(job)
+    unsafe fn columns<K: Kind, const REST: bool>(job: &Columns) {
+        panels::isa::portable::<K, REST>(job)
     }
     #[inline(always)]
     unsafe fn outputs(job: &Outputs) {

@@ -10,6 +10,8 @@ use crate::format::ggml::codebooks::{E2M1_DOUBLED, IQ4_VALUES};
 #[derive(Clone, Copy)]
 pub(in super::super) struct Rows {
     base: *const u8,
+    /// Behind the last row.
+    end: *const u8,
     row_bytes: usize,
 }
 
@@ -17,11 +19,11 @@ impl Rows {
     /// Rows of `k` values in blocks of `values` values and `bytes` bytes.
     #[inline(always)]
     pub(super) fn new(weight: &Weight, k: usize, values: usize, bytes: usize) -> Rows {
-        let base = match weight {
-            Weight::Ggml { blocks, .. } => blocks.as_ptr(),
-            Weight::Affine { packed, .. } | Weight::Fp { packed, .. } => packed.as_ptr(),
+        let all = match weight {
+            Weight::Ggml { blocks, .. } => blocks.as_ptr_range(),
+            Weight::Affine { packed, .. } | Weight::Fp { packed, .. } => packed.as_ptr_range(),
         };
-        Rows { base, row_bytes: k / values * bytes }
+        Rows { base: all.start, end: all.end, row_bytes: k / values * bytes }
     }
 
     /// The rows' first bytes.
@@ -164,6 +166,18 @@ macro_rules! block_source {
             let p = unsafe { four!(|r| rows[r].add(block / $blocks * $bytes)) };
             Stage { p, blocks, first: block - block / $blocks * $blocks }
         }
+        #[inline(always)]
+        unsafe fn stage_over(&self, rows: &Self::Rows, step: usize) -> Stage {
+            // SAFETY: the caller's promise; a whole step that lies in the weight can be read.
+            unsafe {
+                let bytes = S::LANES / $blocks * $bytes;
+                if rows.iter().all(|row| row.wrapping_add((step + 1) * bytes) <= self.rows.end) {
+                    Source::<S>::stage::<true>(self, rows, step)
+                } else {
+                    Source::<S>::stage::<false>(self, rows, step)
+                }
+            }
+        }
     };
 }
 
@@ -213,7 +227,18 @@ impl<S: Simd> Source<S> for Q4_0 {
     #[inline(always)]
     unsafe fn codes(&self, stage: &Stage, r: usize, _: usize) -> [S::Bytes; 2] {
         // SAFETY: the staged blocks exist.
-        unsafe { nibbles::<S>(bytes::<S, 18, 2>(stage, r)) }
+        unsafe { nibbles::<S>(Source::<S>::stored(self, stage, r)) }
+    }
+    const SPLIT: bool = true;
+    #[inline(always)]
+    unsafe fn stored(&self, stage: &Stage, r: usize) -> S::Bytes {
+        // SAFETY: the staged blocks exist.
+        unsafe { bytes::<S, 18, 2>(stage, r) }
+    }
+    #[inline(always)]
+    unsafe fn split(stored: S::Bytes) -> [S::Bytes; 2] {
+        // SAFETY: the caller runs on S's instruction set.
+        unsafe { nibbles::<S>(stored) }
     }
 }
 
@@ -229,7 +254,18 @@ impl<S: Simd> Source<S> for Q4_1 {
     #[inline(always)]
     unsafe fn codes(&self, stage: &Stage, r: usize, _: usize) -> [S::Bytes; 2] {
         // SAFETY: the staged blocks exist.
-        unsafe { nibbles::<S>(bytes::<S, 20, 4>(stage, r)) }
+        unsafe { nibbles::<S>(Source::<S>::stored(self, stage, r)) }
+    }
+    const SPLIT: bool = true;
+    #[inline(always)]
+    unsafe fn stored(&self, stage: &Stage, r: usize) -> S::Bytes {
+        // SAFETY: the staged blocks exist.
+        unsafe { bytes::<S, 20, 4>(stage, r) }
+    }
+    #[inline(always)]
+    unsafe fn split(stored: S::Bytes) -> [S::Bytes; 2] {
+        // SAFETY: the caller runs on S's instruction set.
+        unsafe { nibbles::<S>(stored) }
     }
 }
 

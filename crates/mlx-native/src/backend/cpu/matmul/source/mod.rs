@@ -90,6 +90,12 @@ pub(super) trait Source<S: Simd>: Sized {
     unsafe fn rows(&self, rows: [usize; 4]) -> Self::Rows;
     /// Steps `step..step + STEPS`; with `FULL = false` some of their values may lie beyond k.
     unsafe fn stage<const FULL: bool>(&self, rows: &Self::Rows, step: usize) -> Self::Stage;
+    /// A step in which the rows end. Blocks behind k may be any of the weight, or as those of [`stage`](Self::stage) are.
+    #[inline(always)]
+    unsafe fn stage_over(&self, rows: &Self::Rows, step: usize) -> Self::Stage {
+        // SAFETY: the caller's promise.
+        unsafe { self.stage::<false>(rows, step) }
+    }
     /// Scales of the s-th staged step.
     unsafe fn scales(&self, stage: &Self::Stage, s: usize) -> Scales<S>;
     /// Asks for the memory of a step of four rows, which need not exist.
@@ -183,6 +189,18 @@ pub(super) trait Source<S: Simd>: Sized {
     }
     /// Codes of row r at the s-th staged step: first and second halves of its blocks.
     unsafe fn codes(&self, stage: &Self::Stage, r: usize, s: usize) -> [S::Bytes; 2];
+    /// Codes are what [`split`](Self::split) makes of [`stored`](Self::stored) bytes, byte by byte.
+    const SPLIT: bool = false;
+    /// Bytes of row r that codes come from.
+    #[inline(always)]
+    unsafe fn stored(&self, _stage: &Self::Stage, _r: usize) -> S::Bytes {
+        unreachable!("only with SPLIT")
+    }
+    /// The codes of first and second halves.
+    #[inline(always)]
+    unsafe fn split(_stored: S::Bytes) -> [S::Bytes; 2] {
+        unreachable!("only with SPLIT")
+    }
     /// Two blocks share a scale and a minimum; eight of formats without minimums, and of [`folded`](Self::folded) codes.
     #[inline(always)]
     fn spans(&self) -> bool {

@@ -4,7 +4,7 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-use super::super::Simd;
+use super::super::{Simd, four};
 use super::Avx512;
 
 /// Where the parts of four blocks of STRIDE bytes at OFFSET lie in two vectors, whose places are chosen so that different parts of a block share loads: the
@@ -104,18 +104,19 @@ impl<const STRIDE: usize, const OFFSET: usize> Strided<STRIDE, OFFSET> {
     #[inline(always)]
     pub(super) unsafe fn words(p: [*const u8; 4]) -> __m256i {
         let index = Avx512::load(Self::WORDS.as_ptr());
-        let mut words = _mm512_setzero_si512();
-        for (row, p) in p.into_iter().enumerate() {
-            let places = 0x0303_0303 << (2 * row);
-            if Self::ONE {
-                words = _mm512_mask_permutexvar_epi8(words, places, index, Avx512::load(p));
-            } else {
-                let [first, second] = Self::both(p, 2);
-                words = _mm512_mask_permutexvar_epi8(words, places & 0x0000_FFFF, index, first);
-                words = _mm512_mask_permutexvar_epi8(words, places & 0xFFFF_0000, index, second);
+        let together = |v: [__m512i; 4]| {
+            let mut words = _mm512_permutexvar_epi8(index, v[0]);
+            for (row, v) in v.into_iter().enumerate().skip(1) {
+                words = permuted_where(words, 0x0303_0303 << (2 * row), index, v);
             }
+            _mm512_castsi512_si256(words)
+        };
+        if Self::ONE {
+            together(four!(|r| Avx512::load(p[r])))
+        } else {
+            let rows = four!(|r| Self::both(p[r], 2));
+            _mm256_blend_epi32::<0xF0>(together(four!(|r| rows[r][0])), together(four!(|r| rows[r][1])))
         }
-        _mm512_castsi512_si256(words)
     }
 
     /// The two vectors that have `bytes` bytes of each lane of the blocks at `p`.
@@ -137,4 +138,19 @@ pub(super) unsafe fn add_where(mut v: __m512i, set: u64, value: u8) -> __m512i {
         options(pure, nomem, nostack, preserves_flags),
     );
     v
+}
+
+/// `to`, with bytes of `v` where a bit of `places` is set: one instruction, which the compiler would make two or more of.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+pub(super) unsafe fn permuted_where(mut to: __m512i, places: u64, index: __m512i, v: __m512i) -> __m512i {
+    asm!(
+        "vpermb {to}{{{places}}}, {index}, {v}",
+        to = inout(zmm_reg) to,
+        places = in(kreg) places,
+        index = in(zmm_reg) index,
+        v = in(zmm_reg) v,
+        options(pure, nomem, nostack, preserves_flags),
+    );
+    to
 }
