@@ -13,7 +13,8 @@ __device__ u32 routed_strips[2];
 
 // What lies behind the stages in shared memory. Behind this, as the launch counts it: operands, sums of x, scales of x, sums of the warps, a word for each expert.
 struct ExpertLayout {
-    static constexpr int FULL = 0, EMPTY = 8 * MOST_PENDING, STRIPS = EMPTY + 8 * MOST_ROUTED_STAGES, IDS = STRIPS + 4 * MOST_PENDING, WANTED = IDS + 4 * MOST_ROUTED_SLOTS, OPERANDS = WANTED + 4 * MOST_ROUTED_SLOTS;
+    static constexpr int FULL = 0, EMPTY = 8 * MOST_PENDING, STRIPS = EMPTY + 8 * MOST_ROUTED_STAGES, IDS = STRIPS + 4 * MOST_PENDING, WANTED = IDS + 4 * MOST_ROUTED_SLOTS;
+    static constexpr int ZEROS = WANTED + 4 * MOST_ROUTED_SLOTS, OPERANDS = ZEROS + 16; // what lanes read for columns of another group
 };
 
 DI void strip_copy(u32 to, const TensorMap* map, u32 x, u32 y, u32 z, u32 bar, u64 policy) {
@@ -127,6 +128,7 @@ DI void route(const u8* weights, const float* x, float* y, const HopperExpertArg
     for (u32 i = threadIdx.x; i < a.n_experts; i += blockDim.x) tokens_of[i] = 0;
     if (F::OFFSET || F::MINIMUM)
         for (u32 i = threadIdx.x; i < units * GROUPS * 8; i += blockDim.x) *(u32*)(smem + table + 4 * i) = 0; // columns that no token has
+    if (threadIdx.x < 4) *(u32*)(smem + fixed + L::ZEROS + 4 * threadIdx.x) = 0;
     __syncthreads();
     launch_dependents();
     wait_for_predecessor();
@@ -259,8 +261,6 @@ DI void route(const u8* weights, const float* x, float* y, const HopperExpertArg
         const int team = warp >> 31 - __clz(a.span), place = warp & a.span - 1; // a power of two
         const u32 row = g * a.pitch, side = 16 * a.pitch + g * a.side_pitch;
         const bool has_column = g < columns;
-        u32 own[4];
-        own_columns(own);
         int slot = team * pieces, next = 0, phase = 0, turn = 0;
 #pragma unroll 1
         for (int i = team; team < teams; i += teams) {
@@ -287,16 +287,30 @@ DI void route(const u8* weights, const float* x, float* y, const HopperExpertArg
                     constexpr bool NARROW = decltype(columns_of)::NARROW;
                     const int unit = start + inside;
                     const u32 sums_of_x = table + unit * GROUPS * 32;
-                    u32 b[NARROW ? 4 : 16][2], top = at + row + inside * F::UNIT, bottom = top + 8 * a.pitch;
-                    if constexpr (NARROW) {
-                        const u32 from = operands + t * 16 + (g & 1 ? column[1] : column[0]) * 64 + unit * 8 * 64 * columns;
+                    u32 top = at + row + inside * F::UNIT, bottom = top + 8 * a.pitch;
+                    // For two columns operands are loaded with each chunk.
+                    const u32 from = operands + t * 16 + (g & 1 ? column[1] : column[0]) * 64 + unit * 8 * 64 * columns;
+                    auto spread = [&](int c) {
+                        LoadedChunk loaded;
+                        auto& x = loaded.x;
 #pragma unroll
-                        for (int i = 0; i < 4; i++) {
-                            const int step = own_step<F>(g >> 1, i);
-                            const uint2 v = *(const uint2*)(smem + from + step / 2 * 64 * columns + step % 2 * 8);
-                            b[i][0] = v.x, b[i][1] = v.y;
+                        for (int h = 0; h < 2; h++) {
+                            auto address = [&](int s) { return has_columns(beside<F>(4 * c + s)) ? from + (2 * c + h) * 64 * columns : fixed + L::ZEROS; };
+                            if constexpr (F::SUB == 16) {
+#pragma unroll
+                                for (int s = 2 * h; s < 2 * h + 2; s++) {
+                                    const uint2 v = *(const uint2*)(smem + address(s) + s % 2 * 8);
+                                    x[s][0] = v.x, x[s][1] = v.y;
+                                }
+                            } else {
+                                const uint4 v = *(const uint4*)(smem + address(2 * h));
+                                x[2 * h][0] = v.x, x[2 * h][1] = v.y, x[2 * h + 1][0] = v.z, x[2 * h + 1][1] = v.w;
+                            }
                         }
-                    } else {
+                        return loaded;
+                    };
+                    u32 b[16][2];
+                    if constexpr (!NARROW) {
 #pragma unroll
                         for (int s = 0; s < 8; s++) {
                             const uint4 v = has_column ? *(const uint4*)(smem + operands + lane * 16 + (unit * 8 + s) * 64 * columns) : make_uint4(0, 0, 0, 0);
@@ -313,7 +327,7 @@ DI void route(const u8* weights, const float* x, float* y, const HopperExpertArg
                                 return make_float2(*(const float*)(smem + from + 4 * column[0]), *(const float*)(smem + from + 4 * column[1]));
                             };
                             auto fold = [&]() { return g < 2 ? *(const uint4*)(smem + sums_of_x + 64 * (g & 1 ? column[1] : column[0]) + 16 * t) : make_uint4(0, 0, 0, 0); };
-                            multiply_spread<F, decltype(row0)::PAST, TAIL>(row0, row1, t, b, own, of_group, fold, valid, acc);
+                            multiply_spread<F, decltype(row0)::PAST, TAIL>(row0, row1, t, spread, of_group, fold, valid, acc);
                         } else multiply_unit<F, decltype(row0)::PAST, TAIL, FOLDED<F, ONE_ROW>, false>(row0, row1, t, b, sums_of_x, 0, valid, acc);
                     };
                     if constexpr (RAGGED) {

@@ -43,7 +43,7 @@ template <class F, int PIECES, class Ready> DI void layer_multiply(const LayerPr
         const u32 top = slot * size + row, bottom = top + eight;
         auto of_group = [&](int i) { return *(const float2*)(smem + table + 8 * t + 32 * i); };
         auto fold = [&]() { return columns ? *(const uint4*)(smem + columns) : make_uint4(0, 0, 0, 0); };
-        auto run = [&](auto row0, auto row1) { multiply_spread<F, decltype(row0)::PAST, false>(row0, row1, t, b, own, of_group, fold, 256, acc); };
+        auto run = [&](auto row0, auto row1) { multiply_spread<F, decltype(row0)::PAST, false>(row0, row1, t, HeldOperands<F>{b, own}, of_group, fold, 256, acc); };
         if (F::UNIT % 4 == 0 || odd == 0) run(Row<0>{smem + top}, Row<0>{smem + bottom});
         else run(Row<16>{smem + top - 2}, Row<16>{smem + bottom - 2});
     };

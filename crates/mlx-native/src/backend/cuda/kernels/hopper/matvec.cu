@@ -444,7 +444,7 @@ DI void matvec(const Matrices& matrices, const float* input, const TensorMap* sc
                 auto of_group = [&](int i) { return *(const float2*)(smem + sums + 32 * t + 128 * i); };
                 auto fold = [&]() { return g < 2 ? *(const uint4*)(smem + sums + 16 * lane) : make_uint4(0, 0, 0, 0); };
                 if constexpr (DIGITS) multiply_digits<F, SHIFT>(rows[0], rows[1], t, operands, sums, fold, acc);
-                else multiply_spread<F, SHIFT, TAIL == PART>(rows[0], rows[1], t, operands, own, of_group, fold, valid, acc);
+                else multiply_spread<F, SHIFT, TAIL == PART>(rows[0], rows[1], t, HeldOperands<F>{operands, own}, of_group, fold, valid, acc);
                 if constexpr (MORE) {
                     // The same warp for the same rows, whatever block has them.
                     if (!has_tail || start != last_start || (IN_TURN && place != (int)__umulhi((group + 3 * set) * 0x9e3779b1u, sharers))) return;
@@ -452,8 +452,8 @@ DI void matvec(const Matrices& matrices, const float* input, const TensorMap* sc
                     find_rows(shift, rows, start, sharers - 1, row_of_last, slot, group, turn);
                     const int left = a.k - all_units * 256;
                     const auto tail0 = rows[0].moved(F::UNIT), tail1 = rows[1].moved(F::UNIT);
-                    if (left > 32) multiply_spread<F, SHIFT, true, 4>(tail0, tail1, t, b[KU], own, of_group, fold, left, acc);
-                    else multiply_spread<F, SHIFT, true, 2>(tail0, tail1, t, b[KU], own, of_group, fold, left, acc);
+                    if (left > 32) multiply_spread<F, SHIFT, true, 4>(tail0, tail1, t, HeldOperands<F>{b[KU], own}, of_group, fold, left, acc);
+                    else multiply_spread<F, SHIFT, true, 2>(tail0, tail1, t, HeldOperands<F>{b[KU], own}, of_group, fold, left, acc);
                 }
             } else multiply_unit<F, SHIFT, TAIL == PART, FOLDED<F, COLUMNS>, EIGHT>(rows[0], rows[1], t, operands, table + sub * L::GROUPS * 32, table + L::INVERSE + 32 * sub, valid, acc);
         };

@@ -41,11 +41,28 @@ template <class F> DI int own_step(int group, int place) {
     constexpr int STEPS = F::SUB / 16;
     return place / STEPS * 4 * STEPS + group * STEPS + place % STEPS;
 }
-// Ones, as pairs of halves, where a lane has the columns of a group.
+// Whether this lane has the columns of a group.
+DI bool has_columns(int group) { return (threadIdx.x >> 3 & 3) == group; }
+// Ones, as pairs of halves, where it has them.
 DI void own_columns(u32 (&own)[4]) {
 #pragma unroll
-    for (int i = 0; i < 4; i++) own[i] = (threadIdx.x >> 3 & 3) == i ? 0x3c003c00u : 0;
+    for (int i = 0; i < 4; i++) own[i] = has_columns(i) ? 0x3c003c00u : 0;
 }
+// Operands for `multiply_spread` in registers: those of the steps whose group has this lane's columns. `own` makes zeros of them for the others, at each use.
+template <class F> struct HeldOperands {
+    const u32 (&held)[4][2], (&own)[4];
+    struct Chunk {
+        const HeldOperands& all;
+        int chunk;
+        DI u32 operator()(int step, int half) const { return hmul2(all.held[own_place<F>(4 * chunk + step)][half], all.own[beside<F>(4 * chunk + step)]); }
+    };
+    DI Chunk operator()(int chunk) const { return {*this, chunk}; }
+};
+// The same, loaded for a chunk.
+struct LoadedChunk {
+    u32 x[4][2];
+    DI u32 operator()(int step, int half) const { return x[step][half]; }
+};
 
 // sum += factors x d, of two rows and two columns.
 DI void scale_and_add(float (&sum)[4], float f0, float f1, float2 columns, const float (&d)[4]) {
@@ -115,21 +132,18 @@ DI void multiply_unit(const Row<SHIFT>& top, const Row<SHIFT>& bottom, int t, co
 }
 
 // The same where only two columns are wanted: four groups of k lie side by side, each with columns of its own, so that every lane scales the sums of one of them. Lane t has
-// acc of the groups 4 i + t, and what is wanted is the sum over the four lanes. b are the operands of the steps whose group has a lane's columns; `own` makes zeros of
-// them for the others. sums(i) gives the sums of x over group 4 i + t for both columns, fold() what fold_sums has made of them. Only the first so many steps are there.
-template <class F, int SHIFT, bool TAIL, int STEPS = 16, class Sums, class Fold>
-DI void multiply_spread(const Row<SHIFT>& top, const Row<SHIFT>& bottom, int t, const u32 (&b)[4][2], const u32 (&own)[4], const Sums& sums, const Fold& fold, int valid, float (&acc)[4]) {
+// acc of the groups 4 i + t, and what is wanted is the sum over the four lanes. operands(c) has the right operands of the four steps of chunk c: zeros where a lane's column
+// belongs to another group. sums(i) gives the sums of x over group 4 i + t for both columns, fold() what fold_sums has made of them. Only the first so many steps are there.
+template <class F, int SHIFT, bool TAIL, int STEPS = 16, class Operands, class Sums, class Fold>
+DI void multiply_spread(const Row<SHIFT>& top, const Row<SHIFT>& bottom, int t, const Operands& operands, const Sums& sums, const Fold& fold, int valid, float (&acc)[4]) {
     constexpr bool FOLD = FOLDED<F, ONE_ROW>;
     constexpr int CHAINS = 64 / F::SUB, LENGTH = 16 / CHAINS;
     const typename F::Head none{};
     const auto own0 = F::own(top, t), own1 = F::own(bottom, t);
     float part[4] = {0.f, 0.f, 0.f, 0.f}, low[4] = {0.f, 0.f, 0.f, 0.f};
-    auto multiply = [&](float (&d)[4], const u32 (&q0)[4][2], const u32 (&q1)[4][2], int c) {
+    auto multiply = [&](float (&d)[4], const u32 (&q0)[4][2], const u32 (&q1)[4][2], const auto& x, int c) {
 #pragma unroll
-        for (int s = 4 * c; s < 4 * c + 4 && s < STEPS; s++) {
-            const u32 (&x)[2] = b[own_place<F>(s)], mine = own[beside<F>(s)];
-            mma(d, q0[s & 3][0], q1[s & 3][0], q0[s & 3][1], q1[s & 3][1], hmul2(x[0], mine), hmul2(x[1], mine), d[0], d[1], d[2], d[3]);
-        }
+        for (int s = 0; s < 4 && 4 * c + s < STEPS; s++) mma(d, q0[s][0], q1[s][0], q0[s][1], q1[s][1], x(s, 0), x(s, 1), d[0], d[1], d[2], d[3]);
     };
     if constexpr (FOLD) {
         u32 m0[2], m1[2];
@@ -142,15 +156,16 @@ DI void multiply_spread(const Row<SHIFT>& top, const Row<SHIFT>& bottom, int t, 
     for (int i = 0; i < CHAINS && i * LENGTH < STEPS; i++) {
         float2 s = make_float2(0.f, 0.f);
         if constexpr (F::OFFSET != 0 || (F::MINIMUM && !FOLD)) s = sums(i);
-        const float x = F::OFFSET ? s.x : 0.f, y = F::OFFSET ? s.y : 0.f;
-        float d[4] = {x, y, x, y};
+        const float first = F::OFFSET ? s.x : 0.f, second = F::OFFSET ? s.y : 0.f;
+        float d[4] = {first, second, first, second};
 #pragma unroll
         for (int c = i * LENGTH / 4; c < (i + 1) * LENGTH / 4 && 4 * c < STEPS; c++) {
             u32 q0[4][2], q1[4][2];
+            const auto x = operands(c);
             if constexpr (F::HIGH_APART) {
                 float high[4] = {0.f, 0.f, 0.f, 0.f};
                 F::high_bits(top, c, t, q0), F::high_bits(bottom, c, t, q1);
-                multiply(high, q0, q1, c);
+                multiply(high, q0, q1, x, c);
 #pragma unroll
                 for (int e = 0; e < 4; e++) d[e] = fmaf(F::high_factor(c, t), high[e], d[e]);
                 F::low_bits(top, c, t, q0), F::low_bits(bottom, c, t, q1);
@@ -158,7 +173,7 @@ DI void multiply_spread(const Row<SHIFT>& top, const Row<SHIFT>& bottom, int t, 
                 F::template bits<0>(top, none, c, t, q0);
                 F::template bits<0>(bottom, none, c, t, q1);
             }
-            multiply(d, q0, q1, c);
+            multiply(d, q0, q1, x, c);
         }
         const bool there = !TAIL || F::SUB * (4 * i + t) < valid;
         const float s0 = there ? F::own_scale(top, own0, i, t) : 0.f, s1 = there ? F::own_scale(bottom, own1, i, t) : 0.f;

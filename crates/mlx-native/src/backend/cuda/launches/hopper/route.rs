@@ -12,11 +12,11 @@ use crate::backend::gpu::{Fault, u32_of};
 use crate::buffer::View;
 use crate::ops::MatmulId;
 
-/// `MOST_ROUTED_STAGES`, `MOST_PENDING` and `MOST_ROUTED_SLOTS` of experts.cu, and what one word for each of them takes.
+/// `MOST_ROUTED_STAGES`, `MOST_PENDING` and `MOST_ROUTED_SLOTS` of experts.cu, and what lies before the operands.
 const MOST_STAGES: usize = 24;
 const MOST_PENDING: usize = 128;
 const MOST_SLOTS: usize = 256;
-const FIXED: usize = 8 * MOST_PENDING + 8 * MOST_STAGES + 4 * MOST_PENDING + 2 * 4 * MOST_SLOTS;
+const FIXED: usize = 8 * MOST_PENDING + 8 * MOST_STAGES + 4 * MOST_PENDING + 2 * 4 * MOST_SLOTS + 16;
 /// A word of shared memory each.
 const MOST_EXPERTS: usize = 1024;
 /// Stages at least.
