@@ -63,6 +63,12 @@ pub(crate) fn same_input(ops: &[Recorded], most: usize) -> Vec<&Matmul> {
     found
 }
 
+/// Whether two routed products give the same tokens the same experts.
+#[cfg_attr(not(feature = "cuda"), allow(dead_code))] // CUDA alone makes such launches.
+pub(crate) fn same_experts(a: &MatmulId, b: &MatmulId) -> bool {
+    (a.n_tokens, a.top_k, a.n_experts) == (b.n_tokens, b.top_k, b.n_experts) && a.ids.same_start(&b.ids)
+}
+
 /// The routed products that a list begins with and whose rows and experts are the same, `most` at most.
 #[cfg_attr(not(feature = "cuda"), allow(dead_code))] // CUDA alone makes such launches.
 pub(crate) fn same_routes(ops: &[Recorded], most: usize) -> Vec<&MatmulId> {
@@ -70,10 +76,10 @@ pub(crate) fn same_routes(ops: &[Recorded], most: usize) -> Vec<&MatmulId> {
     for recorded in ops.iter().take(most) {
         let Op::MatmulId(op) = &recorded.op else { break };
         let alike = |first: &&MatmulId| {
-            (first.n_tokens, first.top_k, first.n_experts, first.k) == (op.n_tokens, op.top_k, op.n_experts, op.k)
+            same_experts(first, op)
+                && first.k == op.k
                 && first.input.view.same_start(&op.input.view)
                 && (first.input.dtype, first.input.layout) == (op.input.dtype, op.input.layout)
-                && first.ids.same_start(&op.ids)
         };
         let read = || op.weight.views().chain([&op.input.view, &op.ids]);
         let reads_none = found.iter().all(|other| read().all(|view| !view.overlaps(&other.output)));

@@ -95,12 +95,29 @@ template <class F, int PARTS, class X> DI void make_operands(int m, u32 k, const
     }
 }
 
+// The matrices of a routed product after this one that has the same experts. Those listed first are read first; a block asks for its share of them once its own strips are on
+// their way.
+struct RoutedAhead {
+    const u8* weights;
+    RoutedRange range;
+    // A warp.
+    DI void fetch(const u32* wanted, u32 found) const {
+        constexpr u32 PIECE = 4096;
+        const u32 pieces = (range.bytes + PIECE - 1) / PIECE, all = min(found * pieces, range.most / PIECE);
+        for (u32 p = (threadIdx.x & 31) * gridDim.x + blockIdx.x; p < all; p += 32 * gridDim.x) {
+            const u32 place = p / pieces, within = (p - place * pieces) * PIECE;
+            prefetch_bulk(weights + (wanted[place] & 0xffff) * range.matrix + within, min(PIECE, range.bytes - within));
+        }
+    }
+};
+
 // Whether two columns are wanted of a strip's product, or more.
 struct Narrow { static constexpr bool NARROW = true; };
 struct Wide { static constexpr bool NARROW = false; };
 
 template <class F, int PARTS, bool TAIL, bool RAGGED>
-DI void route(const u8* weights, const float* x, float* y, const HopperExpertArgs& a, const u32* ids, u64* fault, const TensorMap* map, const TensorMap* scales, const TensorMap* biases) {
+DI void route(const u8* weights, const float* x, float* y, const HopperExpertArgs& a, const u32* ids, u64* fault, const TensorMap* map, const TensorMap* scales, const TensorMap* biases,
+              const RoutedAhead& routed, const Ahead& ahead) {
     using L = ExpertLayout;
     constexpr int THREADS = WARPS * 32, GROUPS = 256 / F::SUB;
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
@@ -240,6 +257,7 @@ DI void route(const u8* weights, const float* x, float* y, const HopperExpertArg
             }
             if (++team == teams) team = 0, turn = turn + pieces == depth ? 0 : turn + pieces;
         }
+        if (issuer == 0) routed.fetch(wanted, found), ahead.fetch();
         if (issuer == 0 && lane == 0) {
             __threadfence(); // the last block leaves the counters as it found them
             if (atomicAdd(routed_strips + 1, 1) == grid - 1) atomicExch(routed_strips, 0), atomicExch(routed_strips + 1, 0);
@@ -399,6 +417,7 @@ DI void route(const u8* weights, const float* x, float* y, const HopperExpertArg
 template <class F, int PARTS, bool TAIL, bool RAGGED>
 __global__ void __launch_bounds__(WARPS * 32 + 128, 1)
     hopper_mv_id(const u8* weights, const float* x, float* y, const __grid_constant__ HopperExpertArgs args, const u32* ids, u64* fault, const __grid_constant__ TensorMap map,
-                 const __grid_constant__ TensorMap scales, const __grid_constant__ TensorMap biases) {
-    route<typename Started<F, RAGGED>::Format, PARTS, TAIL, RAGGED>(weights, x, y, args, ids, fault, &map, &scales, &biases);
+                 const __grid_constant__ TensorMap scales, const __grid_constant__ TensorMap biases, const __grid_constant__ RoutedAhead routed,
+                 const __grid_constant__ Ahead ahead) {
+    route<typename Started<F, RAGGED>::Format, PARTS, TAIL, RAGGED>(weights, x, y, args, ids, fault, &map, &scales, &biases, routed, ahead);
 }

@@ -159,6 +159,8 @@ struct Format {
     fetched: bool,
     /// Whether launches of five to eight rows ask for the weights of later ones, as those of fewer rows do.
     asks: bool,
+    /// Bytes of the weights of a routed product that the one before asks for: fewer or none where multiplying takes longer than reading.
+    routed_ahead: usize,
     /// `FOLDED` in units.cu, for one row: minimums of sixteen groups are multiplied at once.
     folded: bool,
     /// Whether the last few values of a row may lie behind the unit before, instead of in one of their own.
@@ -181,6 +183,7 @@ impl Format {
             ragged_slices: 1,
             fetched: false,
             asks: false,
+            routed_ahead: ahead::AHEAD,
             folded: false,
             short_tails: false,
             tail: 0,
@@ -208,13 +211,17 @@ impl Format {
                     paired: true,
                     ..Format::short_blocks("Q8_0", 272)
                 },
-                GgmlType::IQ4_NL => Format::short_blocks("IQ4_NL", 144),
-                GgmlType::IQ4_XS => Format::blocks("IQ4_XS", 136, 32),
-                GgmlType::MXFP4 => {
-                    Format { sums: false, fetched: true, asks: true, ..Format::short_blocks("MXFP4", 136) }
-                }
-                GgmlType::Q2_K => Format { folded: true, ..Format::blocks("Q2_K", 84, 16) },
-                GgmlType::Q3_K => Format::blocks("Q3_K", 110, 16),
+                GgmlType::IQ4_NL => Format { routed_ahead: 0, ..Format::short_blocks("IQ4_NL", 144) },
+                GgmlType::IQ4_XS => Format { routed_ahead: 0, ..Format::blocks("IQ4_XS", 136, 32) },
+                GgmlType::MXFP4 => Format {
+                    sums: false,
+                    fetched: true,
+                    asks: true,
+                    routed_ahead: 4 << 20,
+                    ..Format::short_blocks("MXFP4", 136)
+                },
+                GgmlType::Q2_K => Format { folded: true, routed_ahead: 0, ..Format::blocks("Q2_K", 84, 16) },
+                GgmlType::Q3_K => Format { routed_ahead: 0, ..Format::blocks("Q3_K", 110, 16) },
                 GgmlType::Q4_K => Format { fetched: true, ..Format::blocks("Q4_K", 144, 32) },
                 GgmlType::Q5_K => Format::blocks("Q5_K", 176, 32),
                 GgmlType::Q6_K => Format::blocks("Q6_K", 210, 16),
@@ -245,7 +252,7 @@ impl Format {
                 let side = UNIT / affine.group_size as usize * affine.scale_dtype.size_of();
                 let sub = affine.group_size.min(64) as usize;
                 let slices = if affine.bits == 8 { 2 } else { 1 };
-                Format { side, slices, ..Format::blocks(name, UNIT * affine.bits as usize / 8, sub) }
+                Format { side, slices, routed_ahead: 0, ..Format::blocks(name, UNIT * affine.bits as usize / 8, sub) }
             }
             WeightFormat::Fp(_) => return None,
         })

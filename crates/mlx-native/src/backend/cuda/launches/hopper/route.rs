@@ -2,7 +2,7 @@
 
 use super::columns::{Columns, Part};
 use super::matvec::{BOX_BYTES, THREADS, WARPS};
-use super::{Format, HopperExpertArgs, Product, Rows, STRIP, UNIT, key, pitch_of};
+use super::{Format, HopperExpertArgs, Product, Rows, STRIP, UNIT, ahead, key, pitch_of};
 use crate::Result;
 use crate::backend::cuda::driver::DeviceInfo;
 use crate::backend::cuda::launches::args::ProductArgs;
@@ -193,6 +193,8 @@ fn launch(product: &Product<'_>, operands: &Operands<'_>, part: Part, quick: boo
         map(Some(&weight.data).filter(|_| !ragged), 0, 8, product.w_row, geometry.pitch),
         map(sides[0], 1, 2, product.side_row, geometry.side_pitch),
         map(sides[1], 2, 2, product.side_row, geometry.side_pitch),
+        ahead::no_experts(),
+        ahead::nothing(),
     ]);
     let parts = if exact { 2 } else { 1 };
     let (name, tail) = (format.name, !product.k.is_multiple_of(UNIT));
@@ -225,6 +227,10 @@ pub(super) fn rows(
     for part in Part::all(op.n_tokens, planner.options) {
         let Some(launch) = launch(product, &operands, part, false)? else { return Ok(None) };
         plan.launches.push(launch);
+    }
+    // Tokens of another launch have experts of their own.
+    if let [launch] = plan.launches.as_mut_slice() {
+        launch.products = 1;
     }
     Ok(Some(plan))
 }
