@@ -411,6 +411,33 @@ fn extreme_and_non_finite_inputs_stay_in_their_rows() {
     }
 }
 
+/// Where a row ends within a step, what lies behind it is another row's: whatever that is, it changes no bit.
+#[test]
+fn what_lies_behind_a_row_is_not_in_its_sums() {
+    let mut random = Random::new(9);
+    let n = 37;
+    for format in formats() {
+        let WeightFormat::Ggml(ty) = format else { continue };
+        for k in lengths(format) {
+            let w = Owned::random(format, n, k, &mut random);
+            let row_bytes = ty.row_bytes(k).unwrap();
+            let mut broken = Owned { packed: w.packed.clone(), scales: Vec::new(), biases: Vec::new(), format };
+            // All ones are scales that are no numbers.
+            broken.packed.chunks_exact_mut(row_bytes).skip(1).step_by(2).for_each(|row| row.fill(0xFF));
+            let x: Vec<f32> = (0..33 * k).map(|_| random.normal()).collect();
+            for (m, batch_invariant) in [(1, false), (3, false), (8, false), (18, false), (33, false), (33, true)] {
+                for config in configs(batch_invariant) {
+                    let [expected, y] = [&w, &broken].map(|w| multiply(config, w, m, n, k, &x[..m * k], &[]));
+                    let even =
+                        |y: &[f32]| y.chunks_exact(n).flat_map(|y| y.iter().step_by(2).map(|y| y.to_bits())).collect();
+                    let [expected, y]: [Vec<u32>; 2] = [even(&expected), even(&y)];
+                    assert_eq!(expected, y, "{format} k={k} m={m} {config:?}");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn permuted_bf16_and_gathered_rows_equal_plain_ones() {
     let mut random = Random::new(4);
