@@ -215,57 +215,49 @@ block_formats! {
     Q1_0
 }
 
+/// Codes that are the nibbles of the bytes at `$quants` of blocks of `$bytes` bytes.
+macro_rules! nibble_codes {
+    ($bytes:literal, $quants:literal) => {
+        #[inline(always)]
+        unsafe fn codes(&self, stage: &Stage, r: usize, _: usize) -> [S::Bytes; 2] {
+            // SAFETY: the staged blocks exist.
+            unsafe { nibbles::<S>(Source::<S>::stored(self, stage, r)) }
+        }
+        const SPLIT: bool = true;
+        #[inline(always)]
+        unsafe fn stored(&self, stage: &Stage, r: usize) -> S::Bytes {
+            // SAFETY: the staged blocks exist.
+            unsafe { bytes::<S, $bytes, $quants>(stage, r) }
+        }
+        #[inline(always)]
+        unsafe fn split(stored: S::Bytes) -> [S::Bytes; 2] {
+            // SAFETY: the caller runs on S's instruction set.
+            unsafe { nibbles::<S>(stored) }
+        }
+    };
+}
+
 impl<S: Simd> Source<S> for Q4_0 {
     const OFFSET: i32 = 8;
     block_source!(Q4_0, 18);
+    nibble_codes!(18, 2);
 
     #[inline(always)]
     unsafe fn scales(&self, stage: &Stage, _: usize) -> Scales<S> {
         // SAFETY: the staged blocks exist.
         unsafe { Scales::plain(halves::<S, 18, 0>(stage)) }
     }
-    #[inline(always)]
-    unsafe fn codes(&self, stage: &Stage, r: usize, _: usize) -> [S::Bytes; 2] {
-        // SAFETY: the staged blocks exist.
-        unsafe { nibbles::<S>(Source::<S>::stored(self, stage, r)) }
-    }
-    const SPLIT: bool = true;
-    #[inline(always)]
-    unsafe fn stored(&self, stage: &Stage, r: usize) -> S::Bytes {
-        // SAFETY: the staged blocks exist.
-        unsafe { bytes::<S, 18, 2>(stage, r) }
-    }
-    #[inline(always)]
-    unsafe fn split(stored: S::Bytes) -> [S::Bytes; 2] {
-        // SAFETY: the caller runs on S's instruction set.
-        unsafe { nibbles::<S>(stored) }
-    }
 }
 
 impl<S: Simd> Source<S> for Q4_1 {
     const MINS: bool = true;
     block_source!(Q4_1, 20);
+    nibble_codes!(20, 4);
 
     #[inline(always)]
     unsafe fn scales(&self, stage: &Stage, _: usize) -> Scales<S> {
         // SAFETY: the staged blocks exist.
         unsafe { Scales::with_min(halves::<S, 20, 0>(stage), halves::<S, 20, 2>(stage)) }
-    }
-    #[inline(always)]
-    unsafe fn codes(&self, stage: &Stage, r: usize, _: usize) -> [S::Bytes; 2] {
-        // SAFETY: the staged blocks exist.
-        unsafe { nibbles::<S>(Source::<S>::stored(self, stage, r)) }
-    }
-    const SPLIT: bool = true;
-    #[inline(always)]
-    unsafe fn stored(&self, stage: &Stage, r: usize) -> S::Bytes {
-        // SAFETY: the staged blocks exist.
-        unsafe { bytes::<S, 20, 4>(stage, r) }
-    }
-    #[inline(always)]
-    unsafe fn split(stored: S::Bytes) -> [S::Bytes; 2] {
-        // SAFETY: the caller runs on S's instruction set.
-        unsafe { nibbles::<S>(stored) }
     }
 }
 
