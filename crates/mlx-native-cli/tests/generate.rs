@@ -206,12 +206,42 @@ fn paths_need_not_be_utf_8() {
 
 #[test]
 #[cfg(unix)]
-fn run_ends_with_ctrl_c() {
-    let child = endless(&model(&folder("interrupt")));
-    let pressed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill");
-    assert!(pressed.success());
-    let output = child.wait_with_output().expect("its end");
-    assert_eq!((output.status.code(), text(&output.stderr)), (Some(130), "\n"));
+fn run_ends_with_ctrl_c_and_when_told_to_terminate() {
+    for (signal, status) in [("INT", 130), ("TERM", 143)] {
+        let child = endless(&model(&folder(&format!("interrupt-{signal}"))));
+        send(signal, &child);
+        let output = child.wait_with_output().expect("its end");
+        assert_eq!((output.status.code(), text(&output.stderr)), (Some(status), "\n"));
+    }
+}
+
+#[cfg(unix)]
+fn send(signal: &str, child: &std::process::Child) {
+    let sent = Command::new("kill").args([&format!("-{signal}"), &child.id().to_string()]).status().expect("kill");
+    assert!(sent.success());
+}
+
+#[test]
+#[cfg(unix)]
+fn chat_outlives_ctrl_c_but_not_the_signal_to_terminate() {
+    let model = model(&folder("chat-interrupt"));
+    let mut command = on(&model, &["chat"], &["-n", "1000000", "--ctx", "1000000", "--temperature", "0", "--quiet"]);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("mlxn");
+    let mut questions = child.stdin.take().expect("its input");
+    let mut answers = child.stdout.take().expect("its output");
+    let mut read = |until: char| {
+        let mut byte = [0];
+        while byte[0] != until as u8 {
+            answers.read_exact(&mut byte).expect("more of an answer");
+        }
+    };
+    for signal in ["INT", "TERM"] {
+        questions.write_all(b"y\n").expect("a question");
+        read('?');
+        send(signal, &child);
+        read('\n');
+    }
+    assert_eq!(child.wait().expect("its end").code(), Some(143));
 }
 
 #[test]

@@ -130,6 +130,7 @@ impl Chat<'_> {
         self.cached.extend_from_slice(&generated.tokens);
         self.cached.truncate(session.position());
         writeln!(out, "{}", if interrupted { " …" } else { "" })?;
+        interrupt::end_if_terminated();
         generation.report(self.engine, &generated, &options);
         self.messages.push(Message::new("assistant", answer));
         Ok(())
