@@ -18,7 +18,7 @@ use std::mem::MaybeUninit;
 
 use super::panels::{Entering, Kind, OfSource, of_kind};
 use super::prepare::Layout;
-use super::simd::{ByRow, MAX_LANES, Simd, array, four, unrolled};
+use super::simd::{BIAS, BIAS_BITS, ByRow, MAX_LANES, Simd, array, four, unrolled};
 use super::source::{Scales, Source};
 use super::vendor::is_intel;
 use super::{Job, panels};
@@ -147,21 +147,35 @@ pub(crate) struct Step<'a, S: Simd, const T: usize> {
     offset: usize,
     /// `[column][t]` of 4·lanes f32.
     sums: *mut f32,
+    /// Where columns share codes: sums begin with [`BIAS_BITS`], and scaling them takes the bias off.
+    fused: bool,
 }
 
 /// Adds one step to the partial sums of all columns.
 #[inline(always)]
 unsafe fn step<S: Simd, K: Kind, const T: usize>(step: &Step<S, T>) {
-    let (fours, rest) = step.columns.as_chunks::<4>();
     let sums = |column: usize| step.sums.wrapping_add(column * T * 4 * S::LANES);
+    let mut done = 0;
     // SAFETY: the caller's promise, for some of the columns.
     unsafe {
-        for (i, four) in fours.iter().enumerate() {
-            some_columns::<S, K, T, 4>(step, four, sums(4 * i));
+        let mut rest = step.columns;
+        // Eight columns' sums fill the registers of the sets that have lanes for rows, unless a half's floats are kept besides.
+        if S::ROWS_IN_LANES && !K::HALVES {
+            let (eights, fewer) = rest.as_chunks::<8>();
+            for eight in eights {
+                some_columns::<S, K, T, 8>(step, eight, sums(done));
+                done += 8;
+            }
+            rest = fewer;
+        }
+        let (fours, rest) = rest.as_chunks::<4>();
+        for four in fours {
+            some_columns::<S, K, T, 4>(step, four, sums(done));
+            done += 4;
         }
         let (pairs, rest) = rest.as_chunks::<2>();
         for pair in pairs {
-            some_columns::<S, K, T, 2>(step, pair, sums(4 * fours.len()));
+            some_columns::<S, K, T, 2>(step, pair, sums(done));
         }
         if let [last] = rest {
             some_columns::<S, K, T, 1>(step, &[*last], sums(step.columns.len() - 1));
@@ -184,6 +198,8 @@ unsafe fn some_columns<S: Simd, K: Kind, const T: usize, const C: usize>(
         let start = |c: usize, half: usize| {
             if matches!(K::SUMS, Entering::Start) && (half == 0 || K::HALVES) {
                 int_note::<S, SHARED>(records[c], 1 + half)
+            } else if S::ROWS_IN_LANES && matches!(K::SUMS, Entering::Mins) && step.fused {
+                S::splat_int(BIAS_BITS)
             } else {
                 S::zero_ints()
             }
@@ -198,7 +214,12 @@ unsafe fn some_columns<S: Simd, K: Kind, const T: usize, const C: usize>(
             v = array!(C, |c| array!(T, |t| scaled::<S, K>(ints[c][t], scales[t].scale[1], Some(v[c][t]))));
         } else {
             dots::<S, K, T, C>(&mut ints, step.codes, &records, 1);
-            v = array!(C, |c| array!(T, |t| scaled::<S, K>(ints[c][t], scales[t].scale[0], None)));
+            v = if S::ROWS_IN_LANES && matches!(K::SUMS, Entering::Mins) && step.fused {
+                let unbias = array!(T, |t| S::mul(scales[t].scale[0], S::splat(-BIAS)));
+                array!(C, |c| array!(T, |t| S::mul_add(S::as_floats(ints[c][t]), scales[t].scale[0], unbias[t])))
+            } else {
+                array!(C, |c| array!(T, |t| scaled::<S, K>(ints[c][t], scales[t].scale[0], None)))
+            };
         }
         for c in 0..C {
             let x_scale = note::<S, SHARED>(records[c], 0);
@@ -297,6 +318,12 @@ unsafe fn placed<S: Simd, F: Source<S>>(mut scales: Scales<S>) -> Scales<S> {
 unsafe fn transposed<S: Simd, F: Source<S>>(source: &F, stage: &F::Stage, s: usize) -> Codes<S> {
     // SAFETY: the caller's promise.
     unsafe {
+        if S::ROWS_IN_LANES && F::SPLIT {
+            // Half as many vectors to be brought to their places.
+            let both = S::rows_in_lanes(four!(|r| source.stored(stage, r)));
+            let codes = four!(|s| F::split(both[s]));
+            return [four!(|s| codes[s][0]), four!(|s| codes[s][1])];
+        }
         let rows = four!(|r| source.codes(stage, r, s));
         if S::ROWS_IN_LANES {
             [S::rows_in_lanes(four!(|r| rows[r][0])), S::rows_in_lanes(four!(|r| rows[r][1]))]
@@ -371,7 +398,9 @@ unsafe fn staged_step<S: Simd, F: Source<S>, const T: usize>(
             scales[t].write(placed::<S, F>(source.scales(&stages[t], s)));
         });
         let (codes, scales) = (&*codes.as_ptr().cast(), &*scales.as_ptr().cast());
-        run_step::<S, F, T>(&Step { codes, scales, columns, offset, sums });
+        // Only with minimums is this faster than to convert.
+        let fused = S::FUSED && F::FUSED && F::MINS && !F::HALVES;
+        run_step::<S, F, T>(&Step { codes, scales, columns, offset, sums, fused });
     }
 }
 

@@ -215,13 +215,13 @@ block_formats! {
     Q1_0
 }
 
-/// Codes that are the nibbles of the bytes at `$quants` of blocks of `$bytes` bytes.
+/// Codes that `$split` makes of the nibbles of the bytes at `$quants` of blocks of `$bytes` bytes.
 macro_rules! nibble_codes {
-    ($bytes:literal, $quants:literal) => {
+    ($bytes:literal, $quants:literal, $split:expr) => {
         #[inline(always)]
         unsafe fn codes(&self, stage: &Stage, r: usize, _: usize) -> [S::Bytes; 2] {
             // SAFETY: the staged blocks exist.
-            unsafe { nibbles::<S>(Source::<S>::stored(self, stage, r)) }
+            unsafe { <Self as Source<S>>::split(Source::<S>::stored(self, stage, r)) }
         }
         const SPLIT: bool = true;
         #[inline(always)]
@@ -232,7 +232,7 @@ macro_rules! nibble_codes {
         #[inline(always)]
         unsafe fn split(stored: S::Bytes) -> [S::Bytes; 2] {
             // SAFETY: the caller runs on S's instruction set.
-            unsafe { nibbles::<S>(stored) }
+            unsafe { $split(stored) }
         }
     };
 }
@@ -240,7 +240,7 @@ macro_rules! nibble_codes {
 impl<S: Simd> Source<S> for Q4_0 {
     const OFFSET: i32 = 8;
     block_source!(Q4_0, 18);
-    nibble_codes!(18, 2);
+    nibble_codes!(18, 2, nibbles::<S>);
 
     #[inline(always)]
     unsafe fn scales(&self, stage: &Stage, _: usize) -> Scales<S> {
@@ -252,7 +252,7 @@ impl<S: Simd> Source<S> for Q4_0 {
 impl<S: Simd> Source<S> for Q4_1 {
     const MINS: bool = true;
     block_source!(Q4_1, 20);
-    nibble_codes!(20, 4);
+    nibble_codes!(20, 4, nibbles::<S>);
 
     #[inline(always)]
     unsafe fn scales(&self, stage: &Stage, _: usize) -> Scales<S> {
@@ -346,16 +346,12 @@ pub(super) unsafe fn iq4_codes<S: Simd>(v: S::Bytes) -> [S::Bytes; 2] {
 impl<S: Simd> Source<S> for IQ4_NL {
     const WIDE: bool = true;
     block_source!(IQ4_NL, 18);
+    nibble_codes!(18, 2, iq4_codes::<S>);
 
     #[inline(always)]
     unsafe fn scales(&self, stage: &Stage, _: usize) -> Scales<S> {
         // SAFETY: the staged blocks exist.
         unsafe { Scales::plain(halves::<S, 18, 0>(stage)) }
-    }
-    #[inline(always)]
-    unsafe fn codes(&self, stage: &Stage, r: usize, _: usize) -> [S::Bytes; 2] {
-        // SAFETY: the staged blocks exist.
-        unsafe { iq4_codes::<S>(bytes::<S, 18, 2>(stage, r)) }
     }
 }
 
@@ -367,6 +363,7 @@ impl<S: Simd> Source<S> for MXFP4 {
     // Scales may be as large as an f32 can be.
     const FUSED: bool = false;
     block_source!(MXFP4, 17);
+    nibble_codes!(17, 1, |v| looked_up::<S>(v, &MXFP4_CODES));
 
     #[inline(always)]
     unsafe fn scales(&self, stage: &Stage, _: usize) -> Scales<S> {
@@ -377,11 +374,6 @@ impl<S: Simd> Source<S> for MXFP4 {
             };
             Scales::plain(S::exp2_rows(four!(|r| exponent(r, 0) | exponent(r, 1) | exponent(r, 2) | exponent(r, 3))))
         }
-    }
-    #[inline(always)]
-    unsafe fn codes(&self, stage: &Stage, r: usize, _: usize) -> [S::Bytes; 2] {
-        // SAFETY: the staged blocks exist.
-        unsafe { looked_up::<S>(bytes::<S, 17, 1>(stage, r), &MXFP4_CODES) }
     }
 }
 
