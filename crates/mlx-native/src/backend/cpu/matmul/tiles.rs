@@ -194,11 +194,12 @@ unsafe fn some_columns<S: Simd, K: Kind, const T: usize, const C: usize>(
     // SAFETY: each column has a record at the step's offset, and partial sums; the rest is the caller's promise.
     unsafe {
         let records = array!(C, |c| columns[c].add(step.offset));
+        let fused = S::ROWS_IN_LANES && matches!(K::SUMS, Entering::Mins) && step.fused;
         // Codes with an offset start with what undoes it.
         let start = |c: usize, half: usize| {
             if matches!(K::SUMS, Entering::Start) && (half == 0 || K::HALVES) {
                 int_note::<S, SHARED>(records[c], 1 + half)
-            } else if S::ROWS_IN_LANES && matches!(K::SUMS, Entering::Mins) && step.fused {
+            } else if fused {
                 S::splat_int(BIAS_BITS)
             } else {
                 S::zero_ints()
@@ -214,7 +215,7 @@ unsafe fn some_columns<S: Simd, K: Kind, const T: usize, const C: usize>(
             v = array!(C, |c| array!(T, |t| scaled::<S, K>(ints[c][t], scales[t].scale[1], Some(v[c][t]))));
         } else {
             dots::<S, K, T, C>(&mut ints, step.codes, &records, 1);
-            v = if S::ROWS_IN_LANES && matches!(K::SUMS, Entering::Mins) && step.fused {
+            v = if fused {
                 let unbias = array!(T, |t| S::mul(scales[t].scale[0], S::splat(-BIAS)));
                 array!(C, |c| array!(T, |t| S::mul_add(S::as_floats(ints[c][t]), scales[t].scale[0], unbias[t])))
             } else {
